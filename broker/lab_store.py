@@ -1,4 +1,4 @@
-"""A lab's store as a donated machine sees it: the objects that the lab's API lets it read and write, by HTTPS."""
+"""A lab's store as a donated machine or a pod sees it: the objects that the lab's API lets it read and write."""
 
 import tempfile
 from collections.abc import Iterator

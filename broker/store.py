@@ -37,11 +37,13 @@ CONNECT_SECONDS, REQUEST_SECONDS, TRIES = 10, 60, 3
 MOST_SAID = 300
 S = TypeVar("S")
 T = TypeVar("T")
+CLOSED = "HTTP status 410"
 Manifest = dict[str, dict[str, Any]]
 """The files of a folder by name, each with `size` and `sha256`."""
 Advance = Callable[[int], None]
 REFUSALS: Mapping[str, str] = {
     r"ACCESS_DENIED|Access ?Denied|Permission denied|HTTP status 403": "refuses this with the keys that are set",
+    CLOSED: "takes nothing of this attempt any more",
     r"INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH": "does not take STOA_STORE_KEY and STOA_STORE_SECRET",
     r"NO_SUCH_BUCKET|NoSuchBucket": "has no such bucket",
     r"Quota|StorageFull|InsufficientStorage|HTTP status 507|No space left": "is full",
@@ -61,6 +63,10 @@ class StoreError(Exception):
 
 class DamagedError(StoreError):
     """Something in the store is not what was put there."""
+
+
+class ClosedError(StoreError):
+    """The lab has given the attempt up, and takes nothing of it any more; no other try succeeds."""
 
 
 class ChangedError(StoreError):
@@ -380,7 +386,8 @@ def _telling(what: str, name: str) -> Iterator[None]:
             raise  # fsspec takes "the bucket does not exist" and "the key does not exist" for a missing object
         said = without_secrets(" ".join(f"{error}".split()))[:MOST_SAID]
         clause = next((clause for mark, clause in REFUSALS.items() if re.search(mark, said)), "does not do it")
-        raise StoreError(f"The store {clause}: could not {what} {name} ({said}).") from error
+        kind = ClosedError if CLOSED in said else StoreError
+        raise kind(f"The store {clause}: could not {what} {name} ({said}).") from error
 
 
 def _side_by_side(work: Callable[[S], T], items: Iterable[S]) -> list[T]:

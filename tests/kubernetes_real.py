@@ -1,6 +1,7 @@
 """The story of the tests on a real Kubernetes cluster: jobs that run, stop, are adopted and are replaced.
 
-    KUBECONFIG=… STOA_STORE=s3://… python -m tests.kubernetes_real --namespace stoa --image REGISTRY/stoa:TAG
+    KUBECONFIG=… STOA_STORE=s3://… python -m tests.kubernetes_real --namespace stoa --image REGISTRY/stoa:TAG \\
+      --lab https://lab.example:8443
 
 The tests themselves have only a stand-in. This takes a namespace and a store made for it, and an image of this very
 version; its jobs hold no GPU unless `--gpu-resource` names one, last for seconds, and are deleted at the end.
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from broker.runners.base import JobSpec, UnavailableError
+from broker.runners import donated_orders as orders
+from broker.runners.base import JobSpec
 from broker.runners.kubernetes import KubernetesRunner
+from broker.store import Store
 from projects.errors import InvalidError
 from projects.settings import SettingsError, get_settings
 from tests.patience import wait_for
@@ -33,14 +36,14 @@ class Story:
 
     def __init__(self, root: Path, options: dict[str, str]) -> None:
         self._root, self._options = root, options
-        self._mark = secrets.token_hex(4)
+        self._mark = secrets.token_hex(6)
         self.runners: list[KubernetesRunner] = []
 
     def start(self, code: str, run: int, token: int = 1) -> tuple[KubernetesRunner, Path]:
         """Start a program as the job of an attempt."""
         folder = self._root / "runs" / str(run) / f"attempt-{token}"
         folder.mkdir(parents=True, exist_ok=True)
-        place = f"real-{self._mark}/{run}/attempt-{token}"
+        place = f"runs/{run}-{self._mark}/attempt-{token}"
         spec = JobSpec(1, 1, seconds=300, grace_seconds=30, lease_seconds=12, store_folder=place, options=self._options)
         runner = KubernetesRunner(spec)
         runner.start(["python", "-c", code], folder, "")
@@ -94,6 +97,10 @@ class Story:
         assert later.uid == ""
         self.running(later, later_folder)
         assert self.over(earlier) is not None
+        if self._options["lab"]:
+            order = orders.read_order(Store(get_settings()), earlier.spec.store_folder)
+            assert order is not None
+            assert order.over, "the earlier attempt's key still opens its folder"
 
     def end(self) -> None:
         """End all that is left."""
@@ -122,11 +129,11 @@ def main() -> None:
         options = KubernetesRunner.checked_options(vars(parser.parse_args()))
         if not get_settings().store:
             refuse("Set STOA_STORE to an object store that this host and the cluster's pods reach.")
-        KubernetesRunner.living(Path(), options)
+        check = KubernetesRunner.check(options)
+        if check.advice:
+            refuse(f"{check.found}; {check.advice[0].lower()}{check.advice[1:]}")
     except (InvalidError, SettingsError) as error:
         refuse(str(error))
-    except UnavailableError as error:
-        refuse(f"{error}; set KUBECONFIG, or --kubeconfig, to a cluster that answers.")
     with tempfile.TemporaryDirectory(prefix="stoa-real-") as root:
         story = Story(Path(root), options)
         steps: list[Callable[[], None]] = [

@@ -1,8 +1,9 @@
-"""The API that donated machines speak to: claim a run, renew the claim, settle it, and the objects of that attempt.
+"""The API that donated machines and pods speak to: claim a run, renew the claim, settle it, and an attempt's objects.
 
 A machine's token does nothing but claim a run of the machine's pool. The answer holds a key, which opens the folder of
-that one attempt for as long as the claim is good. Nothing here writes the database. Several processes may serve the
-API: a claim is made under a lock of the database.
+that one attempt for as long as the claim is good. Pods of Kubernetes have a key of their attempt from its runner, which
+opens its folder until the attempt is over. Nothing here writes the database. Several processes may serve the API: a
+claim is made under a lock of the database.
 """
 
 import asyncio
@@ -29,7 +30,18 @@ from broker.allocations.machines import MachineView
 from broker.pieces import PIECE
 from broker.runners import donated_orders as orders
 from broker.runners import donated_presence
-from broker.runners.donated_orders import CLAIM_FILE, ORDER_FILE, Claim, Granted, Renewal, Settled, Told, Wanted
+from broker.runners.donated_orders import (
+    CLAIM_FILE,
+    KEYS,
+    ORDER_FILE,
+    Claim,
+    Granted,
+    Order,
+    Renewal,
+    Settled,
+    Told,
+    Wanted,
+)
 from broker.runners.donated_presence import Presence
 from broker.runners.task import TASK_FILE, Task
 from broker.store import Store, StoreError
@@ -52,13 +64,16 @@ FAILING_SECONDS = 1.0
 BEAT_SECONDS = 10
 BYTES = "application/octet-stream"
 CLAIM = "/attempts/{run}/{attempt}"
-PIECES = "|".join(re.escape(name) for name in (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE))
+GROWING = "|".join(re.escape(name) for name in (contract.LOG_FILE, contract.METRICS_FILE, contract.EVENTS_FILE))
+NODE_LOG = r"trainer-[1-9][0-9]{0,4}\.log"
 WRITES = (
-    (rf"({PIECES})/0000[0-9]{{4}}", PIECE),
+    (rf"({GROWING}|{NODE_LOG})/0000[0-9]{{4}}", PIECE),
     (rf"{re.escape(contract.OUTCOME_FILE)}|{re.escape(contract.SAMPLE_FILE)}", MOST_SMALL),
     (rf"({contract.CHECKPOINTS_FOLDER}/step[0-9]+|{contract.DATA_FOLDER})/.+", MOST_LARGE),
 )
-"""The names of all objects that a machine may write in its attempt's folder, and the most bytes of each."""
+"""The names of all objects that may be written in an attempt's folder, and the most bytes of each."""
+KEPT = re.compile(rf"{re.escape(ORDER_FILE)}|{re.escape(CLAIM_FILE)}|{KEYS}(/.*)?")
+"""The names of objects in an attempt's folder that the API keeps to itself."""
 
 log = structlog.get_logger()
 
@@ -142,55 +157,57 @@ class Api:
             orders.write_claim(self.store, folder, claim)
             return key
 
-    def good(self, folder: str, key: str) -> tuple[Claim, bool] | None:
-        """The claim that this key is for, and whether it is to stop; None where it is not the key.
+    def good(self, folder: str, key: str) -> tuple[Order, Claim | None] | None:
+        """The order that this key is for, and the claim on it, which pods have not; None where it is not the key.
 
-        Raises HTTPException where the claim is no longer good.
+        Raises HTTPException where the key is no longer good.
         """
         claim = orders.read_claim(self.store, folder)
-        if claim is None or not hmac.compare_digest(claim.key, orders.hashed(key)):
+        if claim is not None and not hmac.compare_digest(claim.key, orders.hashed(key)):
             return None
-        with self.db.read() as session:
-            known = machines.with_hash(session, claim.machine_token) is not None
+        if claim is None and not orders.has_key(self.store, folder, key):
+            return None
+        if claim is not None:
+            with self.db.read() as session:
+                known = machines.with_hash(session, claim.machine_token) is not None
+            if not known:
+                raise HTTPException(403, "The machine's token has been revoked.")
         order = orders.read_order(self.store, folder)
-        if not known:
-            raise HTTPException(403, "The machine's token has been revoked.")
         if order is None or order.over:
             raise HTTPException(410, "The lab has given this attempt up.")
-        return claim, order.stop
+        return order, claim
 
     def renew(self, folder: str, key: str, **changed: Any) -> bool:
         """Renew a claim; whether the attempt is to stop."""
         with self.renewing[hash(folder) % LOCKS]:
-            found = self.good(folder, key)
-            if found is None:
-                raise HTTPException(403, "This key is not good.")
-            claim, stop = found
+            order, claim = self.good(folder, key) or (None, None)
+            if order is None or claim is None:
+                raise HTTPException(403, "This key is not that of a claim.")
             seconds = max(claim.seconds, time.time() - claim.began)
             renewed = claim.model_copy(update={"beats": claim.beats + 1, "seconds": seconds, **changed})
             orders.write_claim(self.store, folder, renewed)
         self.hear(claim.machine, 0 if renewed.status is not None else int(folder.split("/")[1].partition("-")[0]))
-        return stop
+        return order.stop
 
     def read_name(self, folder: str, name: str) -> str:
-        """The object in the store that a machine may read by this name; raises HTTPException."""
+        """The object in the store that may be read by this name; raises HTTPException."""
         _check(name)
         if _is_within(name, folder):
-            if name.removeprefix(f"{folder}/") not in (ORDER_FILE, CLAIM_FILE):
+            if not KEPT.fullmatch(name.removeprefix(f"{folder}/")):
                 return name
         elif any(_is_within(name, other) for other in self.task(folder).folders):
             return name
         raise HTTPException(403, "This is no object of the attempt.")
 
     def written_name(self, folder: str, name: str, size: int) -> str:
-        """The object in the store that a machine may write by this name; raises HTTPException."""
+        """The object in the store that may be written by this name; raises HTTPException."""
         _check(name)
         for pattern, most in WRITES:
             if name.startswith(f"{folder}/") and re.fullmatch(pattern, name.removeprefix(f"{folder}/")):
                 if size > most:
                     raise HTTPException(413, "The object is too large.")
                 return name
-        raise HTTPException(403, "No machine writes this object.")
+        raise HTTPException(403, "No trainer writes this object.")
 
     def task(self, folder: str) -> Task:
         """What the attempt is to do."""

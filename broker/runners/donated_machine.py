@@ -28,7 +28,7 @@ from broker.lab_store import TIMEOUT, is_private
 from broker.runners import donated_presence, host_gpus, processes, shim
 from broker.runners.base import PASSED_ON
 from broker.runners.donated_orders import Granted, Renewal, Settled, Told, Wanted
-from broker.runners.pod import DRIVERS
+from broker.runners.pod import DRIVERS, GIVEN_UP
 from projects import cleaning
 
 ASK_SECONDS = 5.0
@@ -173,6 +173,8 @@ class Pod:
                         break
                     time.sleep(POLL_SECONDS)
             status = self._end(popen)
+            if status == GIVEN_UP:
+                raise OverError
             with suppress(OverError):  # the outcome has told the lab of the end already
                 self._settle(status)
             say(f"{self.named}: ended with status {status}")

@@ -1,7 +1,8 @@
-"""What a lab and its donated machines leave for each other in the store: the board of orders, and the claims on them.
+"""What a lab and whoever trains for it elsewhere leave for each other in the store: orders, claims and keys.
 
-Each object has one writer: `order.json` and the board are the runner's, `claim.json` is the API's. A machine writes
-neither. An order that is `over` closes its attempt's folder to the machine that has claimed it.
+A donated machine claims an order that is on the board. Pods of Kubernetes claim nothing: their runner gives them a key
+at once. Each object has one writer: `order.json`, `keys/` and the board are the runner's, `claim.json` is the API's.
+Machines and pods write none of them. An order that is `over` closes its attempt's folder to all keys.
 """
 
 import hashlib
@@ -16,16 +17,16 @@ from broker.runners.donated_presence import About
 from broker.store import Store
 
 BOARD = "donated"
-ORDER_FILE, CLAIM_FILE = "order.json", "claim.json"
+ORDER_FILE, CLAIM_FILE, KEYS = "order.json", "claim.json", "keys"
 
 
 class Order(BaseModel):
-    """An attempt that a machine of the pool may run. `silence_seconds` is how long the machine may be unheard."""
+    """An attempt that a machine or pods may run. `silence_seconds` is how long a machine may be unheard."""
 
     pool: str
     gpus: int
     grace_seconds: float
-    silence_seconds: float
+    silence_seconds: float = 0.0
     stop: bool = False
     over: bool = False
 
@@ -115,10 +116,16 @@ def folder_of(store: Store, order: Posted) -> str:
 
 def end(store: Store, order: Posted) -> None:
     """Close the attempt's folder to its machine, and take the order off the board."""
-    folder = folder_of(store, order)
-    if folder and (told := read_order(store, folder)) is not None:
-        write_order(store, folder, told.model_copy(update={"over": True}))
+    if folder := folder_of(store, order):
+        close(store, folder)
     store.remove(order.name)
+
+
+def close(store: Store, folder: str) -> None:
+    """Close an attempt's folder to all keys, for good; nothing where it was never open to one."""
+    order = read_order(store, folder)
+    if order is not None and not order.over:
+        write_order(store, folder, order.model_copy(update={"over": True}))
 
 
 def read_order(store: Store, folder: str) -> Order | None:
@@ -141,6 +148,16 @@ def read_claim(store: Store, folder: str) -> Claim | None:
 def write_claim(store: Store, folder: str, claim: Claim) -> None:
     """For the API alone."""
     store.write(f"{folder}/{CLAIM_FILE}", claim.model_dump_json().encode())
+
+
+def add_key(store: Store, folder: str, key: str) -> None:
+    """Let a key open an attempt's folder for as long as its order is not over; for the runner alone."""
+    store.write(f"{folder}/{KEYS}/{hashed(key)}", b"")
+
+
+def has_key(store: Store, folder: str, key: str) -> bool:
+    """Whether the runner has given this key to the pods of an attempt."""
+    return store.size(f"{folder}/{KEYS}/{hashed(key)}") is not None
 
 
 def new_secret() -> str:

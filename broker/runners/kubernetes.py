@@ -4,6 +4,7 @@ A deleted pod keeps no exit status; the attempt's outcome in the store does.
 """
 
 import signal
+import ssl
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,15 @@ from broker.runners.base import Check, Job, JobSpec, PoolOption, UnavailableErro
 from broker.runners.kubernetes_api import Cluster, RefusedError, began, ended, finished, is_overdue, why_lost, why_waits
 from broker.runners.pod_runner import SHORTEST_SECONDS, PodRunner, pid_of, store_settings
 from broker.runners.processes import Process
+from projects.errors import InvalidError
 from trainer.contract import Status
 
 MARK = "kubernetes-job"
 BOOT = "kubernetes"  # instead of a boot id: the pid is made from the Job's uid, and is not that of a process
 CHECK_SECONDS = 10.0
 PODS_ENDED = frozenset({"Succeeded", "Failed"})
+NO_KEY = "CreateContainerConfigError"
+"""Kubernetes' reason for which a container waits whose Secret is not there."""
 NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """Kubernetes' reasons for which a container waits for ever."""
 ITEM = r"[A-Za-z0-9]([\w./-]*[A-Za-z0-9])?"
@@ -112,8 +116,20 @@ class KubernetesRunner(PodRunner):
             refusal="A service account has small letters, digits and dashes only.",
         ),
         PoolOption(
+            "lab",
+            help="The address at which the pods reach the lab's API, with a key of their own attempt.",
+            pattern=r"(https://([\w.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/[\w./-]*)?|http://(localhost|127\.0\.0\.1):[0-9]{1,5})?",
+            refusal="The address of the lab's API begins with https://, such as https://lab.example:8443.",
+        ),
+        PoolOption(
+            "lab_certificate",
+            help="The file with the certificate of the lab's API, where no authority has signed it.",
+            pattern=r"(/[^\0\n]*)?",
+            refusal="The lab's certificate is a whole path, such as /etc/stoa/machines.pem.",
+        ),
+        PoolOption(
             "store_secret",
-            help="The Secret with STOA_STORE_KEY and STOA_STORE_SECRET for the pods.",
+            help="Instead of --lab: the Secret with STOA_STORE_KEY and STOA_STORE_SECRET, which all pods then have.",
             pattern=rf"({NAME})?",
             refusal="A Secret's name has small letters, digits and dashes only.",
         ),
@@ -130,7 +146,8 @@ class KubernetesRunner(PodRunner):
         self.uid = ""
         self.waiting = "it is being submitted to Kubernetes"
         self._cluster = Cluster(spec.options, self._patience)
-        self._told_to_stop = self._has_service = False
+        self._told_to_stop = self._has_service = self._has_secret = False
+        self._key = ""
 
     def process(self) -> Process:
         """A number made from the Job's uid instead of a pid; 0 until there is a Job."""
@@ -142,8 +159,21 @@ class KubernetesRunner(PodRunner):
         return process.boot_id == BOOT
 
     @classmethod
+    def checked_options(cls, given: Mapping[str, str]) -> dict[str, str]:
+        """See `Runner`; the pods reach the store in exactly one way."""
+        options = super().checked_options(given)
+        if bool(options["lab"]) == bool(options["store_secret"]):
+            raise InvalidError(
+                "Pods reach the store in one of two ways: give either --lab, the address of the lab's API, or "
+                "--store-secret, a Secret with the store's keys."
+            )
+        if options["lab_certificate"] and not options["lab"]:
+            raise InvalidError("--lab-certificate goes with --lab, whose certificate it is.")
+        return options
+
+    @classmethod
     def check(cls, options: Mapping[str, str]) -> Check:
-        """Whether there is a store, and whether the pool's cluster answers."""
+        """Whether there is a store, and whether the pool's cluster and the API that its pods use answer."""
         advice = "Set KUBECONFIG to the cluster's file, or give the pool its own with --kubeconfig."
         if not store_settings().store:
             return Check("there is no object store", "Set STOA_STORE: pods have no disk that a lab could read.")
@@ -151,7 +181,11 @@ class KubernetesRunner(PodRunner):
             version = Cluster(options, CHECK_SECONDS).version()
         except UnavailableError as error:
             return Check(str(error), advice)
-        return Check(f"the API server answers ({version})")
+        found = f"the API server answers ({version})"
+        if not (lab := options.get("lab", "")):
+            return Check(found)
+        trouble = _trouble_with(lab, options.get("lab_certificate", ""))
+        return trouble or Check(f"{found}, and the lab's API at {lab}")
 
     @classmethod
     def living(cls, runs_dir: Path, options: Mapping[str, str]) -> Sequence[Job]:
@@ -196,6 +230,7 @@ class KubernetesRunner(PodRunner):
         if self._to_stop or any(_token(job) > self._token() for job in siblings):
             self._end(Status.STOPPED, "it was stopped before Kubernetes had it")
             return ""
+        self._close_earlier()
         earlier = [job for job in siblings if not ended(job)]
         for job in earlier:
             self._cluster.end(str(job.metadata.name), at_once=True)
@@ -203,12 +238,45 @@ class KubernetesRunner(PodRunner):
             self.waiting = "an earlier job of the run is still ending"
             return ""
         self._write_task()
-        body = manifest.job(self.spec, self._job_name(), self._labels(), _store_address())
+        if self.spec.options.get("lab") and not self._open_folder():
+            self._end(Status.STOPPED, "a later attempt of the run has begun")
+            return ""
+        body = manifest.job(self.spec, self._job_name(), self._labels(), self._store_address())
         try:
             return self._marked(self._cluster.create_job(body))
         except RefusedError as refused:
             self._end(Status.REFUSED, f"Kubernetes refused the job: {refused}")
             return ""
+
+    def _close_earlier(self) -> None:
+        """Close the folders of the run's earlier attempts to their pods, some of which may live on unreached."""
+        from broker.runners import donated_orders as orders
+
+        run = self.spec.store_folder.rpartition("/")[0]
+        for token in range(self._token() - 1, 0, -1):
+            order = orders.read_order(self._open_store(), f"{run}/attempt-{token}")
+            if order is not None and order.over:
+                return  # whoever opened that folder has closed those before
+            orders.close(self._open_store(), f"{run}/attempt-{token}")
+
+    def _open_folder(self) -> bool:
+        """Whether the attempt's folder is open to its pods: it is not where the attempt was over before."""
+        from broker.runners import donated_orders as orders
+
+        store, folder = self._open_store(), self.spec.store_folder
+        order = orders.read_order(store, folder)
+        if order is None:
+            order = orders.Order(pool=self.spec.pool, gpus=self.spec.gpus, grace_seconds=self.spec.grace_seconds)
+            orders.write_order(store, folder, order)
+        return not order.over
+
+    def _end(self, status: int, sentence: str) -> None:
+        """End, once no key opens the attempt's folder any more."""
+        from broker.runners import donated_orders as orders
+
+        if self.spec.store_folder:
+            orders.close(self._open_store(), self.spec.store_folder)
+        super()._end(status, sentence)
 
     def _marked(self, job: Any) -> str:
         """Note a Job's uid in the folder; on a full disk, the cluster knows the Job by its labels."""
@@ -267,6 +335,7 @@ class KubernetesRunner(PodRunner):
             return
         for pod in pods:
             reason, message = why_waits(pod)
+            self._has_secret = self._has_secret and reason != NO_KEY
             if reason in NEVER_STARTS and not self._to_stop:
                 self._cluster.end(self._job_name(), at_once=True)
                 self._end(Status.REFUSED, f"Kubernetes would never start the job: {message} ({reason})")
@@ -297,10 +366,37 @@ class KubernetesRunner(PodRunner):
         self._end_for(reason, sentence, said)
 
     def _serve(self) -> None:
-        """See that the Service is there which gives the pods their names."""
+        """See that what the pods wait for is there: the Service that gives them their names, and the Secret."""
         if not self._has_service:
             self._cluster.create_service(manifest.service(self._job_name(), self._labels(), self.uid))
             self._has_service = True
+        if self.waiting and not self._has_secret:
+            self._give_key()
+            self._has_secret = True
+
+    def _give_key(self) -> None:
+        """See that there is a Secret with a key of the attempt's folder, if the pods are to have one.
+
+        It may hold the key of another supervisor, which is as good: each one lets the store know its key before.
+        """
+        from broker.runners import donated_orders as orders
+
+        store, folder = self._open_store(), self.spec.store_folder
+        if orders.read_order(store, folder) is None:
+            return
+        certificate = _certificate(self.spec.options.get("lab_certificate", ""))
+        self._key = self._key or orders.new_secret()
+        orders.add_key(store, folder, self._key)
+        name, labels = self._job_name(), self._labels()
+        self._cluster.create_secret(manifest.secret(name, labels, self.uid, self._key, certificate))
+
+    def _store_address(self) -> dict[str, str]:
+        """The variables that lead a pod to the store, or to its attempt in the lab's API, without keys."""
+        settings, lab = store_settings(), self.spec.options.get("lab", "")
+        own = f"{lab.rstrip('/')}/attempts/{self.spec.store_folder.removeprefix('runs/')}"
+        found = {"STOA_STORE": settings.store, "STOA_STORE_ENDPOINT": settings.store_endpoint}
+        found = {"STOA_STORE": own} if lab else found
+        return {"STOA_ENV_FILE": "", **{name: value for name, value in found.items() if value}}
 
     def _labels(self) -> dict[str, Any]:
         return manifest.labels(_installation(), self._run(), self._token())
@@ -315,11 +411,32 @@ def _installation() -> str:
     return f"{zlib.crc32(store_settings().store.encode()):08x}"
 
 
-def _store_address() -> dict[str, str]:
-    """The variables that lead a pod to the store, without its keys."""
-    settings = store_settings()
-    found = {"STOA_STORE": settings.store, "STOA_STORE_ENDPOINT": settings.store_endpoint}
-    return {"STOA_ENV_FILE": "", **{name: value for name, value in found.items() if value}}
+def _certificate(path: str) -> str:
+    """The text of the lab's own certificate; empty where it has none. Raises UnavailableError."""
+    try:
+        return Path(path).read_text() if path else ""
+    except (OSError, ValueError) as error:
+        raise UnavailableError(f"the lab's certificate {path} cannot be read ({error})") from None
+
+
+def _trouble_with(lab: str, certificate: str) -> Check | None:
+    """What is wrong with the lab's API at an address; None where it answers."""
+    import httpx2
+
+    try:
+        trusted = ssl.create_default_context(cadata=_certificate(certificate) or None)
+    except (UnavailableError, ssl.SSLError) as error:
+        return Check(f"the lab's certificate cannot be used: {error}", "Change --lab-certificate of the pool.")
+    try:
+        answer = httpx2.get(f"{lab.rstrip('/')}/claims", timeout=CHECK_SECONDS, verify=trusted)
+    except httpx2.HTTPError:
+        set_here = store_settings().machines_address
+        told = "" if set_here else " STOA_MACHINES_ADDRESS, where it listens, is not set here."
+        found = f"the lab's API does not answer at {lab}"
+        return Check(found, f"Run `stoa machine serve` or `stoa up`; pods must reach it at that address.{told}")
+    if answer.status_code != httpx2.codes.METHOD_NOT_ALLOWED:  # claims are made, not read
+        return Check(f"what answers at {lab} is not the lab's API", "Change --lab of the pool to the API's address.")
+    return None
 
 
 def _token(job: Any) -> int:

@@ -105,12 +105,13 @@ class Cluster:
 
     def create_service(self, body: dict[str, Any]) -> None:
         """Create a Service, unless it is there already."""
-        with self._asking() as api:
-            try:
-                api.CoreV1Api(self._client).create_namespaced_service(self._namespace, body, **self._within())
-            except api.ApiException as error:
-                if error.status != 409:
-                    raise
+        with self._asking() as api, _there(api):
+            api.CoreV1Api(self._client).create_namespaced_service(self._namespace, body, **self._within())
+
+    def create_secret(self, body: dict[str, Any]) -> None:
+        """Create a Secret, unless one of its name is there already."""
+        with self._asking() as api, _there(api):
+            api.CoreV1Api(self._client).create_namespaced_secret(self._namespace, body, **self._within())
 
     def end(self, job: str, *, at_once: bool = False) -> None:
         """Delete a Job; it is gone once its pods are, which have their grace, or a second with `at_once`.
@@ -169,10 +170,23 @@ class Cluster:
 @contextmanager
 def _absent(api: Any) -> Iterator[None]:
     """Let what is not there be no error."""
+    with _no_error(api, 404):
+        yield
+
+
+@contextmanager
+def _there(api: Any) -> Iterator[None]:
+    """Let what is there already be no error."""
+    with _no_error(api, 409):
+        yield
+
+
+@contextmanager
+def _no_error(api: Any, status: int) -> Iterator[None]:
     try:
         yield
     except api.ApiException as error:
-        if error.status != 404:
+        if error.status != status:
             raise
 
 

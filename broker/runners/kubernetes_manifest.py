@@ -1,7 +1,7 @@
-"""The manifests of an attempt on Kubernetes: an Indexed Job with a pod for each node, and a headless Service.
+"""The manifests of an attempt on Kubernetes: an Indexed Job with a pod for each node, a headless Service, and a Secret.
 
-They hold no secret and nothing that a member typed: what the trainer is to do lies in the store, in the attempt's own
-folder, where `broker/runners/pod.py` reads it.
+But for the Secret they hold no secret, and nothing that a member typed: what the trainer is to do lies in the store, in
+the attempt's own folder, where `broker/runners/pod.py` reads it.
 """
 
 import math
@@ -17,8 +17,12 @@ INSTALLATION, RUN, ATTEMPT = "stoa/installation", "stoa/run", "stoa/attempt"
 QUEUE = "kueue.x-k8s.io/queue-name"
 FOLDER = "/stoa"
 """Where a pod keeps the folders of runs: a disk of its own, gone with it."""
+CERTIFICATE, CERTIFICATES = "lab.pem", "/stoa-lab"
+"""The lab's own certificate in the attempt's Secret, and where the pods have it."""
 USER = 1000
 """The user of the image (Dockerfile)."""
+KEY = "STOA_STORE_SECRET"
+"""The variable of the pods that holds the key of their attempt, and its name in the attempt's Secret."""
 KEPT_SECONDS = 86_400
 """How long an ended Job is kept for an operator to look at."""
 
@@ -50,12 +54,11 @@ def job(spec: JobSpec, name: str, labels: Json, store: Mapping[str, str]) -> Jso
 
 
 def service(name: str, labels: Json, uid: str) -> Json:
-    """The Service that gives the pods of a Job their names; it goes with the Job."""
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+    """The Service that gives the pods of a Job their names."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
+        "metadata": _owned(name, labels, uid),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,  # the nodes meet before any of them is ready
@@ -63,6 +66,24 @@ def service(name: str, labels: Json, uid: str) -> Json:
             "ports": [{"name": "rendezvous", "port": PORT}],
         },
     }
+
+
+def secret(name: str, labels: Json, uid: str, key: str, certificate: str = "") -> Json:
+    """The Secret with the key of an attempt, for which the pods of its Job wait, and the lab's own certificate."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _owned(name, labels, uid),
+        "type": "Opaque",
+        "immutable": True,
+        "stringData": {KEY: key, **({CERTIFICATE: certificate} if certificate else {})},
+    }
+
+
+def _owned(name: str, labels: Json, uid: str) -> Json:
+    """The metadata of what has the name of a Job and goes with it."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+    return {"name": name, "labels": labels, "ownerReferences": [owner]}
 
 
 def _pod(spec: JobSpec, name: str, store: Mapping[str, str]) -> Json:
@@ -88,8 +109,15 @@ def _pod(spec: JobSpec, name: str, store: Mapping[str, str]) -> Json:
         "volumeMounts": mounts,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    if secret := options.get("store_secret"):
-        container["envFrom"] = [{"secretRef": {"name": secret}}]
+    if options.get("lab_certificate"):
+        items = [{"key": CERTIFICATE, "path": CERTIFICATE}]
+        volumes.append({"name": "lab", "secret": {"secretName": name, "items": items}})
+        mounts.append({"name": "lab", "mountPath": CERTIFICATES, "readOnly": True})
+        container["env"].append({"name": "SSL_CERT_FILE", "value": f"{CERTIFICATES}/{CERTIFICATE}"})
+    if options.get("lab"):
+        container["env"].append({"name": KEY, "valueFrom": {"secretKeyRef": {"name": name, "key": KEY}}})
+    elif keys := options.get("store_secret"):
+        container["envFrom"] = [{"secretRef": {"name": keys}}]
     pod: Json = {
         "restartPolicy": "Never",
         "subdomain": name,

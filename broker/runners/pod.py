@@ -28,7 +28,7 @@ from broker.pieces import Growing
 from broker.runners import task
 from broker.runners.base import PASSED_ON, PORT
 from broker.runners.task import TASK_FILE, Task
-from broker.store import DamagedError, Store, StoreError
+from broker.store import ClosedError, DamagedError, Store, StoreError
 from projects import log as log_format
 from projects.settings import get_settings
 from trainer import contract
@@ -36,6 +36,10 @@ from trainer.contract import Outcome, Status
 
 EVERY_SECONDS = 2.0
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 10.0
+"""How often a pod looks whether the lab still takes what it sends, though it has nothing to send."""
+GIVEN_UP = 69
+"""The exit status of a pod whose attempt the lab has given up; EX_UNAVAILABLE of sysexits.h."""
 DRIVERS = ("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "UCX_", "FI_", "LD_LIBRARY_PATH")
 """Beginnings of the names of variables that an image sets for the libraries of its GPUs."""
 T = TypeVar("T")
@@ -58,9 +62,18 @@ class Pod:
         self.out = place
         self.process: subprocess.Popen[bytes] | None = None
         self.pushed: set[int] = set()
+        self.looked_at = time.monotonic()
 
     def run(self) -> int:
         """The exit status of the pod."""
+        try:
+            return self.follow()
+        except ClosedError:
+            log.warning("the lab has given the attempt up")
+            return GIVEN_UP
+
+    def follow(self) -> int:
+        """See the attempt through to its end; the exit status of the pod. Raises ClosedError."""
         try:
             if self.trying(lambda: self.store.read(f"{self.folder}/{contract.OUTCOME_FILE}")) is not None:
                 return Status.STOPPED  # the attempt is over: a pod that was started once more may not go on with it
@@ -82,13 +95,16 @@ class Pod:
             self.process.terminate()
 
     def trying(self, work: Callable[[], T]) -> T:
-        """The result of work with the store, tried until it succeeds; raises StoppedError, and DamagedError."""
+        """The result of work with the store, tried until it succeeds.
+
+        Raises StoppedError, ClosedError and DamagedError.
+        """
         while True:
             if self.asked:
                 raise StoppedError
             try:
                 return work()
-            except DamagedError:
+            except (ClosedError, DamagedError):
                 raise
             except StoreError as error:
                 log.warning("the store could not be used; trying again", error=str(error))
@@ -204,6 +220,11 @@ class Pod:
                 file.carry()
             if self.index == 0:
                 events.carry(self.told())
+            if time.monotonic() - self.looked_at > LOOK_SECONDS:
+                self.looked_at = time.monotonic()
+                self.store.size(f"{self.folder}/{TASK_FILE}")
+        except ClosedError:
+            self.give_up()
         except StoreError as error:
             log.warning("the store could not be used; trying again", error=str(error))
 
@@ -236,6 +257,9 @@ class Pod:
                 try:
                     self.store.push(path, stores.checkpoint_folder(self.folder, step))
                     self.pushed.add(step)
+                except ClosedError:
+                    self.give_up()
+                    return
                 except (StoreError, OSError) as error:
                     log.warning("a checkpoint could not be sent; trying again", step=step, error=str(error))
                     break
@@ -250,6 +274,11 @@ class Pod:
         for path in contract.checkpoints(self.out)[:-1]:
             if contract.checkpoint_step(path) in self.pushed:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def give_up(self) -> None:
+        """End the trainer at once: whatever it does is for nothing."""
+        if self.process is not None:
+            self.process.kill()
 
     def settle(self, status: int, growing: Sequence[Growing]) -> int:
         """Send all that is left, the outcome last: whoever finds that one finds everything."""
@@ -277,11 +306,13 @@ class Pod:
         return int(outcome.status)
 
     def insisting(self, work: Callable[[], object]) -> None:
-        """Do work with the store until it succeeds, or the pod is killed."""
+        """Do work with the store until it succeeds, or the pod is killed; raises ClosedError."""
         while True:
             try:
                 work()
                 return
+            except ClosedError:
+                raise
             except StoreError as error:
                 log.warning("the store could not be used; trying again", error=str(error))
                 time.sleep(EVERY_SECONDS)

@@ -64,6 +64,9 @@ class Jobs:
             with self.objects.edit(JOBS, job):
                 job["metadata"].setdefault("deletionTimestamp", now())
                 job["metadata"]["finalizers"] = [FOREGROUND]
+            for kind, one in list(self.objects.owned_by(job["metadata"]["uid"])):
+                if kind is not PODS:
+                    self.objects.remove(kind, one)
             return False
         if policy == "Orphan":
             for kind, one in list(self.objects.owned_by(job["metadata"]["uid"])):

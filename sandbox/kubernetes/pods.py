@@ -1,5 +1,6 @@
 """The scheduler and the kubelets: pods find a node, run as processes of this host, and end."""
 
+import base64
 import os
 import re
 import shutil
@@ -119,7 +120,7 @@ class Pods:
         except LookupError as missing:
             self._wait(pod, "CreateContainerConfigError", str(missing.args[0]))
             return
-        if not self._is_named(pod):
+        if not self._is_named(pod) or not self._has_secrets(pod):
             self._wait(pod, "ContainerCreating", "")
             return
         folder = self._folder(pod)
@@ -250,7 +251,18 @@ class Pods:
             if reference.get("optional"):
                 return {}
             raise LookupError(f'secret "{reference["name"]}" not found')
-        return dict(secret.get("stringData") or {})
+        return {name: base64.b64decode(value).decode() for name, value in (secret.get("data") or {}).items()}
+
+    def _has_secrets(self, pod: Json) -> bool:
+        """Whether the Secrets are there that are volumes of a pod, with the keys that it names."""
+        namespace = pod["metadata"]["namespace"]
+        for volume in pod["spec"].get("volumes") or []:
+            if reference := volume.get("secret"):
+                secret = self.objects.find(SECRETS, namespace, reference["secretName"])
+                keys = {item["key"] for item in reference.get("items") or []}
+                if secret is None or not keys <= set(secret.get("data") or {}):
+                    return False
+        return True
 
     def _is_named(self, pod: Json) -> bool:
         """Whether a pod that counts on the names of a headless Service has one that gives them in time."""
@@ -282,6 +294,10 @@ class Pods:
             place = self._root / "claims" / claim if claim else folder / "volumes" / mount["name"]
             place.mkdir(parents=True, exist_ok=True)
             paths[mount["mountPath"]] = str(place)
+            if reference := volume.get("secret"):
+                values = self._secret(pod["metadata"]["namespace"], {"name": reference["secretName"]})
+                for item in reference.get("items") or [{"key": name, "path": name} for name in values]:
+                    (place / item["path"]).write_text(values[item["key"]])
         return _Inside(self, pod, paths)
 
     def _folder(self, pod: Json) -> Path:

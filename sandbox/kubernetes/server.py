@@ -17,7 +17,7 @@ from sandbox.faults import Faults
 from sandbox.kubernetes import errors, validation
 from sandbox.kubernetes.errors import ApiError, Json
 from sandbox.kubernetes.jobs import Jobs
-from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, Change, Kind, Objects
+from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, SECRETS, Change, Kind, Objects
 from sandbox.kubernetes.pods import Pods
 from sandbox.kubernetes.selectors import Test, selects
 
@@ -35,6 +35,7 @@ VERSION = {
     "platform": "linux/amd64",
 }
 LONGEST_WATCH = 3600.0
+LARGEST_BODY = 3 * 2**20
 
 
 class Cluster:
@@ -105,7 +106,7 @@ CLUSTER = web.AppKey("cluster", Cluster)
 @asynccontextmanager
 async def serve(cluster: Cluster, port: int = 0) -> AsyncIterator[Cluster]:
     """The cluster at work on a port of loopback; its pods end with it."""
-    app = web.Application(middlewares=[_answer])
+    app = web.Application(middlewares=[_answer], client_max_size=LARGEST_BODY)
     app[CLUSTER] = cluster
     app.add_routes(ROUTES)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -200,10 +201,20 @@ async def _create(request: web.Request) -> web.Response:
     validation.check_new(kind, body)
     if kind is JOBS:
         cluster.jobs.prepare(body)
+    elif kind is SECRETS:
+        _encode(body)
     one = cluster.objects.create(kind, namespace, body)
     if kind is JOBS:
         cluster.jobs.label(one)
     return web.json_response(one, status=201)
+
+
+def _encode(secret: Json) -> None:
+    """Put what a Secret has in clear to what it has encoded, as which alone it is kept and told."""
+    clear = secret.pop("stringData", None) or {}
+    encoded = {name: base64.b64encode(value.encode()).decode() for name, value in clear.items()}
+    secret["data"] = (secret.get("data") or {}) | encoded
+    secret.setdefault("type", "Opaque")
 
 
 async def _read(request: web.Request) -> web.Response:
@@ -324,6 +335,8 @@ async def _replace(cluster: Cluster, kind: Kind, one: Json, after: Json) -> web.
         raise errors.conflict(kind.plural, kind.group, name, why)
     after["metadata"] = {**one["metadata"], **after["metadata"]}
     after["status"] = one.get("status", {})
+    if kind is SECRETS:
+        _encode(after)
     validation.check_change(kind, one, after)
     with cluster.objects.edit(kind, one):
         one.clear()

@@ -1,17 +1,19 @@
 """What the API server refuses of a new object: 400 where it cannot be read, 422 with the fields where it is wrong."""
 
+import base64
 import re
 from collections.abc import Iterator
 
 from sandbox.kubernetes import errors
 from sandbox.kubernetes.errors import Json
-from sandbox.kubernetes.objects import JOBS, SERVICES, Kind
+from sandbox.kubernetes.objects import JOBS, SECRETS, SERVICES, Kind
 
 Causes = list[tuple[str, str, str]]
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 VALUE = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]|")
 QUANTITY = re.compile(r"[+-]?[0-9.]+([eEinumkKMGTP]*[-+]?[0-9]*)")
+MOST_SECRET = 2**20
 NAME_RULE = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end "
     "with an alphanumeric character"
@@ -30,6 +32,8 @@ def check_new(kind: Kind, body: Json) -> None:
     causes = list(_metadata(metadata, kind))
     if kind is JOBS:
         causes += _job(body.get("spec") or {}, name)
+    elif kind is SECRETS:
+        causes += _secret(body)
     elif kind is SERVICES and not (body.get("spec") or {}).get("ports") and _cluster_ip(body) != "None":
         causes.append(("spec.ports", "FieldValueRequired", "Required value"))
     if causes:
@@ -44,6 +48,12 @@ def check_change(kind: Kind, before: Json, after: Json) -> None:
         for field in IMMUTABLE:
             if before["spec"].get(field) != after["spec"].get(field):
                 causes.append((f"spec.{field}", "FieldValueInvalid", "Invalid value: field is immutable"))
+    if kind is SECRETS:
+        causes += _secret(after)
+        for field in ("immutable", "data", "type"):
+            if (before.get("immutable") or field == "type") and before.get(field) != after.get(field):
+                message = "field is immutable when `immutable` is set" if field != "type" else "field is immutable"
+                causes.append((field, "FieldValueForbidden", f"Forbidden: {message}"))
     for field in ("name", "namespace", "uid"):
         if before["metadata"].get(field) != after["metadata"].get(field):
             causes.append((f"metadata.{field}", "FieldValueInvalid", "Invalid value: field is immutable"))
@@ -68,6 +78,20 @@ def _labels(labels: Json, field: str) -> Iterator[tuple[str, str, str]]:
         if len(value) > 63 or not VALUE.fullmatch(value):
             said = f'Invalid value: "{value}": a valid label must be an empty string or consist of at most 63 ...'
             yield field, "FieldValueInvalid", said
+
+
+def _secret(body: Json) -> Iterator[tuple[str, str, str]]:
+    size = sum(len(value.encode()) for value in (body.get("stringData") or {}).values())
+    for name, value in (body.get("data") or {}).items():
+        try:
+            size += len(base64.b64decode(value, validate=True))
+        except (TypeError, ValueError):
+            raise errors.bad_request("illegal base64 data at input byte 0") from None
+        if not re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", name):
+            message = f'Invalid value: "{name}": a valid config key must consist of alphanumeric characters, "-", ...'
+            yield f"data[{name}]", "FieldValueInvalid", message
+    if size > MOST_SECRET:
+        yield "data", "FieldValueTooLong", f"Too long: may not be more than {MOST_SECRET} bytes"
 
 
 def _job(spec: Json, name: str) -> Iterator[tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """The API for donated machines at work in a thread of the tests, and machines that speak to it, as processes."""
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,13 +29,22 @@ class Served:
     def __init__(self, lab: Lab, settings: Settings) -> None:
         self.lab, self.settings = lab, settings
         [self.port] = free_ports(1)
-        self.address = f"http://127.0.0.1:{self.port}"
+        place = "https://localhost" if settings.machines_key else "http://127.0.0.1"
+        self.address = f"{place}:{self.port}"
         self.start()
 
     def start(self) -> None:
         """Serve, and wait until it answers."""
         app_ = app(self.lab.db, Store(self.settings))
-        config = uvicorn.Config(app_, port=self.port, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app_,
+            port=self.port,
+            ssl_certfile=self.settings.machines_certificate or None,
+            ssl_keyfile=self.settings.machines_key or None,
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
@@ -54,6 +64,20 @@ def serving(lab: Lab, settings: Settings) -> Iterator[Served]:
         yield served
     finally:
         served.stop()
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of localhost that no authority knows, and its key."""
+    certificate, key = folder / "lab.pem", folder / "lab.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 def admit(lab: Lab, name: str, pool: str = POOL) -> str:

@@ -1,8 +1,8 @@
 """Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
 
 import json
-import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from broker.store import Store
 from projects.db.columns import utcnow
 from projects.settings import Settings, get_settings
 from tests import forked
-from tests.broker.donating import POOL, Served, admit, donated, serving
+from tests.broker.donating import POOL, Served, admit, donated, self_signed, serving
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.databases import ONCE
@@ -183,6 +183,72 @@ def test_a_run_goes_on_elsewhere_when_its_machine_dies_or_is_taken_back(
 
 
 @ONCE
+@pytest.mark.parametrize("host", ["", "another"])
+def test_a_supervisor_that_is_killed_gets_an_heir_and_the_machine_notices_nothing(
+    lab: Lab, served: Served, tmp_path: Path, run: int, host: str
+) -> None:
+    token, lease = admit(lab, "ada", POOL), 6.0
+    begun = time.monotonic()
+    with (
+        supervised(lab, tmp_path, run, lease=lease) as (first, number, _),
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 150)),
+    ):
+        wait_for(lambda: lab.row(run).step > 60, "half of the steps")
+        first.kill()
+        first.wait()
+        home = tmp_path / host
+        if host:
+            until = attempt(lab, run, number).lease_until
+            assert until is not None
+            wait_for(lambda: utcnow() > until, "the end of the lease")
+            (home / "runs" / str(run)).mkdir(parents=True)
+        places = {"STOA_STORE": f"file://{tmp_path}/store", "STOA_HOST_NAME": host}
+        with supervised_by(lab, Path(sys.executable), home, lease, places, run, number, 1) as heir:
+            assert heir.wait(PATIENCE) == 0, (home / "supervisor.log").read_text()
+        took = time.monotonic() - begun
+        log = tmp_path / "ada.log"
+        wait_for(lambda: len(log.read_text().splitlines()) > 2, "a word of the machine")
+    assert lab.run(run).state == RunState.FINISHED
+    assert (lab.row(run).step, attempt(lab, run, number).generation) == (150, 2)
+    assert 0 < charged(lab, run, number) <= took, "each second once"
+    words = log.read_text().splitlines()
+    ends = (f"run {run}, attempt 1: ended with status 0", f"run {run}, attempt 1: the lab has closed it")
+    assert words[1] == f"run {run}, attempt 1: started"
+    assert words[2] in ends
+    steps = [json.loads(line)["step"] for line in (home / "runs" / str(run) / "attempt-1" / "metrics.jsonl").open()]
+    assert steps == list(range(1, 151))
+
+
+@ONCE
+@pytest.mark.parametrize("second", ["ada", "bob"])
+def test_a_paused_run_is_resumed_on_the_same_machine_or_another(
+    lab: Lab, served: Served, tmp_path: Path, run: int, second: str
+) -> None:
+    tokens = {name: admit(lab, name, POOL) for name in ("ada", "bob")}
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, first_folder),
+        donated(served.address, tmp_path, "ada", tokens["ada"], standin(tmp_path, 10_000)),
+    ):
+        wait_for(lambda: lab.row(run).step > 5, "steps")
+        lab.pause(run)
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.PAUSED
+    last = json.loads((first_folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    served.stop()
+    served.start()
+    lab.resume(run)
+    (tmp_path / "second").mkdir()
+    python = standin(tmp_path / "second", last + 5)
+    with (
+        supervised(lab, tmp_path, run) as (supervisor, _, folder),
+        donated(served.address, tmp_path, second, tokens[second], python),
+    ):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FINISHED
+    assert said(folder).splitlines()[0] == f"from step {last}"
+
+
+@ONCE
 def test_the_api_serves_a_store_of_s3(
     lab: Lab, tmp_path: Path, seaweed: Seaweed, run: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,15 +304,7 @@ def test_a_machine_of_another_version_says_so_and_ends(
 
 @ONCE
 def test_the_whole_way_over_tls_by_the_command_line(lab: Lab, ours: Settings, tmp_path: Path, run: int) -> None:
-    certificate, key = tmp_path / "lab.pem", tmp_path / "lab.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path)
     [port] = free_ports(1)
     told = bare() | {
         "STOA_ENV_FILE": "",

@@ -44,8 +44,10 @@ __all__ = ["standin"]
 
 LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
 LEASE = 30.0
+OWNER = "0123456789ab"
 POOL = "cloud"
-OPTIONS = {"namespace": NAMESPACE, "image": IMAGE}
+KEYS = "stoa-store"
+OPTIONS = {"namespace": NAMESPACE, "image": IMAGE, "store_secret": KEYS}
 RIGHTS = Path(__file__).parents[2] / "deploy" / "rights.yaml"
 VERSIONS = ("1.31", "1.34", "1.37")
 TELL = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd(), sys.argv[1:]]))"
@@ -61,13 +63,17 @@ DEAF = (
 
 @pytest.fixture
 def cluster(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    """The stand-in and an empty store, and this process as one that uses them; the image has this Python."""
+    """The stand-in and an empty store that needs no keys, and this process as one that uses them.
+
+    The image has this Python.
+    """
     monkeypatch.setenv("KUBECONFIG", str(standin.kubeconfig))
     monkeypatch.setenv("STOA_STORE", f"file://{tmp_path}/store")
     monkeypatch.setenv("STOA_ENV_FILE", "")
     get_settings.cache_clear()
     program(standin, Path(sys.executable))
     standin.do(lambda cluster: cluster.forbidden.update(forbidden()))
+    standin.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": KEYS}, "stringData": {}})
     yield standin
     standin.clear()
     get_settings.cache_clear()
@@ -116,7 +122,7 @@ def start(cluster: Standin, tmp_path: Path) -> Start:
                 seconds=600,
                 grace_seconds=grace,
                 lease_seconds=LEASE_OF_JOBS,
-                store_folder=f"runs/{number}/attempt-{token}",
+                store_folder=f"runs/{number}-{OWNER}/attempt-{token}",
                 options=KubernetesRunner.checked_options(OPTIONS | dict(options or {})),
             )
         )
@@ -157,21 +163,25 @@ WHOLE = {
     "node_selector": "gpu=h200,donor.example/zone=a",
     "tolerations": "nvidia.com/gpu,donor=abci:NoSchedule",
     "service_account": "trainer",
-    "store_secret": "stoa-store",
+    "store_secret": KEYS,
     "claim": "corpora:/data",
     "pod_cpus": "8",
     "pod_memory_gib": "64",
 }
+BY_LAB = {"store_secret": "", "lab": "https://lab.example:8443", "lab_certificate": "/etc/stoa/machines.pem"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("options", [{}, WHOLE, {"gpu_resource": ""}], ids=["plain", "whole", "without GPUs"])
+@pytest.mark.parametrize(
+    "options", [{}, WHOLE, {"gpu_resource": ""}, BY_LAB], ids=["plain", "whole", "without GPUs", "by the lab"]
+)
 @pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (16, 2)])
 def test_the_manifests_are_valid(version: str, options: Mapping[str, str], gpus: int, nodes: int) -> None:
     labels = manifest.labels("00000000", 7, 2)
     job = manifest.job(spec(gpus=gpus, nodes=nodes, options=options), "stoa-7-2", labels, {"STOA_STORE": "s3://a/b"})
     kubernetes_validate.validate(job, version, strict=True)
     kubernetes_validate.validate(manifest.service("stoa-7-2", labels, "uid"), version, strict=True)
+    kubernetes_validate.validate(manifest.secret("stoa-7-2", labels, "uid", "key", "PEM"), version, strict=True)
     job["spec"]["backofLimit"] = job["spec"].pop("backoffLimit")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, version, strict=True)
@@ -615,6 +625,10 @@ def test_doctor_learns_whether_the_cluster_answers(
         ("pod_memory_gib", "64Gi"),
         ("kubeconfig", "cloud.yml"),
         ("store_secret", "Keys"),
+        ("lab", "lab.example:8443"),
+        ("lab_certificate", "machines.pem"),
+        ("lab", "http://lab.example:8440"),
+        ("lab", "https://lab.example:8443/$(id)"),
     ],
 )
 def test_a_pool_of_kubernetes_is_checked(lab: Lab, name: str, wrong: str) -> None:
@@ -627,6 +641,7 @@ def test_a_pool_of_kubernetes_is_checked(lab: Lab, name: str, wrong: str) -> Non
 
 def test_the_story_for_a_real_cluster_plays_on_the_stand_in(cluster: Standin, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.kubernetes_real", "--namespace", NAMESPACE, "--image", IMAGE]
+    command += ["--store-secret", KEYS]
     environment = bare() | {"STOA_ENV_FILE": "", "STOA_STORE": f"file://{tmp_path}/store"}
     here = environment | {"KUBECONFIG": str(cluster.kubeconfig)}
     done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)

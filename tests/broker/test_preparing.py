@@ -100,7 +100,7 @@ def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> N
 
 def test_nodes_that_share_no_disk_do_not_prepare_together(lab: Lab) -> None:
     accept_tiny(lab)
-    lab.pool("cloud", gpus=16, gpus_a_node=8, runner="kubernetes")
+    lab.pool("cloud", gpus=16, gpus_a_node=8, runner="kubernetes", options={"store_secret": "keys"})
     project = lab.project()
     lab.approve(lab.request(project, pool="cloud"), "2")
     with pytest.raises(InvalidError, match="“cloud” share no disk, so one of them prepares by itself; ask for 1 to 8"):

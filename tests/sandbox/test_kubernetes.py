@@ -255,6 +255,58 @@ def test_a_secret_reaches_the_environment(standin: Standin) -> None:
     assert said(standin, pods(standin, "knows")[0]) == "value\n"
 
 
+def test_a_secret_is_told_encoded_and_may_be_immutable(standin: Standin) -> None:
+    core = standin.core
+    body = {"metadata": {"name": "keys"}, "stringData": {"KEY": "value"}, "immutable": True}
+    made = core.create_namespaced_secret(NAMESPACE, body)
+    assert (made.data, made.string_data, made.type) == ({"KEY": "dmFsdWU="}, None, "Opaque")
+    assert refused(core.create_namespaced_secret, NAMESPACE, body)["reason"] == "AlreadyExists"
+    other = {"stringData": {"KEY": "another"}}
+    assert refused(core.patch_namespaced_secret, "keys", NAMESPACE, other)["details"]["causes"][0]["field"] == "data"
+    for data, code in (({"KEY": "no base64!"}, 400), ({"a key": ""}, 422), ({"KEY": "YWFh" * 2**19}, 422)):
+        wrong = {"metadata": {"name": "wrong"}, "data": data}
+        assert refused(core.create_namespaced_secret, NAMESPACE, wrong)["code"] == code
+    assert core.read_namespaced_secret("keys", NAMESPACE).data == {"KEY": "dmFsdWU="}
+    core.delete_namespaced_secret("keys", NAMESPACE)
+    assert core.list_namespaced_secret(NAMESPACE).items == []
+
+
+def test_a_pod_waits_for_the_key_of_a_secret_which_goes_with_the_job(standin: Standin) -> None:
+    key = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "KEY"}}}
+    owner = start(standin, "waits", 'echo "here $KEY"; sleep 600', container={"env": [key]})
+
+    def reason() -> str:
+        found = pods(standin, "waits")
+        statuses = found[0].status.container_statuses if found else None
+        return str(statuses[0].state.waiting and statuses[0].state.waiting.message) if statuses else ""
+
+    wait_for(lambda: "not found" in reason(), "the reason")
+    reference = {"apiVersion": "batch/v1", "kind": "Job", "name": "waits", "uid": owner.metadata.uid}
+    for content in ({"OTHER": "a"}, {"KEY": "value"}):
+        secret = {"metadata": {"name": "keys", "ownerReferences": [reference]}, "stringData": content}
+        standin.core.create_namespaced_secret(NAMESPACE, secret)
+        if "KEY" not in content:
+            wait_for(lambda: "couldn't find key KEY" in reason(), "the reason")
+            standin.core.delete_namespaced_secret("keys", NAMESPACE)
+    [pod] = running(standin, "waits")
+    assert said(standin, pod) == "here value\n"
+    standin.batch.delete_namespaced_job("waits", NAMESPACE, propagation_policy="Foreground")
+    wait_for(lambda: not standin.core.list_namespaced_secret(NAMESPACE).items, "the end of the Secret")
+
+
+def test_a_secret_may_be_a_volume(standin: Standin) -> None:
+    items = [{"key": "KEY", "path": "key.txt"}]
+    volume = {"volumes": [{"name": "keys", "secret": {"secretName": "keys", "items": items}}]}
+    mount = {"volumeMounts": [{"name": "keys", "mountPath": "/keys"}], "workingDir": "/keys"}
+    start(standin, "reads", "cat key.txt; ls", container=mount, pod=volume)
+    wait_for(lambda: pods(standin, "reads") and pods(standin, "reads")[0].status.container_statuses, "a pod that waits")
+    assert pods(standin, "reads")[0].status.container_statuses[0].state.waiting.reason == "ContainerCreating"
+    body = {"metadata": {"name": "keys"}, "stringData": {"KEY": "value\n", "OTHER": "hidden"}}
+    standin.core.create_namespaced_secret(NAMESPACE, body)
+    wait_for(lambda: condition(standin, "reads"), "the end")
+    assert said(standin, pods(standin, "reads")[0]) == "value\nkey.txt\n"
+
+
 def test_refusals_are_status_objects(standin: Standin) -> None:
     batch = standin.batch
     status = refused(batch.read_namespaced_job, "none", NAMESPACE)

@@ -21,6 +21,7 @@ from broker.runners import donated_presence
 from broker.runners.base import JobSpec
 from broker.runners.donated import DonatedRunner
 from broker.runners.donated_orders import Claim
+from broker.runners.task import Task
 from broker.store import Store, StoreError
 from projects.db import clock
 from projects.db.columns import utcnow
@@ -276,7 +277,7 @@ def refused(own: str) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     for name in ("order.json", "claim.json", "task.json", "closed", "carrier", "trainer.log", "checkpoints/step1", "x"):
         yield "PUT", f"objects/{own}/{name}", {"content": b"{}"}, 403
         yield "DELETE", f"objects/{own}/{name}", {}, 403
-    for name in ("order.json", "claim.json"):
+    for name in ("order.json", "claim.json", "keys", "keys/abc"):
         yield "GET", f"objects/{own}/{name}", {}, 403
         yield "HEAD", f"objects/{own}/{name}", {}, 403
     for name in (
@@ -366,6 +367,39 @@ def test_a_claim_that_is_no_longer_good_does_nothing(lab: Lab, client: httpx2.Cl
     if end in ("revoked", "replaced"):
         assert client.post("/claims", headers=bearer(ada.token), json={"gpus": 1}).status_code == 401
     assert dump(lab) == before
+    assert tree(tmp_path) == objects
+
+
+def test_the_key_of_pods_opens_their_attempt_and_claims_nothing(
+    lab: Lab, client: httpx2.Client, tmp_path: Path, ours: Settings
+) -> None:
+    store, own = Store(ours), f"runs/7-{OWNER}/attempt-1"
+    store.write(f"{own}/task.json", Task(command=[], out="", nodes=2, seconds=1).model_dump_json().encode())
+    orders.write_order(store, own, orders.Order(pool=POOL, gpus=1, grace_seconds=5))
+    pods, ada = (Machine(client, admit(lab, name)) for name in ("bob", "ada"))
+    pods.place, pods.key = f"/attempts/7-{OWNER}/attempt-1", orders.new_secret()
+    assert pods.ask("GET", f"objects/{own}/task.json") == 403
+    orders.add_key(store, own, pods.key)
+    orders.add_key(store, f"runs/8-{OTHER}/attempt-1", orders.new_secret())
+    hidden = f"keys/{orders.hashed(pods.key)}"
+    before, objects = dump(lab), tree(tmp_path)
+    for method, path, given, status in refused(own):
+        assert pods.ask(method, path, **given) == status, (method, path)
+    for method, path in (("GET", "objects"), ("GET", "names"), ("PUT", "objects"), ("DELETE", "objects")):
+        assert pods.ask(method, f"{path}/{own}/{hidden}", json={}) == 403, (method, path)
+    for path in ("renew", "settle"):
+        assert pods.ask("POST", path, json={"status": 0}) == 403, "there is no claim to renew"
+    for log in ("trainer-0.log", "trainer-01.log", "trainer-1.txt", "trainer-.log", "trainer-1.log/x", "trainer-1"):
+        assert pods.ask("PUT", f"objects/{own}/{log}/00000000", content=b"a") == 403
+    assert ada.claim() is None, "it is on no board"
+    assert dump(lab) == before
+    assert tree(tmp_path) == objects
+    assert pods.ask("PUT", f"objects/{own}/trainer-11.log/00000001", content=b"well") == 200
+    assert store.read(f"{own}/trainer-11.log/00000001") == b"well"
+    orders.close(store, own)
+    objects = tree(tmp_path)
+    for method in ("GET", "PUT", "DELETE"):
+        assert pods.ask(method, f"objects/{own}/outcome.json", content=b"{}") == 410
     assert tree(tmp_path) == objects
 
 
