@@ -34,9 +34,11 @@ class Server:
     """A process that has imported some modules, and from which others are forked; it begins with the first of them.
 
     multiprocessing has a single one, with the modules of whoever is first: ranks would import torch each for itself.
+    `variables` are added to what the environment was when the tests began.
     """
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, *modules: str, variables: Mapping[str, str] | None = None) -> None:
+        self._environment = ENVIRONMENT | dict(variables or {})
         self._server = forkserver.ForkServer()
         self._server.set_forkserver_preload(list(modules))
         self._begun = False
@@ -47,7 +49,7 @@ class Server:
         connect = self._server.connect_to_new_process
         with _starting, mock.patch.object(forkserver, "connect_to_new_process", connect):
             if not self._begun:
-                with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+                with mock.patch.dict(os.environ, self._environment, clear=True):
                     self._server.ensure_running()
             process.start()
         if not self._begun:

@@ -8,7 +8,6 @@ import os
 import statistics
 from pathlib import Path
 from typing import Annotated
-from unittest import mock
 
 import deepspeed.pipe
 import torch
@@ -27,7 +26,7 @@ from trainer.engine.distributed import DistributedEngine
 from trainer.engine.local import LocalEngine
 
 IMPORTED = (deepspeed.pipe, trainer.train, DistributedEngine, LocalEngine)
-SERVER = Server("tests.trainer.measure_memory", *PRELOADED)
+SERVER = Server("tests.trainer.measure_memory", *PRELOADED, variables=allocator.environment(os.environ))
 STEPS = 3
 
 
@@ -35,8 +34,7 @@ def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
     """Bytes at the peak of the rank that needs most; the median of several starts."""
     peaks = []
     for _ in range(times):
-        # The server starts with the first of its ranks, and they have its allocator.
-        with mock.patch.dict(os.environ, allocator.environment(os.environ)), Ranks(gpus, SERVER) as ranks:
+        with Ranks(gpus, SERVER) as ranks:
             peaks.append(max(ranks.call(_peak, config)))
     return int(statistics.median(peaks))
 
