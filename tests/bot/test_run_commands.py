@@ -379,7 +379,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     reading = await ada.command("run compare", channel="public-record", runs=f"{first}, {second}")
     assert reading.message is not None
     refused = await ada.press(reading.message, "Post in channel")
-    assert "You may not write in this channel" in "".join(answer.text for answer in (refused, *refused.followups))
+    assert "You may not write in this channel" in str([refused.text, refused.followups])
     shown = await ada.command("run show", run=first, panel="tokens_per_second", log_tokens=True)
     assert shown.message is not None
     [picture] = shown.message.attachments
