@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,20 @@ def test_a_job_has_the_account_and_the_nodes_of_its_pool(cluster: Cluster, start
     assert " Account=lab-7 " in cluster.ask("scontrol", "show", "job", "-o", str(runner.job))
     runner, _ = start(TELL, options={"constraint": "third"})
     assert (ended(runner), runner.ended.startswith("Slurm refused the job: ")) == (Status.REFUSED, True)
+
+
+@pytest.mark.parametrize(("options", "expected"), [({"qos": "high-7"}, ["--qos=high-7"]), ({"qos": ""}, []), ({}, [])])
+def test_a_job_has_the_qos_of_its_pool(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], expected: list[str]
+) -> None:
+    """Slurm knows a QOS by its accounting, which the cluster of the tests lacks: its sbatch is called without one."""
+    real = shutil.which("sbatch")
+    without = 'for each; do shift; case "$each" in --qos*) ;; *) set -- "$@" "$each" ;; esac; done'
+    fake(tmp_path, monkeypatch, sbatch=f'printf \'%s\\n\' "$@" > {tmp_path}/asked; {without}; exec {real} "$@"')
+    runner, folder = start(TELL, options=options)
+    assert ended(runner) == 0, said(folder)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [each for each in asked if each.startswith("--qos")] == expected
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
