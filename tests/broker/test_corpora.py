@@ -21,6 +21,7 @@ from projects.errors import ConflictError, DomainError, InvalidError, NotFoundEr
 from projects.record import record
 from tests import forked
 from tests.broker.lab import ADA, Lab, request_id, settings
+from tests.corpora import gpus_for, stand_ins
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE
@@ -29,19 +30,7 @@ from trainer.contract import CorpusKind, Measured
 
 BIG = "big"
 """A pool that every recipe fits on."""
-GPUS = {"comma-7b": 2, "gpt-j-6b": 2, "pythia-6.9b": 2, "pythia-12b": 4, "gpt-neox-20b": 8}
 MEASURED = Measured(files=1, bytes=1000, documents=10, text_bytes=900)
-TEXT = "The frog sat on the log and thought about the fog.\n" * 40
-
-
-def stand_ins(folder: Path) -> dict[str, Path]:
-    """A small JSONL file for each corpus that the built-in recipes name."""
-    sources = [source for name in recipe_names() for source in load_recipe(name).data.sources]
-    found = {}
-    for name in sorted({source.corpus for source in sources if source.corpus}):
-        found[name] = folder / f"{name}.jsonl"
-        found[name].write_text("".join(json.dumps({"text": f"{name} {n}: {TEXT}"}) + "\n" for n in range(12)))
-    return found
 
 
 def add(lab: Lab, name: str, path: Path | str = "/data/x.jsonl", pool: str = BIG, **changes: object) -> int:
@@ -77,7 +66,7 @@ def test_every_recipe_can_be_launched_where_its_corpora_lie(lab: Lab, tmp_path: 
     with lab.db.read() as session:
         assert catalogue.recipes(session) == recipe_names()
     for name in recipe_names():
-        run = lab.launch(project, recipe=name, gpus=GPUS.get(name.removesuffix("-deduped"), 1))
+        run = lab.launch(project, recipe=name, gpus=gpus_for(name))
         assert lab.run(run).state == RunState.QUEUED
         with lab.db.read() as session:
             place = tmp_path / f"{name}.yml"

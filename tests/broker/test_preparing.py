@@ -18,7 +18,8 @@ from projects.record import record
 from tests import forked
 from tests.at_once import allowed
 from tests.broker.lab import ADA, Lab, request_id, settings
-from tests.broker.test_corpora import BIG, MEASURED, add, big_pool, stand_ins
+from tests.broker.test_corpora import BIG, MEASURED, add, big_pool
+from tests.corpora import stand_ins
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE
