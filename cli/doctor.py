@@ -381,8 +381,10 @@ def invitation(settings: Settings) -> str:
         application = asyncio.run(asyncio.wait_for(_application(settings), 6 * PATIENCE_SECONDS))
     except discord.LoginFailure as error:
         raise InvalidError("Discord refuses STOA_DISCORD_TOKEN: copy the bot's token from its page Bot.") from error
-    except (aiohttp.ClientError, OSError, TimeoutError, discord.HTTPException) as error:
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise InvalidError(f"Discord cannot be reached ({type(error).__name__}): look at the network.") from error
+    except discord.HTTPException as error:
+        raise InvalidError(f"Discord answers {error.status} {error.text}: try again in some minutes.") from error
     return discord.utils.oauth_url(
         application,
         permissions=wanted,

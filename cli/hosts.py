@@ -40,7 +40,7 @@ def list_hosts() -> None:
 
 @app.command()
 def show(name: HostName) -> None:
-    """Show a host: its pools, the runs that it looks after, and the queues that its worker takes messages from."""
+    """Show a host: its pools, GPUs and versions, its runs, and the queues that its worker takes messages from."""
     from broker.allocations import hosts
     from broker.runs import attempts, runs
     from broker.scheduling import inspection
@@ -54,6 +54,8 @@ def show(name: HostName) -> None:
     table.add_row("id", host.id or "not known: an earlier version announced it")
     table.add_row("pools", ", ".join(host.pools) or "all that no host names")
     table.add_row("GPUs", "\n".join(hosts.gpu_kinds(host)) or "none")
+    versions = hosts.versions(host)
+    table.add_row("versions", "\n".join(f"{name} {version}" for name, version in versions.items()) or "not known")
     table.add_row("last heard of", _last_heard_of(host))
     table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
     told = [f"{names[each.run_id].removeprefix('run ')}, attempt {each.token}: {each.state}" for each in looked_after]

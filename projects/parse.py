@@ -1,10 +1,12 @@
 """Days, moments, durations and numbers as people type them: “31 Dec”, “in 3 months”, “2 days”, “1,5”.
 
-What can be read in two ways is refused with both of them. All times are UTC.
+A point alone stands before decimals (“1.000” is one), and a weekday means the next one after today. What may still be
+read in two ways is refused with both of them. All times are UTC.
 """
 
 import calendar
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
@@ -19,8 +21,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 UNIT = re.compile(
     r"(?P<s>s|secs?|seconds?)|(?P<m>m|mins?|minutes?)|(?P<h>h|hrs?|hours?)|(?P<d>d|days?)|(?P<w>w|weeks?)"
 )
-PART = re.compile(r"(?:(\d{1,7}(?:[.,]\d{1,4})?)|(an?)\b|(half an?)\b)\s*([a-z]+)")
-HOURS_UNIT = re.compile(r"\s*(?:gpu[ -]?)?h(?:ours?)?$", re.IGNORECASE)
+PART = re.compile(r"(?:(\d{1,7}(?:[.,]\d{1,4})?)|(an?)\b|(half an?)\b)\s*([a-z]+)", re.ASCII)
+HOURS_UNIT = re.compile(r"\s{0,9}(?:gpu[ -]?)?h(?:(?:ou)?rs?)?$", re.IGNORECASE)
 
 
 def number(value: str) -> Decimal | None:
@@ -29,11 +31,13 @@ def number(value: str) -> Decimal | None:
     Raises InvalidError for one that can be read in two ways, such as “1,000”.
     """
     said = re.sub(r"(?<=\d)[\s\u00a0\u202f'’_](?=\d{3}(?!\d))", "", value.strip())
-    if re.fullmatch(r"[+-]?\d{1,15}(\.\d{1,15})?(e[+-]?\d{1,2})?", said, re.IGNORECASE | re.ASCII):
+    if re.fullmatch(r"[+-]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})(e[+-]?\d{1,2})?", said, re.IGNORECASE | re.ASCII):
         return Decimal(said)
     if not re.fullmatch(r"[+-]?[\d.,]{1,40}", said, re.ASCII):
         return None
     point = max(said.rfind("."), said.rfind(","))
+    if point < 0:
+        return None
     whole, mark, decimals = said[:point], said[point], said[point + 1 :]
     other = "," if mark == "." else "."
     if said.count(mark) > 1:
@@ -50,7 +54,7 @@ def number(value: str) -> Decimal | None:
 
 def hours(value: str) -> Decimal | None:
     """Hours such as 1.5, “1,5” or “10 GPU-hours”; None where they are no number. Raises InvalidError as `number`."""
-    return number(HOURS_UNIT.sub("", value))
+    return number(HOURS_UNIT.sub("", value.strip()))
 
 
 def duration(value: str) -> int | None:
@@ -78,10 +82,10 @@ def duration(value: str) -> int | None:
 def day(value: str, today: date | None = None) -> date:
     """A day such as “2030-12-31”, “31.12.2030”, “31 Dec”, “in 3 months”, “Friday” or “tomorrow”.
 
-    A day without a year is the next one from today on. Raises InvalidError.
+    A day without a year is the next one from today on, a weekday the next one after today. Raises InvalidError.
     """
     now = today or datetime.now(UTC).date()
-    found = _day(value, now)
+    found = _day(value, now, past=False)
     if found is None:
         example = now + timedelta(days=30)
         raise InvalidError(
@@ -98,15 +102,18 @@ def day_end(value: str) -> datetime:
     return datetime.combine(day(value), time(23, 59, 59), UTC)
 
 
-def moment(value: str, now: datetime | None = None) -> datetime:
+def moment(value: str, now: datetime | None = None, *, past: bool = False) -> datetime:
     """A moment such as “2030-12-31 09:00”, “31 Dec 9:00” or “in 2 hours”, in UTC where it says no offset.
 
-    Raises InvalidError.
+    With `past`, days without a year and weekdays are the last ones, and “2 hours ago” is a moment instead of “in 2
+    hours”. Raises InvalidError.
     """
     at = now or datetime.now(UTC)
     said = " ".join(value.split())
-    if said.lower().startswith("in ") and (seconds := duration(said[3:])) is not None:
-        return (at + timedelta(seconds=seconds)).replace(microsecond=0)
+    away = re.fullmatch(r"(.+) ago" if past else r"in (.+)", said, re.IGNORECASE)
+    if away and (seconds := duration(away[1])) is not None:
+        with suppress(OverflowError):
+            return (at + timedelta(seconds=-seconds if past else seconds)).replace(microsecond=0)
     typed = re.fullmatch(
         r"(?P<day>.+?)(?:\s+at)?(?:\s+|T)(?P<time>\d{1,2}:\d\d(?::\d\d(?:\.\d{1,6})?)?)\s*(?P<zone>Z|UTC|[+-]\d\d:?\d\d)?",
         said,
@@ -116,38 +123,41 @@ def moment(value: str, now: datetime | None = None) -> datetime:
         zone = (typed["zone"] or "UTC").upper().replace("UTC", "Z")
         try:
             clock = time.fromisoformat(f"{'0' if typed['time'][1] == ':' else ''}{typed['time']}{zone}")
-            if found := _day(typed["day"], at.date()):
+            if found := _day(typed["day"], at.date(), past=past):
                 return datetime.combine(found, clock).astimezone(UTC)
         except (ValueError, OverflowError):
             pass
-    example = (at + timedelta(days=30)).date()
+    example = (at + timedelta(days=-30 if past else 30)).date()
     raise InvalidError(
-        f"The moment must be written like {example} 09:00, {example.day} {example:%b} 9:00 or in 2 hours, in UTC."
+        f"The moment must be written like {example} 09:00, {example.day} {example:%b} 9:00 or "
+        f"{'2 hours ago' if past else 'in 2 hours'}, in UTC."
     )
 
 
-def _day(value: str, now: date) -> date | None:
+def _day(value: str, now: date, *, past: bool) -> date | None:
     """The day, or None where it is none; raises InvalidError for one that may be two."""
     said = " ".join(value.lower().replace(",", " ").split())
     try:
-        return _relative(said, now) or _numeric(said, value.strip()) or _named(said, now)
+        return _relative(said, now, past=past) or _numeric(said, value.strip()) or _named(said, now, past=past)
     except (ValueError, OverflowError):
         return None
 
 
 def _grouped(value: str, mark: str) -> Decimal | None:
     """A whole number whose thousands are parted by `mark`."""
-    whole = re.fullmatch(rf"[+-]?\d{{1,3}}(\{mark}\d{{3}}){{1,5}}", value, re.ASCII)
+    whole = re.fullmatch(rf"[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}}){{1,5}}", value, re.ASCII)
     return Decimal(value.replace(mark, "")) if whole else None
 
 
-def _relative(said: str, now: date) -> date | None:
+def _relative(said: str, now: date, *, past: bool) -> date | None:
     """“tomorrow”, “in 3 months”, “next Friday”."""
     if said in WORDS:
         return now + timedelta(days=WORDS[said])
     weekday = said.removeprefix("next ").removeprefix("on ")
     for name, number_of_day in WEEKDAYS.items():
         if weekday in (name, name[:3]):
+            if past:
+                return now - timedelta(days=(now.weekday() - number_of_day) % 7)
             return now + timedelta(days=(number_of_day - now.weekday() - 1) % 7 + 1)
     ahead = re.fullmatch(r"in (\d{1,4}|an?) (day|week|month|year)s?", said, re.ASCII)
     if not ahead:
@@ -178,7 +188,7 @@ def _numeric(said: str, typed: str) -> date | None:
     return date(year, first, second)
 
 
-def _named(said: str, now: date) -> date | None:
+def _named(said: str, now: date, *, past: bool) -> date | None:
     """“31 Dec”, “31st of December 2030”, “Dec 31 2030”, “31.12.”."""
     month: int | None
     if short := re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.?", said, re.ASCII):
@@ -199,7 +209,10 @@ def _named(said: str, now: date) -> date | None:
         number_of_day, year = int(words["d"] or words["d2"]), int(words["y"]) if words["y"] else None
     if year is not None:
         return date(year, month, number_of_day)
-    for each in range(now.year, now.year + 9):  # 29 February comes every four to eight years
-        if number_of_day <= calendar.monthrange(each, month)[1] and date(each, month, number_of_day) >= now:
-            return date(each, month, number_of_day)
+    way = -1 if past else 1
+    for each in range(now.year, now.year + 9 * way, way):  # 29 February comes every four to eight years
+        if number_of_day <= calendar.monthrange(each, month)[1]:
+            found = date(each, month, number_of_day)
+            if found <= now if past else found >= now:
+                return found
     return None

@@ -349,9 +349,9 @@ def _sentence(error: ErrorDetails, names: Mapping[str, str]) -> str:
         case "value_error":
             return str(error["ctx"]["error"])
         case "extra_forbidden":
-            section = _section(error["loc"][:-1])
-            known = section.rpartition(" are ")[2].split(", ")
-            return f"{key} is not a key of the configuration{_near(str(error['loc'][-1]), known)}; {section}."
+            known, where = _keys(error["loc"][:-1]), "there" if len(error["loc"]) > 1 else "at the top"
+            near = _near(str(error["loc"][-1]), known)
+            return f"{key} is not a key of the configuration{near}; the keys {where} are {', '.join(known)}."
         case "missing" | "string_too_short" if error["loc"][-1] == "licence":
             return f"{key} is missing; a source is used only with its licence, an SPDX identifier such as PSF-2.0."
         case "missing":
@@ -371,12 +371,12 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _section(location: Sequence[int | str]) -> str:
-    """A clause that lists the keys of the section at `location`."""
+def _keys(location: Sequence[int | str]) -> Sequence[str]:
+    """The keys of the section at `location`."""
     model: type[BaseModel] = TrainConfig
     for part in location:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
             inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
             model = inner[0]
-    return f"the keys {'there' if location else 'at the top'} are {', '.join(model.model_fields)}"
+    return list(model.model_fields)

@@ -115,8 +115,8 @@ def _hosts(serving: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) 
         return ""
     listed = [_host(host, under_way.get(host.name, ())) for host in serving[:MOST_HOSTS]]
     more = f" and {len(serving) - MOST_HOSTS} more" if len(serving) > MOST_HOSTS else ""
-    torch = {str(host.facts.get("versions", {}).get("torch", "")) for host in serving if not host.is_away}
-    differ = f" · ⚠️ torch differs: {text.line(', '.join(sorted(torch)), 80)}" if len(torch) > 1 else ""
+    differing = hosts.differing(serving)
+    differ = f" · ⚠️ {text.line('; '.join(differing), 240)}" if differing else ""
     return f"\n-# on {', '.join(listed)}{more}{differ}"
 
 

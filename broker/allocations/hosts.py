@@ -23,6 +23,8 @@ from projects.errors import ConflictError, NotFoundError
 from projects.record import record
 
 AWAY_AFTER_SECONDS = 60.0
+COMPARED = ("stoa", "torch")
+"""The packages whose versions are to be the same on all hosts of a pool."""
 BOOT, HOME = "boot", "home"
 """The facts of a host by which its worker tells it from another machine or container, and from a copy of its home."""
 
@@ -287,6 +289,25 @@ def gpu_kinds(host: HostView) -> Sequence[str]:
         + (f" ({kinds[name]['tflops']:,.0f} TFLOP/s in {kinds[name]['precision']})" if "tflops" in kinds[name] else "")
         for name, count in number.items()
     ]
+
+
+def versions(host: HostView) -> Mapping[str, str]:
+    """The versions that a host runs, by name: its packages, and the driver of its GPUs, where it has any."""
+    driver = {"driver": str(host.facts["driver"])} if host.facts.get("driver") else {}
+    return {name: str(version) for name, version in host.facts.get("versions", {}).items()} | driver
+
+
+def differing(serving: Sequence[HostView]) -> Sequence[str]:
+    """What differs between the hosts that are there: their versions of Stoa and torch, and the drivers of those that
+    have GPUs of one kind, such as “torch differs: 2.12.0, 2.13.0”."""
+    found: dict[str, set[str]] = {}
+    for host in serving:
+        if not host.is_away:
+            has, kinds = versions(host), sorted({str(gpu["name"]) for gpu in host.facts.get("gpus", ())})
+            pairs = [(name, name) for name in COMPARED] + [(f"the driver of {kind}", "driver") for kind in kinds]
+            for what, name in pairs:
+                found.setdefault(what, set()).add(has.get(name, "unknown"))
+    return [f"{what} differs: {', '.join(sorted(has))}" for what, has in found.items() if len(has) > 1]
 
 
 def of_pool(known: Sequence[HostView], pool: Pool) -> Sequence[HostView]:

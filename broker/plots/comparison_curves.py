@@ -11,7 +11,7 @@ from matplotlib.typing import LineStyleType
 
 from broker.plots import canvas, points
 from broker.plots.canvas import DARK, Theme
-from broker.plots.curve import MOST_CURVES, Comparison, Curve, Standings
+from broker.plots.curve import Comparison, Curve, Standings
 from broker.plots.points import Array
 
 STYLES: tuple[tuple[LineStyleType, str], ...] = (
@@ -23,6 +23,8 @@ STYLES: tuple[tuple[LineStyleType, str], ...] = (
     ((0, (5, 1.5, 1, 1.5, 1, 1.5)), "P"),
 )
 ROW = 44
+BEGUN = 0.05
+"""The share of the longest run's tokens below which a run has just begun, and is not compared."""
 MOST_RAW = 3
 """Runs whose raw losses can be told apart."""
 LONGEST_TITLE = 400
@@ -36,17 +38,40 @@ def draw(comparison: Comparison, theme: Theme = DARK) -> bytes:
 
 
 def standings(comparison: Comparison) -> Standings:
-    """The losses of the runs after the tokens to which all have come of those that have a loss."""
-    lines = [_Line.of(curve) for curve in comparison.curves]
+    """How runs stand at the largest token count that all of them have reached, but for those that have just begun.
+
+    Only what was measured up to there counts, so that all losses are smoothed alike.
+    """
+    losses = [_with_before(curve) for curve in comparison.curves]
+    longest = max((at[-1] for at, _ in losses if len(at)), default=0.0)
+    tokens = min((at[-1] for at, _ in losses if len(at) and at[-1] >= BEGUN * longest), default=0.0)
     held = [points.columns(curve.held_out) for curve in comparison.curves]
-    tokens = min((line.at[-1] for line in lines if len(line.at)), default=0.0)
-    held_tokens = min((at[-1] for at, _ in held if len(at)), default=0.0)
+    held_tokens = min((at[-1] for at, _ in held if len(at) and at[-1] >= BEGUN * longest), default=0.0)
     return Standings(
         int(tokens),
-        [points.value_at(line.at, line.smooth, tokens) if len(line.at) else None for line in lines],
+        [_smoothed_at(at, values, tokens) for at, values in losses],
         int(held_tokens),
-        [points.value_at(at, values, held_tokens) if len(at) and at[0] <= held_tokens else None for at, values in held],
+        [points.value_at(at, values, held_tokens) if _reaches(at, held_tokens) else None for at, values in held],
     )
+
+
+def _with_before(curve: Curve) -> tuple[Array, Array]:
+    """A run's losses, after those of the runs that it was forked from."""
+    (before_at, before), (at, values) = points.columns(curve.before), points.columns(curve.loss)
+    return np.concatenate((before_at, at)), np.concatenate((before, values))
+
+
+def _reaches(at: Array, tokens: float) -> bool:
+    """Whether there are points before and after so many tokens, which are more than none."""
+    return len(at) > 0 and tokens > 0 and at[0] <= tokens <= at[-1]
+
+
+def _smoothed_at(at: Array, values: Array, tokens: float) -> float | None:
+    """The smoothed loss after so many tokens, by what was measured until then."""
+    if not _reaches(at, tokens):
+        return None
+    until = at <= tokens
+    return float(points.smoothed(at[until], values[until])[-1])
 
 
 @dataclass(frozen=True)
@@ -60,18 +85,17 @@ class _Line:
 
     @classmethod
     def of(cls, curve: Curve) -> "_Line":
-        before, (at, values) = points.columns(curve.before), points.columns(curve.loss)
-        at, values = np.concatenate((before[0], at)), np.concatenate((before[1], values))
-        return cls(at, values, points.smoothed(at, values), len(before[0]))
+        at, values = _with_before(curve)
+        return cls(at, values, points.smoothed(at, values), len(points.columns(curve.before)[0]))
 
 
 def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
     """The same picture as a matplotlib figure."""
-    curves = comparison.curves[:MOST_CURVES]
+    curves = comparison.curves
     lines = [_Line.of(curve) for curve in curves]
     behind = [_Line.of(curve) for curve in comparison.others]
     found = standings(comparison)
-    labels = [_label(curve, loss) for curve, loss in zip(curves, found.losses, strict=False)]
+    labels = [_label(curve, loss) for curve, loss in zip(curves, found.losses, strict=True)]
     rows = sum(label.count("\n") + 1 for label in labels) + bool(behind) + bool(found.tokens)
     drawn = canvas.blank(700 + ROW * rows, theme)
     axes = drawn.add_subplot()
@@ -110,7 +134,13 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
 
 def _label(curve: Curve, loss: float | None) -> str:
     """A run's text in the legend, in as many lines as it takes."""
-    said = "nothing measured yet" if loss is None else f"{loss:.3f}"
+    said = (
+        f"{loss:.3f}"
+        if loss is not None
+        else "just begun"
+        if len(points.columns(curve.loss)[0])
+        else "nothing measured yet"
+    )
     return canvas.wrapped(f"{curve.title[:LONGEST_TITLE]}: {said}", canvas.SMALL, LABEL)
 
 
@@ -122,7 +152,7 @@ def _scale(axes: Axes, lines: Sequence[_Line]) -> None:
     low, high = min((low for low, _ in shown), default=0.0), max((high for _, high in shown), default=1.0)
     room = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - room, high + room)
-    axes.set_xlim(0, 1.1 * longest)
+    axes.set_xlim(0, 1.1 * longest or 1.0)
 
 
 class _Named:
@@ -152,9 +182,9 @@ class _Named:
         return Line2D([], [], color=colour, linestyle=dashes, linewidth=2, marker=marker, markersize=7, label=label)
 
     def _name(self, name: str, at: float, value: float, colour: str) -> None:
-        """Write a name to the right of a point; of one above the picture, at its upper edge."""
+        """Write a name to the right of a point; of one above or below the picture, at that edge."""
         low, high = self.axes.get_ylim()
-        x, y = at / self.axes.get_xlim()[1], min((value - low) / (high - low), 0.97)
+        x, y = at / self.axes.get_xlim()[1], max(0.03, min((value - low) / (high - low), 0.97))
         near = [height for other, height in self._taken if abs(x - other) < 0.12]
         heights = (y + sign * step / 100 for step in range(100) for sign in (1, -1))
         y = next(free for free in heights if free >= 0.03 and all(abs(free - taken) >= 0.05 for taken in near))

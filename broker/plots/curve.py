@@ -37,10 +37,6 @@ class Curve:
         return _digest(self)
 
 
-MOST_CURVES = 6
-"""The most curves that a reader, colour-blind or not, tells apart in one picture."""
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Up to six runs in one picture, which shows the title and the loss of each.
@@ -59,10 +55,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Standings:
-    """The losses of the compared runs, in their order, each after the tokens to which all of them have come.
+    """The losses of the compared runs, in their order, all after the same number of `tokens`, in nats per token.
 
     `losses` are smoothed, `held_out` are measured at `held_out_tokens`, or between two measurements; None where a run
-    has no such value. Nats per token.
+    has no such value.
     """
 
     tokens: int

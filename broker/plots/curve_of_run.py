@@ -1,5 +1,7 @@
 """Reads the curve of a run from the database, for its card, `/run show` and `/run compare`."""
 
+import bisect
+from collections.abc import Sequence
 from enum import StrEnum
 
 from sqlalchemy.orm import Session
@@ -7,6 +9,7 @@ from sqlalchemy.orm import Session
 from broker.plots.curve import Curve
 from broker.runs import runs, series
 from broker.runs.runs import RunView
+from broker.runs.series import Measured
 
 
 class Panel(StrEnum):
@@ -31,20 +34,31 @@ def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log:
     def points(name: str) -> list[tuple[int, float]]:
         return [(point.tokens, point.value) for point in series.read(session, run.id, name)]
 
-    per_step = run.tokens / run.step if run.step else 0.0
+    measured = series.read(session, run.id, "loss")
     choices = [panel] if panel else [Panel.GRADIENT_NORM, Panel.LEARNING_RATE]
     shown = next((choice for choice in choices if series.has(session, run.id, choice)), choices[-1])
     return Curve(
         title=f"Run {run.id} · {run.recipe}",
-        loss=points("loss"),
+        loss=[(point.tokens, point.value) for point in measured],
         held_out=points("held_out"),
-        checkpoints=[round(link.step * per_step) for link in run.checkpoints],
+        checkpoints=[_tokens_at(measured, link.step) for link in run.checkpoints],
         unigram_entropy=run.unigram_entropy,
         below=points(shown),
         below_label=shown.label,
         before=_before(session, run.id),
         log=log,
     )
+
+
+def _tokens_at(measured: Sequence[Measured], step: int) -> int:
+    """The tokens after a step, in proportion to those of the steps measured before and after it."""
+    after = bisect.bisect_left(measured, step, key=lambda point: point.step)
+    if after == len(measured):
+        return measured[-1].tokens if measured else 0
+    first, last = measured[max(after - 1, 0)], measured[after]
+    if after == 0:
+        return last.tokens * step // last.step if last.step else 0
+    return first.tokens + (last.tokens - first.tokens) * (step - first.step) // (last.step - first.step)
 
 
 def _before(session: Session, run_id: int) -> list[tuple[int, float]]:

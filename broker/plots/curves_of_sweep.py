@@ -6,7 +6,8 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.plots.curve import MOST_CURVES, Comparison, Curve
+from broker.plots.curve import Comparison, Curve
+from broker.runs.comparison import MOST
 from broker.runs.runs import RunView
 from broker.runs.series import Point
 from broker.runs.sweeps import SweepView
@@ -26,10 +27,10 @@ def curves_of(session: Session, sweep: SweepView) -> Comparison | None:
         losses[run_id].append((tokens, value))
     if all(len(points) < 2 for points in losses.values()):
         return None
-    if len(sweep.runs) <= MOST_CURVES:
+    if len(sweep.runs) <= MOST:
         return Comparison(_curves(sweep, sweep.runs, losses))
     ranked = [run.id for run in sweep.ranked()]
-    first = set(ranked[: MOST_CURVES - 1])
+    first = set(ranked[: MOST - 1])
     shown = [run for run in sweep.runs if run.id in first]
     rest = [run for run in sweep.runs if run.id not in first and len(losses[run.id]) > 1]
     others = [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from broker.plots import canvas, points
 from broker.plots.canvas import DARK, Theme
@@ -27,7 +28,7 @@ def draw(curve: Curve, theme: Theme = DARK) -> bytes:
 
 def figure(curve: Curve, theme: Theme = DARK) -> Figure:
     """The same picture as a matplotlib figure."""
-    second = len(curve.below) > 1
+    second = len(points.columns(curve.below)[0]) > 1
     drawn = canvas.blank(800 if second else 625, theme)
     heights = (3.6, 1) if second else (1,)
     axes, *others = drawn.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -66,7 +67,7 @@ class _Panel:
             said += self._scale()
             self._training()
         else:
-            self.axes.set(xlim=(1, 1000), ylim=(0, 1))
+            self.axes.set(xlim=(1, self.held_at.max(initial=1000)), ylim=(0, 1 + self.held.max(initial=0)))
         self.axes.set_ylabel(said, fontsize=canvas.NORMAL, color=self.theme.ink)
         if len(self.held):
             self.axes.plot(
@@ -91,7 +92,7 @@ class _Panel:
         return np.log10(tokens) if self.curve.log else tokens
 
     def _scale(self) -> str:
-        """Show the heights of the last 90% of the tokens, or all of them over log tokens; what the axis says of it."""
+        """Show the heights of the last 90% of the tokens, or all over log tokens; what the axis adds to its name."""
         first, last = self.at[0], max(self.at[-1], self.held_at.max(initial=0))
         since = self.x[0] if self.curve.log else points.start(self.at)
         low, high = points.heights(self.x, self.values, since)
@@ -100,10 +101,12 @@ class _Panel:
         room = 0.08 * (high - low) or 0.5
         self.axes.set_ylim(low - 1.6 * room, high + room)
         if self.curve.log:
-            self.axes.set_xlim(first, last * 1.05)
+            self.axes.set_xlim(first, last * 1.05 + 1)
+            if last < 100 * first:
+                self.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         else:
             left = 0.0 if first <= 0.5 * last else first
-            self.axes.set_xlim(left, last + 0.02 * (last - left) or 1.0)
+            self.axes.set_xlim(left, max(last + 0.02 * (last - left), left + 1))
         arrived = int(np.argmax(self.smooth <= high))
         if arrived == 0 or self.values[:arrived].max() <= high + room:
             self._rises(0)
@@ -221,7 +224,7 @@ class _Panel:
 
 
 def _spread(ticks: Sequence[int], ends: Array, along: Array) -> Sequence[int]:
-    """Those ticks, the first and the last included, that lie far enough from each other for MOST_TICKS on the axis."""
+    """Those ticks, the last included, that lie far enough from each other for MOST_TICKS on the axis."""
     apart = (ends[1] - ends[0]) / (MOST_TICKS - 1)
     kept = [len(ticks) - 1]
     for number in range(len(ticks) - 2, -1, -1):

@@ -69,7 +69,8 @@ def value_at(at: Array, values: Array, tokens: float) -> float:
 def heights(at: Array, values: Array, since: float) -> tuple[float, float]:
     """The lowest and the highest value that a picture must show of a curve, from `since` tokens on.
 
-    A few spikes are left out, and so is the end of a run that diverges: what is usual keeps near half of the picture.
+    Of many points a few spikes are left out, and so is the end of a run that diverges: what is usual keeps near half of
+    the picture.
     """
     late = at >= since if np.count_nonzero(at >= since) > 1 else np.ones(len(at), bool)
     smooth = smoothed(at, values)

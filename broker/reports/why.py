@@ -127,7 +127,7 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
 
 def moment(value: str) -> datetime:
     """A moment of the past as typed, in UTC where it says no offset, or the beginning of a day; raises InvalidError."""
-    at = parse.moment(value if ":" in value else f"{value} 00:00")
+    at = parse.moment(value if ":" in value or value.strip().endswith("ago") else f"{value} 00:00", past=True)
     if at > utcnow():
         raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
     return at

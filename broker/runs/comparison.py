@@ -15,6 +15,7 @@ from broker.runs.series import Point
 from projects.errors import ConflictError, InvalidError, NotFoundError
 
 MOST = 6
+"""The most curves that a reader, colour-blind or not, tells apart in one picture."""
 
 
 def named(session: Session, numbers: str) -> Sequence[RunView]:

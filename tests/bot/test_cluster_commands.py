@@ -1,6 +1,7 @@
 """`/cluster`: what the GPUs do, who has used how much, and why each run waits, for anyone."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -80,6 +81,29 @@ async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Sha
     assert lab.call(leases.claim, run, token, host="donor-1", lease_seconds=60)
     status = (await grace.command("cluster status")).text
     assert f"-# on {donor_1[:-1]}, run {run}), ⚠️ donor-2 away" in status
+
+
+async def test_hosts_whose_versions_or_drivers_differ_are_told(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    grace = lab.person("Grace")
+    lab.call(pools.add_pool, name="hall", gpu_type="H200", gpus=8, runner="slurm")
+
+    async def told(*facts: dict[str, Any]) -> str:
+        for number, each in enumerate(facts):
+            lab.call(hosts.announce, f"worker-{number}", ["hall"], each)
+        [line] = [line for line in (await grace.command("cluster status")).text.splitlines() if "on worker-0" in line]
+        return line.partition(" · ⚠️ ")[2]
+
+    def has(stoa: str = "1.0", torch: str = "2.13.0", gpu: str = "H200", driver: str = "575.1") -> dict[str, Any]:
+        return {"versions": {"stoa": stoa, "torch": torch}, "gpus": [{"name": gpu}], "driver": driver}
+
+    assert await told(has(), has()) == ""
+    assert await told(has(), has(stoa="1.1")) == "stoa differs: 1.0, 1.1"
+    assert await told(has(), {"versions": {"torch": "2.13.0"}}) == "stoa differs: 1.0, unknown"
+    assert await told(has(), has(driver="550.2")) == "the driver of H200 differs: 550.2, 575.1"
+    assert await told(has(), has(gpu="MI300X", driver="6.10.5")) == "", "each kind of GPU has a driver of its own"
+    differing = "stoa differs: 0.9, 1.0; torch differs: 2.12.0, 2.13.0; the driver of H200 differs: 550.2, 575.1"
+    assert await told(has("0.9", "2.12.0", driver="550.2"), has()) == differing
 
 
 @pytest.mark.asyncio(loop_scope="function")  # its bot has a store

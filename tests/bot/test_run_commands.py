@@ -365,7 +365,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert re.search(
         rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
     )
-    assert "Losses after 20k tokens, to which all of these have come, smoothed (median + EMA)." in compared.text
+    assert "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA)." in compared.text
     assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
@@ -376,6 +376,10 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     )
     assert (posted.text, posted.attachments[0].filename) == (compared.text, picture.filename)
     assert not [button for button in posted.buttons if button.label == "Post in channel"]
+    reading = await ada.command("run compare", channel="public-record", runs=f"{first}, {second}")
+    assert reading.message is not None
+    refused = await ada.press(reading.message, "Post in channel")
+    assert "You may not write in this channel" in str([refused.text, refused.followups])
     shown = await ada.command("run show", run=first, panel="tokens_per_second", log_tokens=True)
     assert shown.message is not None
     [picture] = shown.message.attachments

@@ -197,7 +197,9 @@ def test_six_runs_are_told_apart_by_more_than_colour() -> None:
     (legend,) = shown.legends
     labels = [label.get_text() for label in legend.get_texts()]
     assert [label.split(" · ")[0] for label in labels] == [f"Run {n}" for n in (11, 12, 13, 14, 15, 104)]
-    assert all(label.rpartition(": ")[2].replace(".", "").isdigit() for label in labels)
+    values = [label.rpartition(": ")[2] for label in labels]
+    assert values[0] == "just begun"
+    assert all(value.replace(".", "").isdigit() for value in values[1:])
     # At a phone's 390 pixels a letter is still about 11 high.
     assert all(float(label.get_fontsize()) * 200 / 72 * 390 / 1000 > 11 for label in legend.get_texts())
     assert {"11", "12", "13", "14", "15", "104"} <= set(said(shown))
@@ -226,6 +228,48 @@ def test_runs_are_compared_after_the_tokens_to_which_all_have_come() -> None:
     assert found.losses[2] is None
     shown = comparison_curves.figure(Comparison([shorter, longer, empty])).legends[0]
     assert shown.get_title().get_text() == "training loss at 100k tokens (median + EMA)"
+
+
+@pytest.mark.parametrize("steps", [200, 500, 1000])
+def test_a_run_is_not_worse_for_being_longer(steps: int) -> None:
+    whole = [(step * 1000, 2 + 9 * (1 + step / 60) ** -0.62) for step in range(10, 20 * steps + 1, 10)]
+    longer = Curve("Run 1 · demo", whole, (), (), None)
+    shorter = replace(longer, title="Run 2 · demo", loss=whole[: steps // 10])
+    found = comparison_curves.standings(Comparison([longer, shorter]))
+    assert found.tokens == steps * 1000
+    assert found.losses[0] == found.losses[1] == pytest.approx(whole[steps // 10 - 1][1], rel=0.05)
+
+
+def test_a_run_that_has_just_begun_drags_no_other_back() -> None:
+    old = Curve("Run 1 · demo", falling(400), [(tokens, 3.5) for tokens, _ in falling(400)[::40]], (), None)
+    new = Curve("Run 2 · demo", falling(2), [(0, 11.0)], (), None)
+    found = comparison_curves.standings(Comparison([old, new]))
+    assert found.tokens == falling(400)[-1][0]
+    assert (found.losses[1], found.held_out) == (None, [3.5, None])
+    labels = [label.get_text() for label in comparison_curves.figure(Comparison([old, new])).legends[0].get_texts()]
+    assert labels[1] == "Run 2 · demo: just begun"
+
+
+def test_a_run_that_ends_far_below_the_others_is_drawn() -> None:
+    low = Curve("Run 2 · demo", [(n * 1000, 1.0) for n in range(1, 100)], (), (), None)
+    high = Curve("Run 1 · demo", [(n * 1000, 3.0 + n % 2 / 100) for n in range(1, 1000)], (), (), None)
+    picture(comparison_curves.draw(Comparison([high, low])))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_one_point_and_no_number_are_drawn_as_well(log: bool) -> None:
+    one = Curve("Run 1 · demo", [(4096, 9.0)], [(0, 9.5)], [0], None, [(1, math.nan), (2, math.nan)], "lr", log=log)
+    picture(loss_curve.draw(one))
+    assert len(loss_curve.figure(one).axes) == 1, "a series without a number has no panel"
+    held_out = Curve("Run 1 · demo", [], [(0, 9.5), (8192, 9.0)], [0], None, log=log)
+    picture(loss_curve.draw(held_out))
+
+
+def test_a_log_axis_within_one_decade_has_numbers() -> None:
+    near = curve(falling(200, every=20_000, first=2_000_000), title="Run 1 · demo", log=True)
+    axes = loss_curve.figure(near).axes[0]
+    left, right = axes.get_xlim()
+    assert len([tick for tick in axes.get_xticks() if left <= tick <= right]) >= 1
 
 
 def test_a_fork_is_compared_from_its_parents_beginning_on() -> None:

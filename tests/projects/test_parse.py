@@ -78,7 +78,24 @@ def test_moments(said: str, at: datetime) -> None:
     assert parse.moment(said, NOW) == at
 
 
-@pytest.mark.parametrize("said", ["", "tomorrow", "9:00", "31 Dec 25:00", "0001-01-01 00:00+14:00", "in many hours"])
+@pytest.mark.parametrize(
+    ("said", "at"),
+    [
+        ("5 Nov 9:00", datetime(2026, 11, 5, 9, tzinfo=UTC)),
+        ("5 Dec 9:00", datetime(2025, 12, 5, 9, tzinfo=UTC)),
+        ("Fri 18:00", datetime(2026, 11, 27, 18, tzinfo=UTC)),
+        ("2 hours ago", datetime(2026, 11, 29, 13, 30, tzinfo=UTC)),
+    ],
+)
+def test_moments_of_the_past(said: str, at: datetime) -> None:
+    assert parse.moment(said, NOW, past=True) == at
+    with pytest.raises(InvalidError, match="or 2 hours ago, in UTC"):
+        parse.moment("in 2 hours", NOW, past=True)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "tomorrow", "9:00", "31 Dec 25:00", "0001-01-01 00:00+14:00", "in many hours", "in 9999999 weeks"]
+)
 def test_what_is_no_moment_is_refused(said: str) -> None:
     with pytest.raises(InvalidError, match=r"must be written like|may be"):
         parse.moment(said, NOW)
@@ -99,6 +116,9 @@ def test_what_is_no_moment_is_refused(said: str) -> None:
         ("-3", "-3"),
         ("10 GPU-hours", "10"),
         ("2,5h", "2.5"),
+        (".5", "0.5"),
+        ("5.", "5"),
+        ("10 hrs", "10"),
     ],
 )
 def test_numbers(said: str, number: str) -> None:
@@ -106,7 +126,7 @@ def test_numbers(said: str, number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "NaN", "inf", "many", "1,2,3", "1..2", "1.2.3", ".", "1_0", "٣", "9" * 400, "1,5,0.2"]
+    "said", ["", "NaN", "inf", "many", "1,2,3", "1..2", "1.2.3", ".", "1_0", "٣", "9" * 400, "9" * 16, "1,5,0.2"]
 )
 def test_what_is_no_number(said: str) -> None:
     assert parse.number(said) is None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from celery import Celery
 
 from broker.allocations import hosts
 from broker.publications import Publication
+from broker.runners import host_gpus
 from broker.runs.runs import RunState
 from cli.services import environment
 from tests.patience import PATIENCE, wait_for
@@ -87,8 +89,14 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
         assert cluster.attempt(run).host == pool
         assert (cluster.home / pool / "runs" / str(run)).is_dir()
     with cluster.db.read() as session:
-        known = {host.name: (host.pools, host.is_away) for host in hosts.every(session)}
-    assert known == {"here": (["here"], False), "there": (["there"], False)}
+        known = {host.name: host for host in hosts.every(session)}
+    served = {name: (host.pools, host.is_away) for name, host in known.items()}
+    assert served == {"here": (["here"], False), "there": (["there"], False)}
+    for host in known.values():
+        assert host.facts["versions"]["stoa"] == metadata.version("stoa")
+        assert host.facts["versions"]["torch"] == metadata.version("torch")
+        assert host.facts["free_gib"] > 0
+        assert [gpu["name"] for gpu in host.facts.get("gpus", ())] == [gpu["name"] for gpu in host_gpus.found().gpus]
 
     for run in runs:
         wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
@@ -102,6 +110,7 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
             check=True,
         ).stdout
         assert f"host.{name}, pool.{name}" in shown
+        assert f"stoa {metadata.version('stoa')}" in shown
         assert {run for run in runs if f"{run}, attempt 1: running" in shown} == {
             run for run in runs if runs[run] == name
         }

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -18,11 +19,18 @@ from broker.plots.curve_of_run import curve_of
 from broker.runs import comparison as comparing
 from broker.runs.comparison import Difference
 from broker.runs.runs import RunView
-from projects.errors import NotFoundError
+from projects.cleaning import visible
+from projects.errors import ConflictError, ForbiddenError, NotFoundError
 
 DIFFERENCES_SHOWN = 12
 VALUE = 14
 """The most characters of a value in the table of what differs."""
+
+
+def _cell(value: str) -> str:
+    """A value of a configuration in the table; a long one without its middle, as values often begin alike."""
+    line = " ".join(visible(value).split())
+    return line if len(line) <= VALUE else f"{line[: VALUE // 3]}…{line[-(VALUE - VALUE // 3 - 1) :]}"
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,10 @@ def compared(compared: Compared, *, post: bool) -> Card:
 
 
 def _equal_tokens(standings: Standings) -> str:
-    """At which tokens the losses are compared."""
-    said = f"Losses after {short(standings.tokens)} tokens, to which all of these have come, smoothed (median + EMA)"
+    """The token count at which the losses are compared."""
+    said = (
+        f"Losses after {short(standings.tokens)} tokens, which all compared runs have reached, smoothed (median + EMA)"
+    )
     if standings.held_out_tokens and standings.held_out_tokens != standings.tokens:
         return f"{said}; held-out after {short(standings.held_out_tokens)}."
     return f"{said}."
@@ -95,7 +105,7 @@ def _differences(views: Sequence[RunView], found: Sequence[Difference]) -> str:
     for difference in shown:
         name = difference.field.rpartition(".")[2]
         field = name if names.count(name) == 1 else difference.field
-        rows.append([text.bounded(field, 24), *(text.bounded(value, VALUE) for value in difference.values)])
+        rows.append([text.bounded(field, 24), *(_cell(value) for value in difference.values)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip().replace("`", "ˋ")
@@ -139,10 +149,39 @@ class PostComparison(
         take(interaction)
         try:
             await interaction.response.defer()
-            async with interaction.client.dear_turn():
-                views = await interaction.client.read(comparing.named, " ".join(map(str, self.run_ids)))
-                card, picture = await comparison(interaction, views, post=False)
-            await interaction.followup.send(view=card, file=picture)
-            await show(interaction, card, picture)
+            _check_may_write(interaction)
+            with _once(0 if interaction.message is None else interaction.message.id):
+                await self._post(interaction)
         except Exception as error:
             await errors.answer(interaction, error)
+
+    async def _post(self, interaction: discord.Interaction[Any]) -> None:
+        async with interaction.client.dear_turn():
+            views = await interaction.client.read(comparing.named, " ".join(map(str, self.run_ids)))
+            card, picture = await comparison(interaction, views, post=False)
+        await interaction.followup.send(view=card, file=picture)
+        with suppress(discord.HTTPException):  # the private answer may have been dismissed
+            await show(interaction, card, picture)
+
+
+_posting: set[int] = set()
+"""The private answers whose comparisons are being posted."""
+
+
+@contextmanager
+def _once(message: int) -> Iterator[None]:
+    """Post the comparison of a private answer; raises ConflictError while another press does so."""
+    if message in _posting:
+        raise ConflictError("It is being posted already.")
+    _posting.add(message)
+    try:
+        yield
+    finally:
+        _posting.discard(message)
+
+
+def _check_may_write(interaction: discord.Interaction[Any]) -> None:
+    """Raise ForbiddenError where the person may not write themselves."""
+    may, in_thread = interaction.permissions, isinstance(interaction.channel, discord.Thread)
+    if not (may.send_messages_in_threads if in_thread else may.send_messages):
+        raise ForbiddenError("You may not write in this channel: compare in the project's channel.")
