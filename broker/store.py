@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -38,17 +39,21 @@ MOST_SAID = 300
 S = TypeVar("S")
 T = TypeVar("T")
 CLOSED = "HTTP status 410"
+GOOGLE_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
+"""The environment variable that names the file with the keys of a store of Google's."""
 Manifest = dict[str, dict[str, Any]]
 """The files of a folder by name, each with `size` and `sha256`."""
 Advance = Callable[[int], None]
 REFUSALS: Mapping[str, str] = {
-    r"ACCESS_DENIED|Access ?Denied|Permission denied|HTTP status 403": "refuses this with the keys that are set",
+    r"ACCESS_DENIED|Access ?Denied|Permission denied|PERMISSION_DENIED|HTTP status 403": (
+        "refuses this with the keys that are set"
+    ),
     CLOSED: "takes nothing of this attempt any more",
     r"INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH": "does not take STOA_STORE_KEY and STOA_STORE_SECRET",
     r"NO_SUCH_BUCKET|NoSuchBucket": "has no such bucket",
     r"Quota|StorageFull|InsufficientStorage|HTTP status 507|No space left": "is full",
     r"INTERNAL_FAILURE|HTTP status 50[023]": "has a fault of its own, or is full",
-    r"NETWORK_CONNECTION|timed? ?out|Timeout|REQUEST_TIMEOUT|Connection": "does not answer",
+    r"NETWORK_CONNECTION|timed? ?out|Timeout|REQUEST_TIMEOUT|Connection|UNAVAILABLE|Could not conn": "does not answer",
 }
 """What the store is told to do, by what its client's errors say."""
 
@@ -312,12 +317,13 @@ def of(settings: Settings) -> Store | None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings of the store as environment variables, for a process that is to use it."""
+    """The store's settings, and where its keys lie, as environment variables for a process that is to use it."""
     values = {
         "STOA_STORE": settings.store,
         "STOA_STORE_ENDPOINT": settings.store_endpoint,
         "STOA_STORE_KEY": settings.store_key.get_secret_value(),
         "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
+        GOOGLE_KEYS: os.environ.get(GOOGLE_KEYS, "") if settings.store.startswith("gs://") else "",
     }
     return {name: value for name, value in values.items() if value}
 
@@ -357,7 +363,8 @@ def _opened(settings: Settings) -> "tuple[AbstractFileSystem, str]":
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow.fs import GcsFileSystem
 
-        return ArrowFSWrapper(GcsFileSystem(), skip_instance_cache=True), place
+        files = GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_SECONDS))  # by itself it tries for 15 minutes
+        return ArrowFSWrapper(files, skip_instance_cache=True), place
     if scheme in ("https", "http"):
         from broker.lab_store import LabFiles
 

@@ -248,11 +248,12 @@ def _end_with_old_keys(settings: Settings, folder: Path) -> None:
     """End the carrier of an attempt that was started with other settings of the store than these: it would try for
     ever."""
     ours = {f"{name}={value}".encode() for name, value in stores.environment(settings).items()}
+    names = (b"STOA_STORE", stores.GOOGLE_KEYS.encode())
     with suppress(OSError, ValueError):
         process = Path("/proc") / str(int((folder / LOCK_FILE).read_text()))
         is_carrier = str(folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
         variables = (process / "environ").read_bytes().split(b"\0")
-        if is_carrier and {each for each in variables if each.startswith(b"STOA_STORE")} != ours:
+        if is_carrier and {each for each in variables if each.startswith(names)} != ours:
             log.info("a carrier with old settings of the store is replaced", folder=str(folder))
             os.kill(int(process.name), signal.SIGTERM)
 
