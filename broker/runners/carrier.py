@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -174,7 +175,7 @@ class Watch:
         self.process: subprocess.Popen[bytes] | None = None
         self.again_seconds = AGAIN_SECONDS
         self._begun = False
-        self._tried_at = self._asked_at = -math.inf
+        self._tried_at = self._told_at = -math.inf
 
     def begin(self, attempt: str, data: Path | None) -> None:
         """Let what the attempt leaves here be carried to the folder `attempt` of the store."""
@@ -199,14 +200,15 @@ class Watch:
             log.error("the carrier could not be started; trying again", error=str(error))
 
     def trouble(self) -> str:
-        """Why the carrier cannot put something into the store now, in a sentence; empty where it can. Asked once a
-        minute, as people are told."""
-        if time.monotonic() - self._asked_at < TELL_SECONDS:
-            return ""
-        self._asked_at = time.monotonic()
-        with suppress(OSError):
-            return (self._folder / TROUBLE_FILE).read_text()
-        return ""
+        """Why the carrier cannot put something into the store now, in a sentence; empty where it can, or where that was
+        said a moment ago."""
+        said = ""
+        if time.monotonic() - self._told_at >= TELL_SECONDS:
+            with suppress(OSError):
+                said = (self._folder / TROUBLE_FILE).read_text()
+        if said:
+            self._told_at = time.monotonic()
+        return said
 
     def end(self, status: int | None) -> None:
         """Tell the carrier, which goes on until all is in the store, that the trainer has ended with `status`."""
@@ -232,10 +234,27 @@ def spawn(settings: Settings, folder: Path, *options: str, stdin: int = subproce
 
 def carry_left_over(settings: Settings) -> None:
     """Carry, one after the other, what the attempts on this disk that nobody carries now have not got into the store: a
-    host may have been stopped before."""
+    host may have been stopped before, or the store's keys have changed."""
     for path in sorted(settings.runs_dir.glob(f"*/attempt-*/{PLAN_FILE}")):
-        if not (path.parent / DONE_FILE).exists() and not _is_locked(path.parent):
+        if (path.parent / DONE_FILE).exists():
+            continue
+        if (path.parent / OVER_FILE).exists():
+            _end_with_old_keys(settings, path.parent)
+        if not _is_locked(path.parent):
             spawn(settings, path.parent, LEFT_OVER).wait()
+
+
+def _end_with_old_keys(settings: Settings, folder: Path) -> None:
+    """End the carrier of an attempt that was started with other settings of the store than these: it would try for
+    ever."""
+    ours = {f"{name}={value}".encode() for name, value in stores.environment(settings).items()}
+    with suppress(OSError, ValueError):
+        process = Path("/proc") / str(int((folder / LOCK_FILE).read_text()))
+        is_carrier = str(folder).encode() in (process / "cmdline").read_bytes().split(b"\0")
+        variables = (process / "environ").read_bytes().split(b"\0")
+        if is_carrier and {each for each in variables if each.startswith(b"STOA_STORE")} != ours:
+            log.info("a carrier with old settings of the store is replaced", folder=str(folder))
+            os.kill(int(process.name), signal.SIGTERM)
 
 
 def _is_locked(folder: Path) -> bool:
@@ -260,6 +279,9 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if LEFT_OVER in options else 0))
         except BlockingIOError:
             return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         Carrier(get_settings(), place, Plan.model_validate_json((place / PLAN_FILE).read_bytes())).run()
 
 

@@ -217,6 +217,7 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
         environment = bare() | {
             "STOA_ENV_FILE": "",
             "STOA_HOME": str(tmp_path),
+            "COLUMNS": "300",
             "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         }
         return forked.run_module("cli.main", environment, "corpus", *arguments)
@@ -229,7 +230,13 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
         [(pool, corpus)] = corpora.every(session)
     assert (pool, corpus.licence, corpus.text_key, corpus.text_bytes) == (BIG, "MIT", "song", 7)
     assert corpus.manifest == hashlib.sha256(listed.read_bytes()).hexdigest()
-    assert "2 documents" in stoa("list").stdout
+    prepared = MEASURED.model_copy(update={"sources": {"songs": "CC0-1.0"}})
+    add(lab, "verse", "/data/verse", kind=CorpusKind.PREPARED, licence="", measured=prepared)
+    shown = stoa("list").stdout
+    assert "2 documents" in shown
+    assert "CC0-1.0" in shown
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name="verse", reason="It was shown.")
 
     done = stoa("add", "songs", "--pool", BIG, "--path", str(tmp_path / "nothing"), "--licence", "whatever")
     assert (done.returncode, done.stderr.startswith("The licence must be")) == (2, True), "said before all is read"

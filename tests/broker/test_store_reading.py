@@ -9,20 +9,37 @@ import pytest
 from broker import publications
 from broker import store as stores
 from broker.pieces import Growing
+from broker.plots.curve_of_run import curve_of
 from broker.publications import Disk, Publication
 from broker.publishing import disk
-from broker.runs import folders, logs
+from broker.runners import carrier
+from broker.runs import folders, generation, logs, runs
 from broker.runs.progress import Ending, Progress
-from broker.runs.runs import Run
+from broker.runs.runs import Run, RunState
 from broker.store import Store
 from projects.settings import Settings
-from tests.broker.lab import Lab, settings
+from tests.broker.lab import ADA, Lab, settings
+from tests.broker.supervised import TRAINER, admitted, supervised_by
 from tests.broker.test_publisher import Hub, checkpoint, conf, hub, publish, repo, told
 from tests.databases import ONCE
+from tests.patience import PATIENCE, wait_for
+from tests.standin import python_with_trainer
 
 __all__ = ["conf", "hub"]
 
 pytestmark = ONCE
+LEASE = 12.0
+HELD_OUT = """add("events.jsonl", event="evaluation", step=step, tokens=step * 10, loss=2 / step)"""
+# It trains and measures as the stand-in of others does, and writes a sample with the weights that it reads.
+WRITES = """
+import json, pathlib, sys
+if sys.argv[1] == "generate":
+    kept, prompt, out = pathlib.Path(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[5])
+    said = f"{prompt.removeprefix('--prompt=')} of {(kept / 'weights').read_text()} steps"
+    (out / "sample.json").write_text(json.dumps({"text": said}))
+    (out / "outcome.json").write_text(json.dumps({"status": 0, "reason": None, "transient": False}))
+    sys.exit(0)
+""" + TRAINER.replace("LAST", "20").replace("if step % 10 == 0:", f"if step % 10 == 0:\n        {HELD_OUT}")
 
 
 @pytest.fixture
@@ -153,3 +170,37 @@ def test_a_checkpoint_that_is_in_neither_place_waits_and_says_so(
         row = session.get_one(Publication, (run, 1))
     assert row.error == f"step1 of run {run} is neither on this disk nor in the store"
     assert (row.disk, row.tries) == (Disk.KEPT, 1)
+
+
+def done(lab: Lab, conf: Settings, run: int) -> None:
+    """The run comes to its end on the host of these settings, whose carrier has put all of it into the store."""
+    conf.home.mkdir(exist_ok=True)
+    python = python_with_trainer(conf.home, WRITES)
+    token, folder = admitted(lab, conf.home, run, LEASE)
+    with supervised_by(lab, python, conf.home, LEASE, stores.environment(conf), run, token) as supervisor:
+        assert supervisor.wait(PATIENCE) == 0
+    with lab.db.read() as session:
+        row = runs.load(session, run)
+    assert row.state == RunState.FINISHED, row.reason
+    wait_for((folder / carrier.DONE_FILE).exists, "the carrier's end")
+
+
+def test_a_run_of_which_only_the_store_has_anything_is_sampled_and_shown(
+    lab: Lab, here: Settings, there: Settings
+) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    parent = lab.launch(project)
+    done(lab, here, parent)
+    shutil.rmtree(here.home)
+    with lab.db.write() as session:
+        sample = generation.generate(session, ADA, "ask", parent, "Once upon a time").run_id
+    done(lab, there, sample)
+    with lab.db.read() as session:
+        assert runs.load(session, sample).sample == "Once upon a time of 20 steps"
+        curve = curve_of(session, runs.view(session, parent))
+    assert on_disk(there, parent) == [20], "it was fetched"
+    assert curve.held_out == [(100, 0.2), (200, 0.1)]
+    assert (len(curve.loss), curve.loss[-1]) == (20, (200, 1 / 20))
+    log = shown(lab, there, parent)
+    assert (log.lines, log.of_attempt) == (["from step 0"], 1)
