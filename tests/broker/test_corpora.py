@@ -329,7 +329,7 @@ def test_the_cost_of_a_recipe_on_small_stand_in_data_follows_its_real_parameters
         """FLOPs of a token: six for each parameter of the layers and of the head, and those of attention."""
         return 6 * (non_embedding + 50_304 * hidden) + 12 * layers * hidden * 2048
 
-    # The sizes of Pythia that Biderman et al. 2023 give.
+    # Without embeddings: Pythia-70M as in Biderman et al. 2023, table 1; Pythia-14M by its six layers of width 128.
     ratio = flops(18_915_328, 6, 512) / flops(1_189_888, 6, 128)
     tokens = 143_000 * 1024 * 2048
     receipt = lab.receipt(project, recipe="pythia-70m-deduped")
