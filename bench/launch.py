@@ -37,7 +37,8 @@ def main(launches: Annotated[int, typer.Option(min=2, help="Runs, one after the 
         home = Path(folder)
         settings = Settings(_env_file=None, home=home, disk_floor_gib=0)
         python = python_with_trainer(home, TRAINER)
-        imports = statistics.median(_timed([str(python), "-c", "import broker.runners.supervisor"]) for _ in range(5))
+        importing, times = [str(python), "-c", "import broker.runners.supervisor"], min(5, launches)
+        imports = statistics.median(_timed(importing) for _ in range(times))
         db, parts = Database(settings.database), Parts(home / "logs")
         db.migrate()
         try:

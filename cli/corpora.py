@@ -129,7 +129,7 @@ def list_corpora() -> None:
                 pool,
                 each.name,
                 each.kind,
-                each.licence,
+                each.licences,
                 text.contents(each.documents, each.tokens, each.bytes),
                 each.path,
                 "yes" if each.stored else "",
@@ -137,7 +137,7 @@ def list_corpora() -> None:
             for pool, each in corpora.every(session)
         ]
     table = Table()
-    for column in ("pool", "name", "kind", "licence", "size", "path", "in the store"):
+    for column in ("pool", "name", "kind", "licences", "size", "path", "in the store"):
         table.add_column(column, overflow="fold")
     for row in found:
         table.add_row(*row)

@@ -70,6 +70,11 @@ class Corpus(Base, table=True):
         """What its copy in the store is called."""
         return corpus_copies.copy_name(self.name, self.stored)
 
+    @property
+    def licences(self) -> str:
+        """Its licence; of prepared data the first few of the licences of their sources, and how many more there are."""
+        return self.licence or _some(sorted({licence for licence in self.sources.values() if licence})) or "not known"
+
     def place_for(self, pool_id: int, copies: Path) -> str:
         """Where a pool's hosts have it: in its own place, or among their `copies`."""
         if self.pool_id == pool_id:
@@ -424,5 +429,5 @@ def _some(names: Sequence[str]) -> str:
 def _about(corpus: Corpus) -> dict[str, Any]:
     """The payload about a corpus for the record; where it lies is the operator's to know."""
     sizes = ("files", "bytes", "documents", "tokens", "manifest")
-    told = {"what": corpus.kind, "name": corpus.name, "licence": corpus.licence}
+    told = {"what": corpus.kind, "name": corpus.name, "licence": corpus.licences}
     return told | {key: size for key in sizes if (size := getattr(corpus, key)) is not None}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bot import text
-from broker.allocations import corpora
+from broker.allocations import corpora, pools
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
@@ -124,3 +124,29 @@ async def test_members_see_what_lies_on_pools_and_launch_from_it(shared_lab: Sha
     assert ("pythia-14m-deduped", "pythia-14m-deduped") in await grace.complete(
         "run launch", "recipe", "14m", channel=channel.id
     )
+
+
+async def test_tokenizers_and_prepared_data_are_listed_with_their_licences(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    lab.call(pools.add_pool, name="shelf", gpu_type="H200", gpus=8, runner="slurm")
+    tokenizer = Measured(files=1, bytes=2_100_000, vocabulary=50_277)
+    of_two = Measured(files=2, bytes=1_300_000, tokens=40, sources={"songs": "MIT", "poems": "CC0-1.0", "odes": "MIT"})
+    few = ("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "MIT")
+    of_many = of_two.model_copy(update={"sources": {f"source-{licence}": licence for licence in few}})
+    for name, kind, licence, measured in (
+        ("neox", CorpusKind.TOKENIZER, "Apache-2.0", tokenizer),
+        ("verse", CorpusKind.PREPARED, "", of_two),
+        ("works", CorpusKind.PREPARED, "", of_many),
+    ):
+        place = {"kind": kind, "path": f"/data/{name}", "licence": licence, "measured": measured}
+        lab.call(corpora.add, pool="shelf", name=name, **place)
+    assert (await lab.person("Grace").command("catalogue corpora", pool="shelf")).text.splitlines() == [
+        "📚 `neox` on `shelf` · tokenizer",
+        "-# 2.1 MB · Apache-2.0",
+        "📚 `verse` on `shelf` · prepared",
+        "-# 40 tokens, 1.3 MB · CC0-1.0, MIT",
+        "📚 `works` on `shelf` · prepared",
+        "-# 40 tokens, 1.3 MB · 0BSD, Apache-2.0, BSD-2-Clause, BSD-3-Clause and 2 more",
+    ]
+    post = await lab.guild.wait_for("public-record", lambda m: "`verse`" in m.text)
+    assert post.text.startswith("📚 New on `shelf`: `verse` (prepared, 40 tokens, 1.3 MB, CC0-1.0, MIT).")

@@ -22,7 +22,8 @@ from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
 REFUSED_REQUESTS = [
     ({"hours": "-5"}, "above 0"),
     ({"hours": "0"}, "above 0"),
-    ({"hours": "1e9"}, "at most 1,000,000"),
+    ({"hours": "1e9"}, "have 1,000 GPU-hours left"),
+    ({"hours": "1,000"}, "may be 1000 or 1.000"),
     ({"hours": "NaN"}, "must be a number"),
     ({"hours": "1001"}, "have 1,000 GPU-hours left"),
     ({"until": "2020-01-01"}, "in the future"),
@@ -66,7 +67,7 @@ def test_hours_as_typed(typed: str, seconds: int) -> None:
 @pytest.mark.parametrize(
     "typed",
     [
-        *("-5", "0", "-0", "1e9", "1000001", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1h", "1,5", "1,000"),
+        *("-5", "0", "-0", "1e9", "1000001", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1d"),
         *("0x10", "1 2", "9" * 4000, "1e-99", "1e999999999", "0.0001", "½", "<@1>"),
     ],
 )
@@ -82,7 +83,7 @@ def test_a_day_as_typed_lasts_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "tomorrow", "2020-01-01", "2020-02-30", "9999-12-31", "0001-01-01", "31.12.2030", "2030-12-31T00:00"]
+    "typed", ["", "soon", "2020-01-01", "2020-02-30", "9999-12-31", "0001-01-01", "31.12.2030", "2030-12-31T00:00"]
 )
 def test_days_that_are_none(typed: str) -> None:
     with pytest.raises(InvalidError, match="The day must"):

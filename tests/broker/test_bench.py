@@ -1,9 +1,12 @@
-"""The benchmarks of the queue and of the store: they run, and their last line is JSON that says what was missed."""
+"""The benchmarks of the queue, launches and the store run, and their last line is JSON that says what was missed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from bench.goals import Goal, as_json
 from tests.patience import PATIENCE
@@ -27,6 +30,20 @@ def test_a_small_checkpoint_is_timed() -> None:
         ("2 MiB into the store, times S3 alone", True, 1.3),
         ("2 MiB into the store, times weed filer.copy", True, None),
     ]
+    assert done.returncode == any(goal["missed"] for goal in goals.values())
+
+
+def test_two_launches_are_timed() -> None:
+    command = [sys.executable, "-m", "bench.launch", "--launches", "2"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    said, last = done.stdout.splitlines()[-2:]
+    median, p95, imports = map(float, re.findall(r"[0-9.]+(?= s)", said))
+    goals = json.loads(last)
+    assert goals["seconds of imports"]["value"] == pytest.approx(imports, abs=0.01)
+    p95_goal = goals["p95: seconds from launch to trainer, without imports"]
+    assert p95_goal["value"] == pytest.approx(p95 - imports, abs=0.02)
+    assert p95_goal["most"] == 1.0
+    assert p95 >= median > 0
     assert done.returncode == any(goal["missed"] for goal in goals.values())
 
 

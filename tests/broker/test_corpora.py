@@ -14,7 +14,7 @@ import yaml
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
 from broker.reports import run_plan
-from broker.runs import launching, preparing
+from broker.runs import launching, preparing, series
 from broker.runs.launching import Order
 from broker.runs.runs import Run, RunState
 from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
@@ -217,6 +217,7 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
         environment = bare() | {
             "STOA_ENV_FILE": "",
             "STOA_HOME": str(tmp_path),
+            "COLUMNS": "300",
             "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         }
         return forked.run_module("cli.main", environment, "corpus", *arguments)
@@ -229,7 +230,13 @@ def test_an_operator_registers_what_lies_on_a_host(lab: Lab, tmp_path: Path) -> 
         [(pool, corpus)] = corpora.every(session)
     assert (pool, corpus.licence, corpus.text_key, corpus.text_bytes) == (BIG, "MIT", "song", 7)
     assert corpus.manifest == hashlib.sha256(listed.read_bytes()).hexdigest()
-    assert "2 documents" in stoa("list").stdout
+    prepared = MEASURED.model_copy(update={"sources": {"songs": "CC0-1.0"}})
+    add(lab, "verse", "/data/verse", kind=CorpusKind.PREPARED, licence="", measured=prepared)
+    shown = stoa("list").stdout
+    assert "2 documents" in shown
+    assert "CC0-1.0" in shown
+    with lab.db.write() as session:
+        corpora.retire(session, pool=BIG, name="verse", reason="It was shown.")
 
     done = stoa("add", "songs", "--pool", BIG, "--path", str(tmp_path / "nothing"), "--licence", "whatever")
     assert (done.returncode, done.stderr.startswith("The licence must be")) == (2, True), "said before all is read"
@@ -281,6 +288,55 @@ def test_of_many_corpora_the_one_read_most_often_comes_first(lab: Lab) -> None:
     prepared = MEASURED.model_copy(update={"tokens": 300_100_000_000, "sources": {s.name: s.licence for s in sources}})
     add(lab, "pile", "/data/pile", kind=CorpusKind.PREPARED, licence="", measured=prepared)
     assert offered(lab, project, "pythia-70m") == ["0.999 epochs of pile (300.1 B tokens)"]
+
+
+def test_a_large_recipe_on_small_stand_in_data_is_refused_by_the_memory_of_its_real_size(
+    lab: Lab, tmp_path: Path
+) -> None:
+    project = big_pool(lab)
+    for name, path in stand_ins(tmp_path).items():
+        add(lab, name, path, licence="")
+    with pytest.raises(InvalidError, match=r"\(4 × 2\) must divide the number of GPUs \(1\)"):
+        lab.launch(project, recipe="gpt-neox-20b")
+    values = yaml.safe_load(configs.built_in()["gpt-neox-20b"])
+    values["parallel"] |= {"pipeline": 1, "tensor": 1}
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, ADA, request_id(), name="unsplit", body=yaml.safe_dump(values))
+        catalogue.accept(session, None, "unsplit", reason="Fine.")
+    with pytest.raises(InvalidError, match=r"on each GPU and there are 80\.0 GiB") as refused:
+        lab.launch(project, recipe="unsplit")
+    needed = float(str(refused.value).removeprefix("It needs about ").partition(" GiB")[0])
+    state = 18 * 20_554_567_680 / 2**30  # weights in bf16, gradients and Adam's state in fp32, of Black et al. 2022
+    assert state < needed < 1.1 * state
+
+    with lab.db.write() as session:
+        pools.named(session, BIG).memory_gib = 40
+    with pytest.raises(InvalidError, match=r"about 50\.2 GiB on each GPU and there are 40\.0 GiB"):
+        lab.launch(project, recipe="gpt-neox-20b", gpus=8)
+    with lab.db.write() as session:
+        pools.named(session, BIG).memory_gib = 80
+    assert lab.run(lab.launch(project, recipe="gpt-neox-20b", gpus=8)).state == RunState.QUEUED
+
+
+def test_the_cost_of_a_recipe_on_small_stand_in_data_follows_its_real_parameters_and_tokens(lab: Lab) -> None:
+    project = big_pool(lab)
+    add(lab, "pile-deduplicated", licence="")
+    small = lab.launch(project, recipe="pythia-14m-deduped")
+    with lab.db.write() as session:
+        series.add(session, small, [series.Measured("tokens_per_second", 2, 4096, 1e6)])
+
+    def flops(non_embedding: int, layers: int, hidden: int) -> int:
+        """FLOPs of a token: six for each parameter of the layers and of the head, and those of attention."""
+        return 6 * (non_embedding + 50_304 * hidden) + 12 * layers * hidden * 2048
+
+    # Without embeddings: Pythia-70M as in Biderman et al. 2023, table 1; Pythia-14M by its six layers of width 128.
+    ratio = flops(18_915_328, 6, 512) / flops(1_189_888, 6, 128)
+    tokens = 143_000 * 1024 * 2048
+    receipt = lab.receipt(project, recipe="pythia-70m-deduped")
+    assert receipt.expected == round(tokens / 1e6 * ratio)
+    with lab.db.read() as session:
+        quote = launching.quote(session, Order(project, "pythia-70m-deduped", "1h"))
+    assert (quote.parameters, quote.tokens, quote.expected) == (70_426_624, tokens, receipt.expected)
 
 
 def stored(lab: Lab, name: str, pool: str) -> None:

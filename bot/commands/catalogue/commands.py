@@ -159,10 +159,10 @@ async def prepare(
 
 
 def _corpus(pool: str, corpus: Corpus) -> str:
-    licence = text.line(corpus.licence or "the licences of its sources", 80)
+    licences = text.line(corpus.licences, 160)
     holds = text.contents(corpus.documents, corpus.tokens, corpus.bytes)
     stored = " · in the store, for pools that lack it" if corpus.stored else ""
-    return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licence}{stored}"
+    return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licences}{stored}"
 
 
 def _entry(entry: CatalogueEntryView) -> str:
