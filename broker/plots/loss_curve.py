@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Transform
 
 from broker.plots import canvas, points
 from broker.plots.canvas import DARK, Theme
@@ -143,32 +144,30 @@ class _Panel:
         self.axes.plot(at[peaks], heights, "^", color=self.theme.muted, markersize=6, transform=across)
         lasting = np.count_nonzero(smooth > top) > 1 and np.ptp(x[smooth > top]) > LASTING * span
         left = x[peaks[0]] > x.mean()
-        self.axes.annotate(
-            f"{'rises' if lasting else 'spike'} to {values.max():,.3g}",
-            (at[peaks[0]], 0.975),
-            xycoords=across,
-            xytext=(-6 if left else 6, 0),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=canvas.SMALL,
-            color=self.theme.muted,
-            path_effects=self.theme.halo,
-        )
+        said = f"{'rises' if lasting else 'spike'} to {values.max():,.3g}"
+        aside = (-6, 0) if left else (6, 0)
+        self._note(said, (at[peaks[0]], 0.975), across, aside, ha="right" if left else "left", va="center")
 
     def _unigram(self, entropy: float) -> None:
         """Draw the unigram entropy, the loss of knowing only token frequencies, with its label off the curve."""
         self.axes.axhline(entropy, color=self.theme.muted, linestyle=(0, (4, 3)), linewidth=1.4)
         above = self.x[self.values > entropy]
         late = len(above) > 0 and np.median(above) > self.x[0] + 0.3 * (self.x[-1] - self.x[0])
+        said, place = f"unigram entropy {entropy:.2f}", (0.01 if late else 1, entropy)
+        self._note(said, place, self.axes.get_yaxis_transform(), (0, 3), ha="left" if late else "right", va="bottom")
+
+    def _note(
+        self, said: str, place: tuple[float, float], within: Transform, aside: tuple[float, float], *, ha: str, va: str
+    ) -> None:
+        """Write a remark `aside` points from a place, legible on top of lines."""
         self.axes.annotate(
-            f"unigram entropy {entropy:.2f}",
-            (0.01 if late else 1, entropy),
-            xycoords=self.axes.get_yaxis_transform(),
-            xytext=(0, 3),
+            said,
+            place,
+            xycoords=within,
+            xytext=aside,
             textcoords="offset points",
-            ha="left" if late else "right",
-            va="bottom",
+            ha=ha,
+            va=va,
             fontsize=canvas.SMALL,
             color=self.theme.muted,
             path_effects=self.theme.halo,

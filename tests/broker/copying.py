@@ -101,6 +101,15 @@ def push(lab: Lab, conf: Settings, *options: str, pool: str = HAS) -> subprocess
     return forked.run_module("cli.main", told(lab, conf), "corpus", "push", "songs", "--pool", pool, *options)
 
 
+def pushed(lab: Lab, conf: Settings, data: Path) -> int:
+    """A project as of `projects`, whose pools have or lack a corpus in `data` that is in the store."""
+    project = projects(lab)
+    add(lab, HAS, songs(data))
+    propose(lab)
+    assert push(lab, conf).returncode == 0
+    return project
+
+
 @contextmanager
 def supervised(
     lab: Lab, conf: Settings, run: int, python: Path = Path(sys.executable), more: Mapping[str, str] | None = None

@@ -36,6 +36,7 @@ from tests.broker.copying import (
     projects,
     propose,
     push,
+    pushed,
     songs,
     supervised,
     told,
@@ -254,10 +255,7 @@ def test_one_copies_while_the_others_wait_and_say_for_whom(conf: Settings, tmp_p
 def test_a_run_that_waits_for_a_copy_costs_nothing_says_so_and_can_be_cancelled(
     lab: Lab, conf: Settings, tmp_path: Path
 ) -> None:
-    project = projects(lab)
-    add(lab, HAS, songs(tmp_path / "data"))
-    propose(lab)
-    assert push(lab, conf).returncode == 0
+    project = pushed(lab, conf, tmp_path / "data")
     run = launch(lab, project, LACKS)
     with lab.db.read() as session:
         copy = corpora.named(session, pool=HAS, name="songs").copy_name
@@ -280,10 +278,7 @@ def test_a_run_that_waits_for_a_copy_costs_nothing_says_so_and_can_be_cancelled(
 def test_how_far_a_copy_is_is_told_and_one_that_is_stopped_goes_on_later(
     lab: Lab, conf: Settings, tmp_path: Path
 ) -> None:
-    project = projects(lab)
-    add(lab, HAS, songs(tmp_path / "data"))
-    propose(lab)
-    assert push(lab, conf).returncode == 0
+    project = pushed(lab, conf, tmp_path / "data")
     run = lab.row(launch(lab, project, LACKS))
     size = filesize.decimal(sum(path.stat().st_size for path in (tmp_path / "data").rglob("*.jsonl")))
 
@@ -333,10 +328,7 @@ corpus_copies.fetch(stores.Store(get_settings()), {copy!r}, Path({str(conf.corpo
 
 @ONCE
 def test_what_the_store_has_damaged_is_told_tried_again_and_mended(lab: Lab, conf: Settings, tmp_path: Path) -> None:
-    project = projects(lab)
-    add(lab, HAS, songs(tmp_path / "data"))
-    propose(lab)
-    assert push(lab, conf).returncode == 0
+    project = pushed(lab, conf, tmp_path / "data")
     run = launch(lab, project, LACKS)
     [object_] = (tmp_path / "store").rglob("c.jsonl")
     original = object_.read_bytes()
@@ -377,10 +369,7 @@ def test_what_the_store_has_lost_or_replaced_is_never_copied(conf: Settings, tmp
 
 @ONCE
 def test_a_disk_without_room_is_one_sentence(lab: Lab, conf: Settings, tmp_path: Path) -> None:
-    project = projects(lab)
-    add(lab, HAS, songs(tmp_path / "data"))
-    propose(lab)
-    assert push(lab, conf).returncode == 0
+    project = pushed(lab, conf, tmp_path / "data")
     run = launch(lab, project, LACKS)
     with lab.db.read() as session:
         size = corpora.named(session, pool=HAS, name="songs").bytes
