@@ -94,7 +94,7 @@ def _copy_sqlite(source: Path, target: Path) -> None:
     draft.unlink(missing_ok=True)
     from_db, to_db = sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=30), sqlite3.connect(draft)
     try:
-        from_db.backup(to_db)  # all pages in one step, so that a writer cannot make it begin anew for ever
+        from_db.backup(to_db)  # all pages in one step, so that a writer cannot make it begin again for ever
         (found,) = to_db.execute("PRAGMA quick_check").fetchone()
         if found != "ok":
             raise BackupError(f"The copy of {source} is not whole: {found}.")

@@ -301,7 +301,7 @@ def check_known(session: Session, config: TrainConfig) -> None:
     known = {corpus.name: corpus for _, corpus in every(session)}
     if lacks := wants.missing(known):
         raise NotFoundError(
-            f"No pool has {_some(lacks)}; what there is: {_some(sorted(known)) or 'nothing yet'}. An operator "
+            f"No pool has {_some(lacks)}; available: {_some(sorted(known)) or 'nothing yet'}. An operator "
             "registers corpora and tokenizers with `stoa corpus add`."
         )
 

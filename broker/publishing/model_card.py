@@ -55,7 +55,7 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
 
 
 def discard(folder: str) -> None:
-    """Remove the card of a checkpoint that is not published yet, so that it is written anew; raises OSError."""
+    """Remove the card of a checkpoint that is not published yet, so that it is rewritten; raises OSError."""
     (Path(folder) / CARD_FILE).unlink(missing_ok=True)
 
 

@@ -366,7 +366,7 @@ def test_who_has_left_the_project_decides_nothing_that_they_asked_for(lab: Lab) 
         *((what, change) for what in (changes.approve, changes.decline)),
     ):
         asking = {"hours": "1"} if what is reviews.approve else {}
-        with pytest.raises(ForbiddenError, match="Nobody decides on what they have asked for themselves"):
+        with pytest.raises(ForbiddenError, match="Nobody decides on their own request"):
             review(lab, what, about, as_reviewer(ADA), **asking)
     assert lab.everything() == before
     lab.approve(asked, hours="1")

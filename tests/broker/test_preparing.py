@@ -122,7 +122,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
 
 def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     run = prepare(lab, project)
-    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin again"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
         run_plan.plan_rerun(s, ADA, request_id(), run)

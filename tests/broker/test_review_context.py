@@ -66,7 +66,7 @@ def test_questions_and_answers_until_they_are_decided_or_blanked(lab: Lab) -> No
         redaction.redact(session, admin, record.project_stream(project), number, "By mistake.")
     assert [remark.said for remark in told(lab, one).remarks] == ["Why so few?"]
     lab.decline(one)
-    with pytest.raises(ConflictError, match="is declined; its reviewers ask nothing"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="is declined; reviewers can no longer ask"), lab.db.write() as session:
         reviews.answer(session, ADA, one, "Too late.")
 
 
