@@ -268,8 +268,7 @@ class _Explainer:
             case WaitReason.PROJECT_LIMIT:
                 return f"Its project already has the most runs it may have at once: {limits.most_running_a_project}."
             case WaitReason.PERSON_LIMIT:
-                most = limits.most_running_a_person
-                return f"The person who launched it already has the most runs one person may have at once: {most}."
+                return f"Its person already has the most runs one may have at once: {limits.most_running_a_person}."
             case WaitReason.GPUS if pool.queue:
                 most = f"at most {pool.most_submitted} jobs submitted to {pool.queue}"
                 return f"Stoa keeps {most} on “{pool.name}”, and has that many."

@@ -117,7 +117,7 @@ def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -
     third = lab.launch(ours)
     assert (
         tell(lab, third).reason
-        == "The person who launched it already has the most runs one person may have at once: 1."
+        == "Its person already has the most runs one may have at once: 1."
     )
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (second, third)] == [RunState.STARTING, RunState.QUEUED]
