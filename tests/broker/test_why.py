@@ -115,10 +115,7 @@ def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -
     lab.let("most_running_a_project", 100)
     lab.let("most_running_a_person", 1)
     third = lab.launch(ours)
-    assert (
-        tell(lab, third).reason
-        == "Its person already has the most runs one may have at once: 1."
-    )
+    assert tell(lab, third).reason == "Its person already has the most runs one may have at once: 1."
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (second, third)] == [RunState.STARTING, RunState.QUEUED]
 

@@ -1,4 +1,4 @@
-"""The worst old phrases stand nowhere that a person reads: strings and docstrings of our packages, templates and docs."""
+"""The worst old phrases stand nowhere that people read: strings and docstrings of our packages, templates, docs."""
 
 import ast
 import re
