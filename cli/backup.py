@@ -140,7 +140,7 @@ def _describe(settings: Settings, engine: Engine) -> Manifest:
 
 
 def _require_empty(settings: Settings) -> None:
-    refusal = "holds a database already; a restore only fills an empty one."
+    refusal = "already holds a database; a restore only fills an empty one."
     if not settings.database_url:
         if (settings.home / SQLITE_FILE).exists():
             raise BackupError(f"{settings.home} {refusal} Move {SQLITE_FILE} away, or set STOA_HOME to another folder.")

@@ -92,7 +92,7 @@ def drain(
 
     with refusing(), database().write() as session:
         changed = hosts.drain(session, name, why, pause=pause)
-    typer.echo(f"the host {name} is drained" if changed else f"the host {name} is drained already")
+    typer.echo(f"the host {name} is drained" if changed else f"the host {name} is already drained")
 
 
 def undrain(name: HostName, *, why: Why = "The maintenance is over.") -> None:

@@ -184,7 +184,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.COMPLETE)
     if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage} already.")
+        raise ConflictError(f"“{project.title}” is already {project.stage}.")
     if outcome not in set(Outcome):
         raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
     if project.stage not in {Stage.ACTIVE, Stage.PAUSED} and outcome != Outcome.ABANDONED:

@@ -81,7 +81,7 @@ def _set_hidden(session: Session, actor: Actor, project_id: int, *, hidden: bool
     by = rights.require(session, actor, project, act)
     because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
-        raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")
+        raise ConflictError(f"“{project.title}” is already {'hidden' if hidden else 'shown'}.")
     project.hidden = hidden
     session.flush()
     if hidden:

@@ -172,7 +172,7 @@ def add(
         if all(getattr(earlier, key) == value for key, value in asked.items()):
             return earlier.id
         raise ConflictError(
-            f"The pool “{pool}” has “{name}” already, with other contents: retire that first, or choose another name."
+            f"The pool “{pool}” already has “{name}”, with other contents: retire that first, or choose another name."
         )
     corpus = Corpus(pool_id=place.id, name=name, **asked)
     session.add(corpus)

@@ -195,7 +195,7 @@ def refund(session: Session, allocation_id: int, run_id: int, token: int, second
     _locked(session, allocation_id)
     sums = totals(session, allocation_id=allocation_id, run_id=run_id, token=token)
     if sums[Movement.REFUND]:
-        raise ConflictError(f"Attempt {token} of run {run_id} was refunded already.")
+        raise ConflictError(f"Attempt {token} of run {run_id} was already refunded.")
     if seconds > sums[Movement.CHARGE]:
         raise ConflictError(
             f"Attempt {token} of run {run_id} was charged {sums[Movement.CHARGE]:,} GPU-seconds; "

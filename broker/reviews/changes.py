@@ -108,7 +108,7 @@ def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
     reviews.require_reviewer(session, actor, project_id, change)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
-        raise ConflictError(f"This change has been {change.state} already, by {by}.")
+        raise ConflictError(f"This change was already {change.state}, by {by}.")
 
 
 def endorser(session: Session, change_id: int) -> str | None:

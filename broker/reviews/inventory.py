@@ -95,7 +95,7 @@ def change_pool(
     )
     same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
     if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
-        raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
+        raise ConflictError(f"The pool “{name}” already has {count} GPUs and a price weight of {weight:g}.")
     reserved = reservations.most_reserved(session, pool.id, utcnow(), utcnow() + reservations.FARTHEST * 2)
     if count < reserved:
         raise ConflictError(

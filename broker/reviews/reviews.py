@@ -51,7 +51,7 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None
     require_reviewer(session, actor, allocation.project_id, allocation)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
-        raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
+        raise ConflictError(f"This request was already {allocation.state}, by {by}.")
 
 
 def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> None:

@@ -350,7 +350,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
         runs.move(session, run, RunState.STOPPING, stops_as=RunState.CANCELLED, **values)
         runs.tell(session, run, "run.stopping", **told)
     else:
-        raise ConflictError(f"Run {run.id} is {run.state} already.")
+        raise ConflictError(f"Run {run.id} is already {run.state}.")
 
 
 def makes_way(run: Run) -> bool:

@@ -60,7 +60,7 @@ def _check_built_in(session: Session, recipe: str, pool: Pool) -> None:
         )
     if prepared is not None:
         raise ConflictError(
-            f"The data of “{recipe}” are prepared on the pool “{pool.name}” already, as “{prepared.name}”; its runs "
+            f"The data of “{recipe}” are already prepared on the pool “{pool.name}”, as “{prepared.name}”; its runs "
             "there use them."
         )
     under_way = (

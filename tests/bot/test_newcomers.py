@@ -39,7 +39,7 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     assert (await ada.press(post, "Confirm")).text == "Omar is now a contributor."
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** confirms **Omar** as a contributor." in m.text)
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar" in m.text and "(n" not in m.text)
-    assert (await ada.press(post, "Confirm")).text == f"Omar works on {TITLE} already."
+    assert (await ada.press(post, "Confirm")).text == f"Omar already works on {TITLE}."
     assert "GPU-hours at most" in (await omar.command("run launch", **launch)).text
 
 

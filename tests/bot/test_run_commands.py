@@ -295,7 +295,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert len(shown.message.attachments) == 1
     assert waits in said(shown), "a run that waits again says why, under its curve"
     assert said(await ada.command("run cancel", run=run)) == f"Run {run} has been asked to stop."
-    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is cancelled already."
+    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is already cancelled."
     assert said(await ada.command("run show", run=404)) == "There is no run 404."
     assert said(await ada.command("run show")) == "Use this in a run's thread, or name the run in the option “run”."
 

@@ -250,7 +250,7 @@ def test_how_a_run_that_was_asked_to_stop_ends(
     token = lab.start(run, 0)
     lab.cancel(run)
     assert lab.run(run).state == RunState.STOPPING
-    with pytest.raises(ConflictError, match="is stopping already"):
+    with pytest.raises(ConflictError, match="is already stopping"):
         lab.cancel(run)
     assert lab.renew(run, token, 2), "the supervisor is told to stop"
     lab.settle(run, token, 3, ending)

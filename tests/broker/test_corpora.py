@@ -198,7 +198,7 @@ def test_nonsense_is_refused(lab: Lab, changes: dict[str, str], sentence: str) -
 def test_a_repeat_changes_nothing_and_other_contents_need_another_name(lab: Lab) -> None:
     lab.pool(BIG)
     assert add(lab, "songs") == add(lab, "songs")
-    with pytest.raises(ConflictError, match="has “songs” already, with other contents"):
+    with pytest.raises(ConflictError, match="already has “songs”, with other contents"):
         add(lab, "songs", measured=MEASURED.model_copy(update={"bytes": 1}))
     assert len(told(lab, "corpus.added")) == 1
     assert "/data" not in json.dumps(told(lab, "corpus.added")), "where it lies is not for the record"

@@ -141,7 +141,7 @@ def test_what_changed_since_the_plan_stops_nobody(lab: Lab, theirs: int, low: in
     with lab.db.write() as session:
         session.execute(update(Run).where(col(Run.id) == low).values(preempted_at=utcnow() - timedelta(minutes=9)))
     before = lab.everything()
-    with pytest.raises(ConflictError, match="preempted lately"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="recently preempted"), lab.db.write() as session:
         control.preempt(session, [low], waits)
     assert lab.everything() == before
     with lab.db.write() as session:

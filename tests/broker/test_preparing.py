@@ -80,7 +80,7 @@ def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project
     assert (view.state, view.reason) == (RunState.FINISHED, "")
     place = tmp_path / "data" / "tiny" / f"{run}-1"
     assert (place / "manifest.json").exists()
-    with pytest.raises(ConflictError, match="prepared already"):
+    with pytest.raises(ConflictError, match="already prepared"):
         prepare(lab, project)
     later = lab.launch(project, recipe="tiny")
     see_through(lab, tmp_path, later)
@@ -167,7 +167,7 @@ def test_the_data_of_a_built_in_recipe_are_prepared_from_the_corpora_of_a_pool(l
     assert "path" not in told[-1]
     with pytest.raises(
         ConflictError,
-        match="of “pythia-70m-deduped” are prepared on the pool “big” already, as “pile-deduplicated-50277”",
+        match="of “pythia-70m-deduped” are already prepared on the pool “big”, as “pile-deduplicated-50277”",
     ):
         prepare(lab, project, "pythia-70m-deduped")
     later = lab.launch(project, recipe="pythia-70m-deduped")

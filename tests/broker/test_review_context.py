@@ -74,7 +74,7 @@ def test_the_second_consent_is_another_reviewers(lab: Lab) -> None:
     large = lab.request(lab.project(), hours="150")
     lab.approve(large, "150")
     with lab.db.read() as session:
-        with pytest.raises(ConflictError, match="endorsed this request already"):
+        with pytest.raises(ConflictError, match="already endorsed this request"):
             reviews.check_may_approve(session, ROSA, large)
         reviews.check_may_approve(session, EMMY, large)
         assert pools.largest_in(session, "laptop") == 1000 * HOUR

@@ -246,7 +246,7 @@ def test_a_queued_run_is_cancelled_at_once_and_once(lab: Lab) -> None:
     assert (view.state, view.reason, view.spent) == (RunState.CANCELLED, "cancelled by Grace", 0)
     assert view.ended_at is not None
     before = lab.everything()
-    with pytest.raises(ConflictError, match=f"Run {run} is cancelled already"):
+    with pytest.raises(ConflictError, match=f"Run {run} is already cancelled"):
         lab.cancel(run)
     assert lab.everything() == before
     assert lab.account(allocation).left == HOUR

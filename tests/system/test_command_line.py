@@ -222,7 +222,7 @@ def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> Non
     assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
     assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "Mallory").returncode == 0
     again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
-    assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
+    assert (again.returncode, "Mallory is already banned" in again.stderr) == (2, True)
     assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
     nowhere = stoa(tmp_path, "appoint", "7", "4242", "--why", "Ada is gone.")
     assert (nowhere.returncode, "There is no project 7" in nowhere.stderr) == (2, True)

@@ -163,7 +163,7 @@ async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) ->
 
 
 def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object]) -> str:
-    lines = ["Stoa is set up." if changed else "Stoa is set up already: nothing was changed."]
+    lines = ["Stoa is set up." if changed else "Stoa is already set up: nothing was changed."]
     for name, target in found.items():
         new = NEW[name]
         shown = text.line(target.name, 60) if isinstance(target, discord.CategoryChannel) else target.mention
