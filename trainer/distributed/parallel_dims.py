@@ -108,8 +108,8 @@ def init_distributed(assignment: Assignment, parallel: ParallelConfig) -> Parall
 
 
 def _require_same_start(assignment: Assignment) -> None:
-    """Raise ConfigError on every rank unless all ranks have the same configuration, data, checkpoint and code: each host
-    was started by hand. Prepared data may lie at another place on each host, and are the same by their content."""
+    """Raise ConfigError on every rank unless all have the same configuration, data, checkpoint and code: each host was
+    started by hand. Prepared data may lie at another place on each host, and are the same by their content."""
     mine = {
         "configuration": assignment.config.model_dump(mode="json", exclude={"data": {"prepared"}}),
         "prepared corpus": _prepared(assignment.config.data.prepared),
