@@ -14,7 +14,7 @@ from tests.broker.supervised import attempt, charged
 from tests.broker.test_kubernetes import OPTIONS, cluster, forget_grace, supervised
 from tests.databases import ONCE
 from tests.kubernetes import NAMESPACE, Standin, standin
-from tests.patience import wait_for
+from tests.patience import PATIENCE, wait_for
 from tests.trainer.conftest import start_trainer, write_config
 
 __all__ = ["cluster", "standin"]
@@ -84,7 +84,7 @@ def on_one_node(config: Path, out: Path, last: int) -> dict[int, Any]:
         wait_for(lambda: (out / "metrics.jsonl").exists() and max(losses(out), default=0) >= last, "as many steps")
     finally:
         trainer.send_signal(signal.SIGTERM)
-        trainer.communicate()
+        trainer.wait(PATIENCE)
     return {step: loss for step, loss in losses(out).items() if step <= last}
 
 
