@@ -96,7 +96,7 @@ def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path
         (copy / "a.jsonl").touch()
     os.utime(old, (0, 0))
     with supervised(lab, tmp_path, run) as (supervisor, number, folder):
-        never = "no machine of the pool garage has been heard of yet"
+        never = "no machine of the pool garage has been heard from yet"
         wait_for(lambda: attempt(lab, run, number).waiting == never, "the reason")
         with lab.db.read() as session:
             reason = why(session, run).reason
