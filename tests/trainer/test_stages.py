@@ -67,7 +67,7 @@ def test_comma_has_the_published_stages() -> None:
     percent = {name: round(100 * count / sum(cooldown.tokens.values()), 1) for name, count in cooldown.tokens.items()}
     assert len(percent) == 15
     assert (percent["stackv2_edu"], percent["wikimedia"], percent["cccc"]) == (17.2, 16.0, 11.5)
-    assert "18,000 steps, rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
+    assert "18,000 steps, learning rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
     assert config.saves.is_due(460_000, 478_000)
     assert not config.saves.is_due(455_000, 478_000)
 
@@ -181,6 +181,8 @@ def test_a_run_of_two_stages(staged: Path, finished: Path, tmp_path: Path) -> No
     resume from the boundary or before it is the same to the bit."""
     saved = [event["step"] for event in lines(staged / "events.jsonl") if event["event"] == "checkpoint"]
     assert saved == [0, 1, 2, 4, 5, 8, 10, 12]
+    begun = [event["message"] for event in lines(staged / "events.jsonl") if "begins" in event.get("message", "")]
+    assert begun == ["stage 1 of 2 begins: 8 steps", "stage 2 of 2 begins: 4 steps, on python-docs"]
     metrics = lines(staged / "metrics.jsonl")
     assert metrics[0]["loss"] == lines(finished / "metrics.jsonl")[0]["loss"]
     assert [line["lr"] for line in metrics] == [rate(load(staged / "config.yml"), step) for step in range(12)]
@@ -244,4 +246,4 @@ def test_check_tells_the_stages(staged: Path, tmp_path: Path) -> None:
         {"python-docs": 1536, "python-stdlib": 1536}
     )
     said = " ".join(run_trainer("check", path).stdout.split())
-    assert "4 steps, rate 0.005 → 0.002: 1.0 k of python-docs" in said
+    assert "4 steps, learning rate 0.005 → 0.002: 1.0 k of python-docs" in said
