@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.trainer.conftest import TINY, run_trainer, write_config
@@ -15,10 +16,13 @@ from trainer import stages
 from trainer.check import check
 from trainer.checkpoint.resume import find_starting_point
 from trainer.config import ConfigError, TrainConfig, dump, load, load_recipe, parse
+from trainer.contract import Status
 from trainer.data.corpus import Corpus
 from trainer.data.order import BLOCK, Order, StagedOrder
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.lr_schedule import learning_rate
 from trainer.stages import StageConfig
+from trainer.train import train
 
 DOCS = {"python-docs": 1.0}
 TWO: list[dict[str, Any]] = [{"steps": 8}, {"steps": 4, "weights": DOCS, "peak_ratio": 0.5, "decay": "linear"}]
@@ -206,6 +210,28 @@ def test_a_run_of_two_stages(staged: Path, finished: Path, tmp_path: Path) -> No
         assert result.returncode == 0, result.stderr
         losses = [line["loss"] for line in lines(out / "metrics.jsonl")]
         assert losses == [line["loss"] for line in metrics[step:]]
+
+
+def test_a_run_that_is_paused_in_each_stage_and_between_them_is_the_same(staged: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path / "tiny.yml", {"data": {"prepared": str(staged / "data")}})
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stages": TWO}))
+    config, dims = load(path), ParallelDims(0, 1, torch.device("cpu"), 1, 1)
+
+    def measured(out: Path) -> list[dict[str, Any]]:
+        return lines(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
+
+    def go(out: Path, until: int) -> tuple[Status, int]:
+        """Train, with a stop that is asked for while step `until` is done."""
+        start = find_starting_point(config, out)
+        return train(config, out, start, dims, lambda: len(measured(out)) >= until - 1)
+
+    assert go(tmp_path / "whole", 99) == (Status.DONE, 12)
+    assert [go(tmp_path / "paused", until) for until in (3, 8, 10)] == [(Status.STOPPED, step) for step in (3, 8, 10)]
+    assert go(tmp_path / "paused", 99) == (Status.DONE, 12)
+    whole, paused = ([(m["loss"], m["lr"]) for m in measured(tmp_path / out)] for out in ("whole", "paused"))
+    assert paused == whole
+    told = [event.get("message", "") for event in lines(tmp_path / "paused" / "events.jsonl")]
+    assert [message[:18] for message in told if "begins" in message] == ["stage 1 of 2 begin", "stage 2 of 2 begin"]
 
 
 def test_stages_change_on_wish_and_never_what_was_read(staged: Path, tmp_path: Path) -> None:
