@@ -222,6 +222,7 @@ def test_a_run_that_is_paused_in_each_stage_and_between_them_is_the_same(staged:
 
     def go(out: Path, until: int) -> tuple[Status, int]:
         """Train, with a stop that is asked for while step `until` is done."""
+        out.mkdir(exist_ok=True)
         start = find_starting_point(config, out)
         return train(config, out, start, dims, lambda: len(measured(out)) >= until - 1)
 
