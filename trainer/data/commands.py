@@ -152,8 +152,8 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
             for each in mixture_names():
                 sources = mixture(each)
                 count = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
-                named = ", ".join(named_weights(each))
-                others = f", and weights by name: {named}" if named else ""
+                by_name = ", ".join(named_weights(each))
+                others = f", and weights by name: {by_name}" if by_name else ""
                 print(f"{each}: {count} by {'weight' if 'weight' in sources[0] else 'epochs'}{others}")
             return
         try:
@@ -164,8 +164,8 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
         for key in ("source", "licence", "weight" if listed[0].weight else "epochs", *named, "place"):
             table.add_column(key, overflow="fold")
         for source in listed:
-            others = [f"{weights[source.name]:g}" if source.name in weights else "" for weights in named.values()]
-            table.add_row(source.name, source.licence, f"{source.share:g}", *others, source.path or source.dataset)
+            own = [f"{weights[source.name]:g}" if source.name in weights else "" for weights in named.values()]
+            table.add_row(source.name, source.licence, f"{source.share:g}", *own, source.path or source.dataset)
         Console().print(table)
 
 
