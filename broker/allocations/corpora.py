@@ -216,7 +216,7 @@ def named(session: Session, *, pool: str, name: str) -> Corpus:
 
 
 def check_names(corpus: Corpus, files: Iterable[str]) -> None:
-    """Raise InvalidError for a file, by its name in the corpus, that other hosts could not be given by that name."""
+    """Raise InvalidError for a file whose name in the corpus other hosts could not have."""
     folder = corpus_copies.folder(corpus_copies.copy_name(corpus.name, "0" * corpus_copies.HASH_DIGITS))
     most = MOST_OF_A_NAME - len(folder)
     for name in files:

@@ -69,7 +69,7 @@ def _needed(settings: Settings, session: Session, names: Set[str]) -> Set[str]:
 
 
 def _read_here(settings: Settings, run: Run, names: Set[str]) -> Set[str]:
-    """Which of some copies the run's trainer was told to read on this host, whatever its pool has got since."""
+    """Which of some copies the run's trainer was told to read on this host, whatever its pool has since."""
     try:
         told = (folders.of_run(settings, run.id) / CONFIG_FILE).read_text()
     except OSError:
