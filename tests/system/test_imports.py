@@ -82,7 +82,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("rate_limit", "renderer", "tables", "text", "turns"),
+        ("mention", "rate_limit", "renderer", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),
