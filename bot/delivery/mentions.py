@@ -1,10 +1,11 @@
-"""Whom the post of an entry mentions: the one person whom the entry concerns, while they are in the server."""
+"""Whom the posts of an entry mention: the person whom it concerns, while they are in the server, else the followers."""
 
 from collections.abc import Sequence
 
 import discord
 
 from bot.app import App
+from bot.delivery import follower_roles
 from bot.mention import Mention
 from broker.reports import concerned
 from projects.record.record import EntryView
@@ -21,6 +22,14 @@ async def of(app: App, entries: Sequence[EntryView]) -> Mention | None:
             return Mention(who)
         asked.add(who)
     return None
+
+
+async def of_followers(app: App, entries: Sequence[EntryView]) -> Mention | None:
+    """The mention of the project's followers, where an entry is news for them; entries that share a post are none."""
+    entry = entries[0]
+    if entry.kind not in concerned.NEWS or entry.project_id is None or not await app.read(concerned.is_news, entry):
+        return None
+    return await follower_roles.mention(app, entry.project_id)
 
 
 async def _is_here(app: App, discord_id: int) -> bool:

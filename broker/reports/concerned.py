@@ -1,4 +1,4 @@
-"""The one person whom an entry of the record concerns: who launched the run, who asked, or who leads the project."""
+"""Whom an entry of the record concerns: who launched the run, who asked, who leads the project; or its followers."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -10,8 +10,8 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.catalogue import CatalogueEntry
 from broker.end_reasons import EndReason
-from broker.runs.runs import Run, RunState, Sweep
-from projects import people
+from broker.runs.runs import Run, RunKind, RunState, Sweep
+from projects import notify
 from projects.people import Person
 from projects.projects import Project
 from projects.record.record import EntryView
@@ -22,14 +22,14 @@ WANT_OF_HOURS = frozenset({EndReason.UNFUNDED, EndReason.ALLOCATION_EXPIRED, End
 def person(session: Session, entry: EntryView) -> int | None:
     """The Discord id of the person whom an entry concerns; None where it concerns nobody in particular.
 
-    Nobody is concerned by their own act, and neither somebody who is banned or was forgotten.
+    Nobody is concerned by their own act, nor is who is banned, was forgotten, or wants no mention.
     """
     whose = WHOSE.get(entry.kind)
     if whose is None or entry.payload is None:
         return None
     person_id = whose(session, entry)
     found = None if person_id is None else session.get(Person, person_id)
-    if found is None or found.banned is not None or found.name == people.NAMELESS:
+    if found is None or not notify.mentionable(found):
         return None
     by = entry.payload.get("by") or {}
     return None if by.get("id") == found.discord_id else int(found.discord_id)
@@ -95,6 +95,23 @@ def _lead(session: Session, entry: EntryView) -> int | None:
     found = session.get(Project, entry.project_id)
     return None if found is None else found.lead_id
 
+
+def is_news(session: Session, entry: EntryView) -> bool:
+    """Whether an entry is news for a project's followers: that it begins, reports, has its first run, or ends."""
+    if entry.kind == "run.finished":
+        told = entry.payload or {}
+        return not told.keys() & {"sample", "prepares", "sweep"} and _is_first(session, entry, told.get("run"))
+    return entry.payload is not None and entry.kind in NEWS
+
+
+def _is_first(session: Session, entry: EntryView, run_id: int | None) -> bool:
+    """Whether a run is the first of its project that has trained to its end."""
+    trained = (Run.project_id == entry.project_id, Run.kind == RunKind.TRAIN, Run.state == RunState.FINISHED)
+    first = select(Run.id).where(*trained).order_by(col(Run.ended_at), col(Run.id)).limit(1)
+    return session.scalars(first).first() == run_id
+
+
+NEWS = frozenset({"project.activated", "project.update", "project.completed", "run.finished"})
 
 WHOSE: Mapping[str, Callable[[Session, EntryView], int | None]] = {
     **dict.fromkeys(("run.failed", "run.finished", "run.timed_out"), _launcher),

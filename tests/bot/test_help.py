@@ -19,7 +19,7 @@ EVERYONE = {
     *(f"run {name}" for name in ("show", "list", "compare", "why", "config", "log")),
     *(f"catalogue {name}" for name in ("list", "corpora", "propose")),
     *(f"cluster {name}" for name in ("status", "usage", "queue")),
-    "stoa help",
+    *(f"stoa {name}" for name in ("help", "notify")),
 }
 
 

@@ -46,7 +46,9 @@ def posts(lab: Lab) -> list[Post]:
         sent = exchange["response"]
         if not exchange["path"].endswith("/messages") or exchange["method"] != "POST" or exchange["status"] != 200:
             continue
-        pings = [names[user["id"]] for user in sent["mentions"]] + [names[role] for role in sent["mention_roles"]]
+        pings = [names[user["id"]] for user in sent["mentions"]] + [
+            names.get(role, role) for role in sent["mention_roles"]
+        ]
         assert not sent["mention_everyone"]
         assert exchange["request"]["allowed_mentions"]["parse"] == []
         said = str(sent["content"]) + str(sent["components"])
