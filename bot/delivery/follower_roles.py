@@ -16,6 +16,7 @@ from sqlalchemy import and_, delete
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
+from bot import server
 from bot.app import App
 from bot.mention import Mention
 from bot.tables import DiscordRole, DiscordRoleHolder
@@ -153,8 +154,8 @@ async def remark(app: App, project_id: int) -> str:
     if row is not None:
         there = not row.gone and guild.get_role(int(row.role_id)) is not None
         return "" if there else "Its news mention nobody, as its role was deleted."
-    if not guild.me.guild_permissions.manage_roles:
-        return "Its news mention nobody until an admin grants the bot's role Manage Roles."
+    if lacking := server.lacking_to_mention(guild.me.guild_permissions):
+        return f"Its news mention nobody until an admin grants the bot's role {lacking}."
     if len(guild.roles) >= MOST_ROLES:
         return f"Its news mention nobody for now, as Discord allows no more than {MOST_ROLES} roles in a server."
     return ""

@@ -126,11 +126,17 @@ def show_answer(world: World, interaction: Interaction) -> Json:
     }
 
 
+def _chosen(item: Json) -> str | None:
+    """The label of the option of a select that is chosen at first."""
+    return next((str(option["label"]) for option in item.get("options", []) if option.get("default")), None)
+
+
 def _show_modal(modal: Json) -> Json:
-    shown = ("custom_id", "label", "type", "style", "value", "placeholder", "min_length", "max_length")
+    shown = ("custom_id", "label", "type", "style", "placeholder", "min_length", "max_length")
     fields = [
         {key: item.get(key) for key in shown}
         | {
+            "value": item.get("value", _chosen(item)),
             "required": item.get("required") is not False,
             "options": [option["label"] for option in item.get("options", [])],
         }

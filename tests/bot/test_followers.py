@@ -15,6 +15,7 @@ from broker.runs.progress import Ending, Progress
 from projects import lifecycle, projects, updates
 from projects.db.columns import utcnow
 from projects.projects import Outcome
+from sandbox.discord import permissions
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from tests.bot.test_mentions import delivered, pinged
@@ -52,6 +53,12 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     assert await lab.guild.holders(ROLE) is None
     lab.call(updates.post_update, lab.actor("Ada"), 1, "Nobody follows yet.")
     await delivered(lab)
+    await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MENTION_EVERYONE)
+    followed = await omar.command("project follow", channel=channel.id)
+    lacks = "until an admin grants the bot's role Mention @everyone, @here, and All Roles."
+    assert followed.text.endswith(f"Its news mention nobody {lacks}")
+    await lab.guild.set_permissions("Stoa", permissions.BOT)
+    await omar.command("project leave", channel=channel.id)
     followed = await omar.command("project follow", channel=channel.id)
     assert followed.text.endswith("/project join lets you contribute.")
     await held_by(lab, "Omar")

@@ -104,7 +104,10 @@ async def test_a_lead_hears_of_a_join_reviewers_of_a_request_and_who_asked_of_th
 
 async def test_who_launched_a_run_hears_of_its_end_once(shared_lab: Shared) -> None:
     lab, channel = shared_lab
-    for said, ending in (("is finished", Ending(0)), ("has failed", Ending(70, reason="It broke, <@&5> @everyone."))):
+    for said, ending in (
+        ("is finished", Ending(0)),
+        ("has failed, after", Ending(70, reason="It broke, <@&5> @everyone.")),
+    ):
         run = await launched(lab, channel, time_limit="2m")
         lab.call(settlement.settle, run, start(lab, run), 1.0, Progress(0, 0), ending, 0)
         await delivered(lab)
@@ -122,7 +125,7 @@ async def test_nobody_is_pinged_who_is_banned_or_has_left_or_acts_themselves(sha
     omar = Actor(lab.actor("Omar").discord_id, "Omar", frozenset({LabRole.ADMIN}))
     gone = Actor(2**60, "Gone")  # nobody of the server has this id
     number = lab.call(
-        lifecycle.propose, gone, "gone", title="Of somebody who left", question="Who?", why="To see.", needs=""
+        lifecycle.propose, gone, "gone", title="Of somebody who left", question="Who?", why="To see.", needs="Anybody."
     )
     lab.call(lifecycle.join, lab.actor("Rosa"), number, min_people=5)
     await delivered(lab)
