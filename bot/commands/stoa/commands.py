@@ -180,7 +180,7 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
 @stoa.command(name="reserve", description="Admins: list what is reserved; reserve GPUs for a project, or cancel that")
 @app_commands.describe(
     pool="The pool, to reserve GPUs of it",
-    project="For whom",
+    project="The project that gets them",
     gpus="How many GPUs",
     begins="From when, in UTC, such as 2030-12-31 09:00",
     ends="Until when, in UTC",
