@@ -8,7 +8,7 @@ import discord
 
 @dataclass(frozen=True)
 class Mention:
-    """Whom a message pings: the person or the role with this Discord id."""
+    """The person or the role, by its Discord id, that a message pings."""
 
     discord_id: int
     is_role: bool = False

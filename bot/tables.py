@@ -97,7 +97,7 @@ class DiscordRole(Base, table=True):
 
 
 class DiscordRoleHolder(Base, table=True):
-    """Somebody, by their Discord id, to whom the bot has given the role of a project."""
+    """Somebody, by their Discord id, who has been given the role of a project by the bot."""
 
     __tablename__ = "discord_role_holders"
 

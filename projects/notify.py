@@ -1,4 +1,4 @@
-"""What mentions a person, as they have chosen (`Notify`), and whom the news of a project mention."""
+"""What mentions a person, as they have chosen (`Notify`), and who is mentioned by the news of a project."""
 
 from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.orm import Session

@@ -17,7 +17,7 @@ GREY, BLUE, SKY, GREEN, ORANGE, VERMILION = 0x8A8F98, 0x0072B2, 0x56B4E9, 0x009E
 class Card(ui.LayoutView):
     """A Components V2 message with one container. `marker` is its last line of text, by which it is found again.
 
-    `mention` is whom it pings when it is first sent; its text holds the mention.
+    `mention` is who is pinged when it is first sent; its text holds the mention.
     """
 
     def __init__(self, *parts: ui.Item[Any], colour: int, marker: str, mention: Mention | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Whom the posts of an entry mention: the person whom it concerns, while they are in the server, else the followers."""
+"""The mention in an entry's posts: the person it concerns, while they are in the server, or the project's followers."""
 
 from collections.abc import Sequence
 

@@ -74,7 +74,7 @@ class Sender:
         buttons: Sequence[ui.Item[Any]] = (),
         mention: Mention | None = None,
     ) -> str | None:
-        """Post a text whose last line is its marker; it pings whom `mention` names, and nobody else whatever it says.
+        """Post a text whose last line is its marker; whatever it says, it pings nobody but `mention`.
 
         Returns the message's id, or None where a person has deleted the message or its channel. Raises discord.NotFound
         while one of the lab's own channels is deleted and no other is chosen.

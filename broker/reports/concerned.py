@@ -1,4 +1,4 @@
-"""Whom an entry of the record concerns: who launched the run, who asked, who leads the project; or its followers."""
+"""Who is concerned by an entry of the record: who launched the run, asked, or leads the project; or its followers."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -20,7 +20,7 @@ WANT_OF_HOURS = frozenset({EndReason.UNFUNDED, EndReason.ALLOCATION_EXPIRED, End
 
 
 def person(session: Session, entry: EntryView) -> int | None:
-    """The Discord id of the person whom an entry concerns; None where it concerns nobody in particular.
+    """The Discord id of the person that an entry concerns; None where it concerns nobody in particular.
 
     Nobody is concerned by their own act, nor is who is banned, was forgotten, or wants no mention.
     """
@@ -132,4 +132,4 @@ WHOSE: Mapping[str, Callable[[Session, EntryView], int | None]] = {
     **dict.fromkeys(("catalogue.accepted", "catalogue.declined"), _proposer),
     "project.joined": _lead,
 }
-"""By the kind of an entry, the function that finds the `people.id` of whom it concerns."""
+"""By the kind of an entry, the function that finds the `people.id` of the person it concerns."""
