@@ -117,7 +117,7 @@ async def test_who_launched_a_run_hears_of_its_end_once(shared_lab: Shared) -> N
         run = await launched(lab, channel, time_limit="2m")
         lab.call(lambda session, run=run, why=end_reason: control.suspend(session, runs.load(session, run), why, "so"))
         await delivered(lab)
-        assert pinged(lab, f"Run {run} is paused") == [pings]
+        assert pinged(lab, f"Run {run} is paused at") == [pings]
 
 
 async def test_nobody_is_pinged_who_is_banned_or_has_left_or_acts_themselves(shared_lab: Shared) -> None:
