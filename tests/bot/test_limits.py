@@ -100,6 +100,7 @@ def run(said: str) -> RunView:
         sample=said,
         started_at=None,
         ended_at=None,
+        stages=(2, 10),
     )
 
 
