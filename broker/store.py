@@ -31,16 +31,26 @@ SENT = "sent"
 """The object with the files that are there already of a folder that is not whole yet."""
 LEAVING = "leaving"
 """The object with the files that are being removed of a folder."""
+PULLING = ".pulling"
+"""The end of the name of a folder here that is not fetched whole yet."""
 BLOCK = 8 * 2**20
 AT_ONCE = 4
 """Files that are sent or fetched side by side."""
 CONNECT_SECONDS, REQUEST_SECONDS, TRIES = 10, 60, 3
+LONGEST_NAME = 1024
+"""Bytes of the name of an object, which is what S3 takes."""
 MOST_SAID = 300
 S = TypeVar("S")
 T = TypeVar("T")
 CLOSED = "HTTP status 410"
-GOOGLE_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
-"""The environment variable that names the file with the keys of a store of Google's."""
+REGION = ("AWS_REGION", "AWS_DEFAULT_REGION")
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "s3": ("AWS_",),
+    "abfs": ("AZURE_",),
+    "az": ("AZURE_",),
+}
+"""How the environment variables begin by which the client of a store finds its keys, by the scheme of the address."""
 Manifest = dict[str, dict[str, Any]]
 """The files of a folder by name, each with `size` and `sha256`."""
 Advance = Callable[[int], None]
@@ -112,7 +122,12 @@ class Store:
         """The names of what is directly in a folder, in order; a store may answer with what was there a while ago."""
         with suppress(FileNotFoundError), _telling("list", folder):
             self._fs.invalidate_cache()
-            found = self._fs.ls(self._path(folder), detail=False)
+            try:
+                found = self._fs.ls(self._path(folder), detail=False)
+            except OSError as error:
+                if f"{error}".startswith("No such file"):  # which pyarrow says of Google's by an OSError
+                    return []
+                raise
             return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
         return []
 
@@ -323,9 +338,22 @@ def environment(settings: Settings) -> dict[str, str]:
         "STOA_STORE_ENDPOINT": settings.store_endpoint,
         "STOA_STORE_KEY": settings.store_key.get_secret_value(),
         "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
-        GOOGLE_KEYS: os.environ.get(GOOGLE_KEYS, "") if settings.store.startswith("gs://") else "",
     }
-    return {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value} | keys(settings)
+
+
+def keys(settings: Settings) -> dict[str, str]:
+    """The environment variables by which the store's client finds its keys, from the environment or else the file of
+    settings; where the settings have keys of S3, only the region."""
+    scheme = settings.store.partition("://")[0]
+    names = REGION if scheme == "s3" and settings.store_key.get_secret_value() else KEYS.get(scheme, ())
+    if not names:
+        return {}
+    from dotenv import dotenv_values
+
+    file = os.environ.get("STOA_ENV_FILE", ".env")
+    known = (dotenv_values(file) if file else {}, os.environ)
+    return {name: value for each in known for name, value in each.items() if value and name.startswith(names)}
 
 
 def attempt_folder(run_id: int, owner: str, token: int) -> str:
@@ -341,6 +369,9 @@ def checkpoint_folder(attempt: str, step: int) -> str:
 def _opened(settings: Settings) -> "tuple[AbstractFileSystem, str]":
     """The file system of a store, and the path in it that the store's names begin with."""
     key, secret = settings.store_key.get_secret_value(), settings.store_secret.get_secret_value()
+    for name, value in keys(settings).items():
+        if not os.environ.get(name):
+            os.environ[name] = value
     scheme, _, place = settings.store.partition("://")
     if scheme == "s3":
         if bool(key) != bool(secret):
@@ -406,7 +437,7 @@ def _side_by_side(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
 
 def staging_of(target: Path) -> Path:
     """The folder in which `target` lies until it is whole."""
-    return target.with_name(f".{target.name}.pulling")
+    return target.with_name(f".{target.name}{PULLING}")
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -414,6 +445,13 @@ def described(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
+
+
+def is_plain(name: str) -> bool:
+    """Whether an object of this name, which leads nowhere else, can be had everywhere: the lab's API takes no other."""
+    if not name.isprintable() or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+        return False
+    return len(name.encode()) <= LONGEST_NAME
 
 
 def _is_safe(name: object) -> bool:

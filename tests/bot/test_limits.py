@@ -102,6 +102,7 @@ def run(said: str) -> RunView:
         sample=said,
         started_at=None,
         ended_at=None,
+        stages=(2, 10),
     )
 
 
