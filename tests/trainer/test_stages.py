@@ -74,6 +74,10 @@ def test_comma_has_the_published_stages() -> None:
     assert "18,000 steps, learning rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
     assert config.saves.is_due(460_000, 478_000)
     assert not config.saves.is_due(455_000, 478_000)
+    assert written().saves.first_after(5, 12) == 8
+    # A member's learning rate is that of all stages, each in its proportion.
+    hotter = load_recipe("comma-7b", {"learning_rate": "2e-3"})
+    assert rate(hotter, 460_000) == pytest.approx(2 * ends_at, rel=1e-4)
 
 
 def test_stages_share_the_steps_in_proportion() -> None:
