@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
+from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, TO_MENTION, Server
 from broker import fence
 from broker.allocations import hosts, pools
 from broker.allocations.pools import Pool
@@ -43,7 +43,7 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
-DATABASE_FIRST = "Set the database right first."
+DATABASE_FIRST = "Fix the database first."
 
 R = TypeVar("R")
 
@@ -264,7 +264,7 @@ def check_store(settings: Settings) -> list[Finding]:
         advice = "Correct STOA_STORE, STOA_STORE_ENDPOINT, STOA_STORE_KEY and STOA_STORE_SECRET, or see to the store."
         return [Finding("store", str(error), advice)]
     if given != said:
-        return [Finding("store", "it does not give back what was put there", "Take another store.")]
+        return [Finding("store", "it does not give back what was put there", "Use another store.")]
     return [Finding("store", f"{settings.store} takes objects and gives them back")]
 
 
@@ -376,7 +376,7 @@ def _apart(which: str, theirs: datetime) -> Finding:
 
 def invitation(settings: Settings) -> str:
     """The address at which an admin invites the bot; raises InvalidError where Discord does not know the token."""
-    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, "embed_links", "manage_roles"], True))
+    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, *TO_MENTION, "embed_links"], True))
     try:
         application = asyncio.run(asyncio.wait_for(_application(settings), 6 * PATIENCE_SECONDS))
     except discord.LoginFailure as error:

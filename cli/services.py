@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from broker import store as stores
 from broker.runners import registry
 from broker.runners.shim import tied_to_parent
 from projects.cleaning import cleaned
@@ -55,7 +56,7 @@ class Part:
 
 
 def environment(settings: Settings, part: str) -> dict[str, str]:
-    """The environment of a part: the settings, but of the secrets only its own."""
+    """The environment of a part: the settings, but of the secrets only its own, and what the store's client reads."""
     values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
         if name in SECRET - SECRETS[part]:
@@ -63,7 +64,7 @@ def environment(settings: Settings, part: str) -> dict[str, str]:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if text:
             values[f"STOA_{name.upper()}"] = text
-    return values
+    return values | stores.keys(settings) if SECRETS[part] >= set(STORE) else values
 
 
 class Parts:
@@ -185,7 +186,7 @@ def alone(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PartError(
-                f"A Stoa is running in {home} already; end it first, or set STOA_HOME to another."
+                f"Stoa is already running in {home}; stop it first, or set STOA_HOME to another folder."
             ) from error
         yield
 
@@ -236,7 +237,7 @@ def _end_all(grace_seconds: float) -> None:
 def last_line(log: Path) -> str:
     """The last line of a log that says something."""
     lines = [said for line in log.read_text(errors="replace").splitlines() if (said := cleaned(line))]
-    return lines[-1][:500] if lines else "it said nothing"
+    return lines[-1][:500] if lines else "it wrote nothing"
 
 
 def _says_ready(log: Path, seen: int) -> bool:

@@ -13,7 +13,7 @@ from trainer.layouts import Layout
 from trainer.lr_schedule import learning_rate
 from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
-from trainer.metrics import parameters
+from trainer.metrics import parameters as parameters
 
 MOST_LAYOUTS = 8
 MOST_SOURCES = 5
@@ -51,9 +51,8 @@ class Stage(BaseModel):
         most = sorted(self.tokens.items(), key=lambda item: -item[1])
         listed = [f"{readable_count(count)} of {name}" for name, count in most[:MOST_SOURCES]]
         more = [f"{len(most) - MOST_SOURCES} more"] if len(most) > MOST_SOURCES else []
-        return (
-            f"{self.steps:,} steps, rate {self.highest_rate:.3g} → {self.last_rate:.3g}: {', '.join([*listed, *more])}"
-        )
+        said = f"{self.steps:,} steps, learning rate {self.highest_rate:.3g} → {self.last_rate:.3g}"
+        return f"{said}: {', '.join([*listed, *more])}" if most else said
 
 
 class CheckReport(BaseModel):

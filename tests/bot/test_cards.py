@@ -214,6 +214,13 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     assert "(https://there)" in said(moved_card(fork, "https://there"))
 
 
+async def test_a_runs_card_says_which_of_its_stages_it_is_in() -> None:
+    shown = replace(run("demo"), total_steps=10, stages=(4, 10))
+    for step, stage in ((0, 1), (3, 1), (4, 2), (10, 2)):
+        assert f"step {step} of 10 ({step * 10} %) · stage {stage} of 2\n" in said(run_card(replace(shown, step=step)))
+    assert "stage" not in said(run_card(replace(shown, stages=())))
+
+
 async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
     queued = replace(run("demo"), state=RunState.QUEUED, reason="")
 
@@ -261,7 +268,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab, channel = shared_lab
     await lab.launch(channel, override="steps=4000")
     first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
-    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing holds it up." in m.text)
     token = lab.call(attempts.admit, 1, [0])
     lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)

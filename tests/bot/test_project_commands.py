@@ -37,7 +37,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
 
     assert "You follow **Do small models dream?** now" in (await rosa.press(card, "Follow")).text
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "**Followers** 1" in m.text)
-    await refused(lab, rosa.press(card, "Follow"), f"You follow {TITLE} already.")
+    await refused(lab, rosa.press(card, "Follow"), f"You already follow {TITLE}.")
     assert "You are in" in (await rosa.command("project join", channel=channel.id)).text
     lab.confirm(1, "Rosa")
     lead = f"You lead {TITLE}: hand the lead over before you leave."
@@ -84,8 +84,8 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     theirs = f"The lead of {TITLE} is offered to Grace, who alone can answer."
     await refused(lab, lab.person("Omar").press(offer, "Accept"), theirs)
     await refused(lab, ada.press(offer, "Accept"), theirs)
-    assert (await grace.press(offer, "Accept")).text == "You lead **Do small models dream?** from now on. Thank you!"
-    await lab.guild.wait_for(channel.id, lambda m: "**Grace** leads the project from now on" in m.text)
+    assert (await grace.press(offer, "Accept")).text == "You now lead **Do small models dream?**. Thank you!"
+    await lab.guild.wait_for(channel.id, lambda m: "**Grace** now leads the project" in m.text)
     await lab.guild.wait_for("proposals", lambda m: "**Lead** Grace" in m.text)
     nobody = f"Nobody is offered the lead of {TITLE} now."
     await refused(lab, grace.press(offer, "Accept"), nobody)
@@ -117,11 +117,12 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, ada.command("project pause", **here), early)
     early = f"{title} is recruiting; a channel comes with a project's scope."
     await refused(lab, omar.command("project open", **here), early)
-    moderators = "Only moderators can do this; their role is given by the admins."
+    moderators = "Only moderators can do this; the admins assign their role."
     for act in ("open", "hide", "unhide"):
         await refused(lab, ada.command(f"project {act}", **here), moderators)
-    scope = await ada.command("project scope", checkpoints="held", **here)
-    await ada.submit(scope, SCOPE)
+    scope = await ada.command("project scope", checkpoints="held", licence="MIT", **here)
+    await ada.submit(scope, SCOPE | {"Licence of the models": "CC0-1.0"})
+    assert "**Models** CC0-1.0" in (await ada.command("project show", **here)).text
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-"))
 
     unsaid = await ada.command("project pause", channel=channel.id)
@@ -135,7 +136,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, grace.command("project resume", **here), only)
     assert (await ada.command("project resume", channel=channel.id)).text == "The project is resumed."
 
-    members = f"Only a reviewer who is not of {title} can do this; the reviewers' role is given by the admins."
+    members = f"Only a reviewer who is not of {title} can do this; the admins assign the reviewers' role."
     await refused(lab, grace.command("project release", **here), members)
     release, twice = [await rosa.command("project release", **here) for _ in range(2)]
     assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
@@ -165,11 +166,11 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     assert len(await grace.complete("project show", "project", "large")) == 1
     assert "large models" in (await grace.command("project list", stage="stopped")).text
     assert (await grace.command("project list", stage="paused")).text == "No project is paused now."
-    await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it has no more updates.")
+    await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it takes no more updates.")
     over = f"{title} is stopped; this can no longer be done."
     for act in ("update", "needs", "complete", "stop"):
         await refused(lab, ada.command(f"project {act}", **here), over)
-    ended = f"{title} is stopped; nobody can join it any more."
+    ended = f"{title} is stopped; nobody can join it now."
     await refused(lab, rosa.command("project join", **here), ended)
 
 

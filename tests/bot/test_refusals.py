@@ -51,6 +51,28 @@ async def test_a_title(shared_lab: Shared, title: str, sentence: str) -> None:
     refused(lab, await lab.propose(Title=title), sentence, heads)
 
 
+async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    form = await ada.command("project complete", channel=channel.id)
+    empty = await ada.submit(form, {"Outcome": "Abandoned", "What was learnt": " \u200b "}, force=True)
+    assert empty.message is not None
+    assert empty.message.button_labels == ["Edit and resend"]
+    form = await ada.press(empty.message, "Edit and resend")
+    assert form.fields[0].value == "Abandoned"
+    filled = PROPOSAL | {"Title": "🧪🔥🧪"}
+    answer = await lab.propose(**filled)
+    for title in ("", "Is it mended?"):
+        assert answer.message is not None
+        assert answer.message.button_labels == ["Edit and resend"]
+        form = await ada.press(answer.message, "Edit and resend")
+        assert [field.value or "" for field in form.fields] == list(filled.values())
+        filled = PROPOSAL | {"Title": title}
+        answer = await ada.submit(form, filled, force=True)
+    assert "is proposed" in answer.text
+    await lab.guild.wait_for("proposals", lambda m: "Is it mended?" in m.text)
+
+
 @pytest.mark.parametrize("hours", ["-5", "0", "many", "NaN"])
 async def test_hours(shared_lab: Shared, hours: str) -> None:
     lab, channel = shared_lab
@@ -130,7 +152,7 @@ async def test_only_the_lead_gets_the_form_of_the_scope(shared_lab: Shared) -> N
     answer = await lab.person("Grace").command("project scope", channel=channel.id)
     refused(lab, answer, "Only the lead of “Do small models dream?”, Ada, can do this.", heads)
     answer = await lab.person("Ada").command("project scope", channel=channel.id)
-    refused(lab, answer, "“Do small models dream?” is active: its scope has been written already.", heads)
+    refused(lab, answer, "“Do small models dream?” is active: its scope is already written.", heads)
 
 
 async def test_joining_twice(shared_lab: Shared) -> None:
@@ -230,7 +252,7 @@ async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await ada.submit(form, PROPOSAL)
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("This form is closed, and nothing was changed now: ")
+    assert answer.text.startswith("This form is closed, and nothing has changed: ")
     [kept] = answer.message.attachments if answer.message else []
     assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
     form = await ada.command("project propose")
@@ -252,4 +274,4 @@ async def test_a_list_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await omar.press(shown.message, "Forget the person")
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("These buttons no longer work, and nothing was changed now: ")
+    assert answer.text.startswith("These buttons no longer work, and nothing has changed: ")

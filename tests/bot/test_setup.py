@@ -100,7 +100,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
 
     heads = lab.heads()
     again = await omar.command("stoa setup")
-    assert again.text.startswith("Stoa is set up already: nothing was changed.")
+    assert again.text.startswith("Stoa is already set up: nothing was changed.")
     assert "(" not in again.text
     assert ([c.id for c in await lab.guild.channels()], lab.heads()) == ([c.id for c in after], heads)
 
@@ -131,6 +131,7 @@ async def test_with_roles_chosen_it_needs_no_manage_roles(lab: Lab) -> None:
     before = {channel.id for channel in await lab.guild.channels()}
     done = await lab.person("Omar").command("stoa setup", **roles)
     assert done.text.startswith("Stoa is set up.")
+    assert done.text.endswith("reviewers and followers are mentioned, grant the bot's role Manage Roles, under Roles.")
     made = {channel.name: channel for channel in await lab.guild.channels() if channel.id not in before}
     quiet = [name for name in made if made[name].raw["permission_overwrites"]]
     assert sorted(quiet) == [NEW["announcements"].name, NEW["record"].name]

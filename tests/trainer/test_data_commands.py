@@ -170,11 +170,13 @@ def test_inspect_holds_prepared_files_against_their_manifest(tmp_path: Path) -> 
 
 def test_mixtures() -> None:
     assert run.invoke(app, ["mixtures"]).stdout.splitlines() == [
-        "common-pile: 31 sources by weight",
+        "common-pile: 31 sources by weight, and weights by name: cooldown",
         "pile: 22 sources by epochs",
         "pile-deduplicated: 1 source by weight",
     ]
     assert "LicenseRef-Public" in run.invoke(app, ["mixtures", "pile"]).stdout
+    [doab] = [line for line in run.invoke(app, ["mixtures", "common-pile"]).stdout.splitlines() if "doab " in line]
+    assert [cell.strip() for cell in doab.split("│")[3:5]] == ["18", "6"]
     assert run.invoke(app, ["mixtures", "heap"]).exit_code == 78
 
 
@@ -216,7 +218,7 @@ def test_a_corpus_is_checked_by_a_list_of_hashes(tmp_path: Path) -> None:
     done = measure("".join(lines))
     assert json.loads(done.stdout)["manifest"] == hashlib.sha256(listed.read_bytes()).hexdigest()
     for text, sentence in (
-        (lines[0], "does not list b.jsonl; write the manifest anew."),
+        (lines[0], "does not list b.jsonl; write the manifest again."),
         ("".join(lines) + lines[0].replace("a.jsonl", "c.jsonl"), "lists c.jsonl, which is not among the files"),
         (lines[0] + "0" + lines[1][1:], "its SHA-256 differs; fetch it again."),
         ("".join(lines) + "nonsense", "line 3 is not “SHA256  FILE”"),

@@ -36,7 +36,7 @@ class New:
 NEW: Mapping[str, New] = {
     "lab_category": New("the lab's channels", "Lab"),
     "projects_category": New("the projects' channels", "Projects"),
-    "proposals": New("proposals", "proposals", "What members want to find out, and whom they look for"),
+    "proposals": New("proposals", "proposals", "What members want to find out, and who they are looking for"),
     "review": New("review", "compute-review", "Requests for GPU time, and how they were decided"),
     "announcements": New("announcements", "announcements", "What projects have found out", quiet=True),
     "record": New("the lab's record", "public-record", "Pools, grants, policies: what is of no project", quiet=True),
@@ -69,7 +69,7 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         if changed or not app.server.by_admins:
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
         await app.reload_server()
-        return _said(found, made, changed)
+        return _said(found, made, changed, server.lacking_to_mention(guild.me.guild_permissions))
 
 
 def _demand_apart(found: Mapping[str, Target]) -> None:
@@ -162,8 +162,8 @@ async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) ->
         raise ConflictError(f"Discord did not say whether it has made “{new.name}”: use /stoa setup again.") from error
 
 
-def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object]) -> str:
-    lines = ["Stoa is set up." if changed else "Stoa is set up already: nothing was changed."]
+def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object], lacking: str) -> str:
+    lines = ["Stoa is set up." if changed else "Stoa is already set up: nothing was changed."]
     for name, target in found.items():
         new = NEW[name]
         shown = text.line(target.name, 60) if isinstance(target, discord.CategoryChannel) else target.mention
@@ -171,6 +171,8 @@ def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, ob
         lines.append(f"- {new.label}: {shown}{how}")
     if set(made).intersection(server.ROLES):
         lines.append("Give people the new roles in the server's settings, under Members.")
+    if lacking:
+        lines.append(f"So that reviewers and followers are mentioned, grant the bot's role {lacking}, under Roles.")
     return "\n".join(lines)
 
 
