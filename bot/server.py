@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from discord import Permissions
 from sqlalchemy.orm import Session
 from sqlmodel import select
 
@@ -27,6 +28,9 @@ IN_PROPOSALS = {
 }
 IN_OTHERS = {name: IN_PROPOSALS[name] for name in ("view_channel", "send_messages", "read_message_history")}
 IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files": "Attach Files"}
+
+# Without these, the lab works, and roles are mentioned in vain.
+TO_MENTION = {"manage_roles": "Manage Roles", "mention_everyone": "Mention @everyone, @here, and All Roles"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ def load(session: Session, settings: Settings) -> Server:
     rows = session.scalars(select(DiscordPurpose).where(DiscordPurpose.guild_id == str(server.guild)))
     chosen = {row.name: int(row.discord_id) for row in rows if row.name in known}
     return replace(server, **chosen, by_admins=bool(chosen))
+
+
+def lacking_to_mention(permissions: Permissions) -> str:
+    """The labels of the permissions that the bot lacks to give roles and mention them; empty where it has them."""
+    return ", ".join(label for bit, label in TO_MENTION.items() if not getattr(permissions, bit))
 
 
 def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, tuple[int, str]]) -> None:

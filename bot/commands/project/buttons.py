@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
+from bot.delivery import follower_roles
 from projects import lifecycle, membership, projects
 
 Answering = Callable[[Interaction, int], Awaitable[str]]
@@ -26,7 +27,8 @@ async def followed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(membership.follow, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
     title = text.line(project.title, 160)
-    return f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+    said = f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+    return " ".join(filter(None, [said, await follower_roles.remark(interaction.client, project_id)]))
 
 
 async def confirmed(interaction: Interaction, entry_id: int) -> str:
