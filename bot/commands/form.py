@@ -13,12 +13,10 @@ from discord import ui
 from bot import errors, text
 from bot.app import Interaction, acknowledge, take, taken
 from projects import cleaning
-from projects.errors import AwayError, ConflictError, InvalidError
+from projects.errors import AwayError, ConflictError, InvalidError, OverError
 
 MOST = 4000
-DAY_SECONDS = 86400.0
-MENDABLE = (InvalidError, ConflictError)
-"""The refusals that other words in the form may overcome."""
+HOUR_SECONDS, DAY_SECONDS = 3600.0, 86400.0
 CLOSED = (
     "This form is closed, and nothing has changed: it was already sent, was opened long ago, or Stoa has restarted "
     "since. Use the command or the button again"
@@ -55,7 +53,7 @@ class Form(ui.Modal):
     """A form that is acknowledged privately at once, and answered once `send` has done its work."""
 
     def __init__(self, title: str, fields: Mapping[str, ui.Item[Any]]) -> None:
-        super().__init__(title=text.bounded(title, 45), timeout=3600)
+        super().__init__(title=text.bounded(title, 45), timeout=HOUR_SECONDS)
         self.fields = fields
         for label, component in fields.items():
             self.add_item(ui.Label(text=label, component=component))
@@ -74,7 +72,8 @@ class Form(ui.Modal):
         away = isinstance(error, AwayError)
         prose = away or any(field.style is discord.TextStyle.paragraph for field in typed.values())
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
-        label = "Open the form again" if away else "Edit and resend" if isinstance(error, MENDABLE) else ""
+        mendable = isinstance(error, (InvalidError, ConflictError)) and not isinstance(error, OverError)
+        label = "Open the form again" if away else "Edit and resend" if mendable else ""
         await errors.answer(interaction, error, written, Again(self, label) if label else None)
 
     async def answer(self, interaction: Interaction) -> None:
@@ -92,6 +91,7 @@ class Again(ui.View):
     def __init__(self, form: Form, label: str) -> None:
         super().__init__(timeout=DAY_SECONDS)
         self.form = form
+        form.timeout = DAY_SECONDS + HOUR_SECONDS  # a form that has timed out cannot be opened again
         self.open_again.label = label
         for field in form.fields.values():
             if isinstance(field, ui.TextInput):

@@ -126,18 +126,19 @@ class ProjectFeed:
         has_channel = channel_id is not None or closed
         person = await mentions.of(self.app, entries)
         followers = await mentions.of_followers(self.app, entries)
-        *_, last = where = posts.destinations(entry, has_channel=has_channel, announces=announces)
+        where = posts.destinations(entry, has_channel=has_channel, announces=announces)
+        theirs = where[-1] if person is None or len(where) > 1 else None
         for destination in where:
             target = await self._channel(destination, entry, context)
             if target is None:
                 continue
-            mention = person or (followers if destination is last else None)
+            mention = (followers if destination is theirs else None) or person
             if len(entries) > 1:
                 key, said = gatherings.key(entries, destination), gatherings.render(entries, mention)
             else:
                 key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context, mention)
             sent = await self.sender.post(key, target, said, post_buttons.of(entries), mention)
-            if sent is not None:
+            if sent is not None and mention is person:
                 person = None  # the next posts of the entry do not mention them again
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")

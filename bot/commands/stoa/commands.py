@@ -102,7 +102,7 @@ NOTIFY: Mapping[Notify, str] = {
         "You are mentioned in what concerns you: the ends of your runs, what is decided about your requests, who joins "
         "a project that you lead, and the news of projects that you follow."
     ),
-    Notify.NONE: "Nothing mentions you.",
+    Notify.NONE: "Nothing mentions you, except requests for GPU time while you hold the reviewers' role.",
 }
 
 
