@@ -98,6 +98,7 @@ class Store:
         with _telling("open", settings.store):
             self._fs, self._root = _opened(settings)
         self._is_local = settings.store.startswith(("file://", "local://"))
+        self._is_google = settings.store.startswith("gs://")
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object there, in the place of an earlier one of that name."""
@@ -122,12 +123,10 @@ class Store:
         """The names of what is directly in a folder, in order; a store may answer with what was there a while ago."""
         with suppress(FileNotFoundError), _telling("list", folder):
             self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(self._path(folder), detail=False)
-            except OSError as error:
-                if f"{error}".startswith("No such file"):  # which pyarrow says of Google's by an OSError
-                    return []
-                raise
+            if self._is_google:  # of which pyarrow lists the objects of a folder, and not its folders
+                first = len(self._path(folder)) + 1
+                return sorted({path[first:].partition("/")[0] for path in self._below(folder)} - {""})
+            found = self._fs.ls(self._path(folder), detail=False)
             return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
         return []
 
@@ -198,7 +197,7 @@ class Store:
             files = self._manifest(f"{folder}/{SENT}")
         if files is None:
             with suppress(FileNotFoundError), _telling("list", folder):
-                return not self._fs.find(self._path(folder))
+                return not self._below(folder)
             return True
         self.write(f"{folder}/{LEAVING}", json.dumps(files).encode())
         self.remove(f"{folder}/{WHOLE}")
@@ -255,6 +254,15 @@ class Store:
         _sync(target.parent)
         return True
 
+    def _below(self, folder: str) -> Sequence[str]:
+        """The paths of all objects in a folder and its folders."""
+        if not self._is_google:
+            return [str(path) for path in self._fs.find(self._path(folder))]
+        from pyarrow.fs import FileSelector
+
+        every = FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        return [str(info.path) for info in self._fs.fs.get_file_info(every)]
+
     def _send(self, path: Path, name: str, advance: Advance) -> dict[str, Any]:
         """Put a file there; its description."""
         digest, size = hashlib.sha256(), 0
@@ -268,7 +276,8 @@ class Store:
 
     def _fetch(self, name: str, path: Path, sha256: str, advance: Advance) -> None:
         digest = hashlib.sha256()
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        short = hashlib.sha256(path.name.encode()).hexdigest()[:16]  # the name may be as long as one can be
+        partial = path.with_name(f".{short}.{os.getpid()}")
         with partial.open("wb") as out:
             for block in self.blocks(name):
                 digest.update(block)

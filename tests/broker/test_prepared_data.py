@@ -16,6 +16,7 @@ from broker.store import Store, StoreError
 from projects.settings import Settings
 from tests.broker.lab import POOL, Lab, settings
 from tests.broker.test_preparing import accept_tiny, prepare
+from tests.databases import ONCE
 from trainer.contract import Measured
 
 MADE = Measured(files=2, bytes=6, sources={"songs": "MIT"})
@@ -49,6 +50,7 @@ def clear(lab: Lab, conf: Settings) -> int:
     return prepared_data.clear(conf, lab.db, Looked())
 
 
+@ONCE
 def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     lab: Lab, conf: Settings, project: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     assert clear(lab, conf) == 0
 
 
+@ONCE
 def test_data_of_a_pool_stay_until_they_are_retired_and_the_last_run_there_has_ended(
     lab: Lab, conf: Settings, project: int
 ) -> None:

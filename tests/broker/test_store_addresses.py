@@ -4,17 +4,18 @@ which are only opened."""
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote
 
 import pytest
-from gcp_storage_emulator.server import create_server
 from huggingface_hub import HfFileSystem
 from pydantic import SecretStr
 
@@ -24,7 +25,7 @@ from broker.store import DamagedError, Store, StoreError
 from cli.services import SECRETS, environment
 from projects.settings import Settings
 from tests.broker.lab import settings
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
 
 GOOGLE_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -77,14 +78,29 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings
     server.server_close()
 
 
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 @pytest.fixture
 def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings with a store of Google's, which an emulator has."""
     monkeypatch.setenv(GOOGLE_KEYS, "")
     [port] = free_ports(1)
     monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
-    with create_server("127.0.0.1", port, in_memory=True, default_bucket="lab"):
+    program, place = Path(sys.executable).parent / "gcp-storage-emulator", ["--host", "127.0.0.1", "--port", str(port)]
+    # A process of its own: pyarrow keeps the GIL while it closes what it reads.
+    with (tmp_path / "emulator.log").open("wb") as log:
+        process = subprocess.Popen([program, "start", *place, "--in-memory", "--default-bucket", "lab"], stderr=log)
+    try:
+        wait_for(lambda: process.poll() is None and answers(port), "the emulator")
         yield settings(tmp_path / "home", store="gs://lab/stoa")
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
 
 
 def test_a_folder_goes_to_a_store_of_googles_and_back(
@@ -106,8 +122,13 @@ def test_a_folder_goes_to_a_store_of_googles_and_back(
     store.write("a/step1/empty", b"not any more")
     with pytest.raises(DamagedError, match="other bytes as a/step1/empty"):
         store.pull("a/step1", tmp_path / "damaged")
+    store.write("a/step10", b"beside")
+    assert store.names("a") == ["step1", "step10"]
+    store.remove("a/step1/whole")
+    assert not store.discard("a/step1"), "somebody may be sending it"
+    store.push(source, "a/step1")
     assert store.discard("a/step1")
-    assert (store.names("a/step1"), store.read("a/step1/empty")) == ([], None)
+    assert (store.names("a/step1"), store.read("a/step1/empty"), store.names("a")) == ([], None, ["step10"])
 
 
 def test_whoever_opens_a_store_has_the_keys_that_the_shell_or_the_file_of_settings_name(
