@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import aiohttp
 import discord
@@ -66,12 +67,12 @@ class FollowerRoles:
             return
         self._not_before = time.monotonic() + PAUSE_SECONDS
         changes = await self.app.read(_changes)
-        work = [self._take(guild, *held) for held in changes.take]
-        work += [self._delete(guild, project_id) for project_id in changes.over]
-        work += [self._give(guild, *held) for held in changes.give]
+        work = [partial(self._take, guild, *held) for held in changes.take]
+        work += [partial(self._delete, guild, project_id) for project_id in changes.over]
+        work += [partial(self._give, guild, *held) for held in changes.give]
         for each in work:
             try:
-                await each
+                await each()
             except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
                 self._not_before = time.monotonic() + REFUSED_SECONDS
                 log.warning("a role cannot be changed; it is tried again", reason=str(error))

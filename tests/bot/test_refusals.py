@@ -205,7 +205,7 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     await lab.person("Rosa").submit(first, {"GPU-hours": "0.5", "Reason": "Yes."})
     heads = lab.heads()
-    sentence = "This request has been approved already, by Rosa."
+    sentence = "This request was already approved, by Rosa."
     refused(lab, await lab.person("Omar").submit(second, {"Reason": "Yes, too."}), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Approve"), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Decline"), sentence, heads)
