@@ -107,7 +107,8 @@ class CardUpdater:
             project, requests, newest, channel_id = await self.app.read(card_contents, self.project_id)
             if project.stage not in ENDED:
                 await self.move(project.id)
-            card = project_card(project, requests, newest, channel_id=channel_id)
+            least = self.app.settings.min_people
+            card = project_card(project, requests, newest, channel_id=channel_id, min_people=least)
             waiting = [await self._update(f"project:{project.id}", str(server.proposals), card, urgent=urgent)]
             review_cards = await review_card_updates.cards(self.app, project.id, requests)
             for key, (card, is_open) in review_cards.items():

@@ -175,7 +175,7 @@ class ProjectFeed:
         thread_id, gone = await self.channels.find(key)
         if thread_id is not None or gone:
             return thread_id
-        card = project_card(project, (), (), channel_id=None)
+        card = project_card(project, (), (), channel_id=None, min_people=self.app.settings.min_people)
         message_id = await self.sender.send_card(f"project:{project.id}", proposals, card)
         if message_id is None:
             await self.channels.deleted(key)

@@ -122,7 +122,7 @@ def checked(card: Card) -> None:
 async def test_cards(said: str) -> None:
     for stage in Stage:
         shown = replace(project(said), stage=stage, stage_reason=said)
-        checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
+        checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1", min_people=2))
     for state in AllocationState:
         checked(review_card(replace(request(said), state=state), context(said)))
     for decision in ChangeState:

@@ -36,7 +36,7 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
     project_id = await context.project_of(interaction, project)
     await interaction.client.read(requests.check_may_request, actor(interaction), project_id)
     most = await interaction.client.read(pools.largest_in, pool)
-    await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
+    await interaction.response.send_modal(RequestForm(project_id, {pool: most}, renews))
 
 
 @allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")

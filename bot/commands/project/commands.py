@@ -234,7 +234,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     app = interaction.client
     project_id = await context.project_of(interaction, project)
     view, requests, newest, channel_id = await app.read(card_updates.card_contents, project_id)
-    card = project_card(view, requests, newest, channel_id=channel_id)
+    card = project_card(view, requests, newest, channel_id=channel_id, min_people=app.settings.min_people)
     await errors.again(lambda: interaction.edit_original_response(view=card))
 
 

@@ -14,7 +14,7 @@ from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_plan, sweep_plan, why
-from broker.runs import comparison, control, launching, logs, runs, sweep_control
+from broker.runs import comparison, control, launching, runs, sweep_control
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -144,9 +144,7 @@ async def fork(
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
     """Offer the new run with its cost; the button launches it."""
     await acknowledge(interaction)
-    run_id = await context.run_of(interaction, run)
-    preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
-    await answers.show(interaction, answers.offer(preview))
+    await buttons.rerun(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="show", description="Show how a run stands")
@@ -301,10 +299,7 @@ async def config(interaction: Interaction, run: int | None = None) -> None:
 async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show the attempts and the log."""
     await acknowledge(interaction)
-    app = interaction.client
-    async with app.dear_turn():
-        found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
-    await errors.reply(interaction, answers.logged(found))
+    await buttons.log(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="sample", description="Let the last checkpoint of a run continue a text of yours")

@@ -27,6 +27,7 @@ def approved(p: Payload) -> str:
     return (
         f"✅ {by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, sponsored by "
         f"{line(p['sponsor'])} (allocation {p['allocation']}){half}{first}.{why(p)}"
+        "\n**Next** Launch a run with the button below or `/run launch`."
     )
 
 

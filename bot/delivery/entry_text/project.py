@@ -8,6 +8,7 @@ from bot.delivery.entry_text.registry import Payload, entry
 from broker.allocations import reservations
 
 NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
+COMPUTE = "\n**Next** The lead asks for GPU time with the button below or `/allocation request`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 
@@ -16,7 +17,8 @@ def proposed(p: Payload) -> str:
     return (
         f"🌱 {by(p)} proposes **{line(p['title'])}**."
         f"{quoted(p['question'], 'The question:')}{quoted(p['why'], 'Why it matters:')}"
-        f"{quoted(p['needs'], 'Who is needed:')}\nAsk and discuss here; the Join button is on the card above."
+        f"{quoted(p['needs'], 'Who is needed:')}\nAsk and discuss here."
+        "\n**Next** Join with the button on the card above; the lead writes the scope, here or with `/project scope`."
     )
 
 
@@ -78,12 +80,12 @@ def share_set(p: Payload) -> str:
 @entry("project.activated")
 def activated(p: Payload) -> str:
     people = text.count(p["people"], "person", "people")
-    return f"🏛️ The project has a scope and {people}, so it is active. {READ_ALONG}"
+    return f"🏛️ The project has a scope and {people}, so it is active. {READ_ALONG}{COMPUTE}"
 
 
 @entry("project.channel_opened")
 def channel_opened(p: Payload) -> str:
-    return f"🏛️ {by(p)} has opened this channel. {READ_ALONG}"
+    return f"🏛️ {by(p)} has opened this channel. {READ_ALONG}{COMPUTE}"
 
 
 @entry("project.paused")

@@ -110,12 +110,14 @@ def finished(p: Payload) -> str:
 
 @entry("run.failed")
 def failed(p: Payload) -> str:
-    return f"❌ {_run(p)} has failed, after {_spent(p)}.{why(p)}"
+    comes = "\n**Next** Read its log, or launch it again as it was, with the buttons below." if trains(p) else ""
+    return f"❌ {_run(p)} has failed, after {_spent(p)}.{why(p)}{comes}"
 
 
 @entry("run.timed_out")
 def timed_out(p: Payload) -> str:
-    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, after {_spent(p)}."
+    comes = "\n**Next** `/run fork` goes on from its last checkpoint, with another time limit." if trains(p) else ""
+    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, after {_spent(p)}.{comes}"
 
 
 @entry("run.cancelled")
@@ -190,6 +192,11 @@ def checkpoints_released(p: Payload) -> str:
 @entry("checkpoints.withheld")
 def checkpoints_withheld(p: Payload) -> str:
     return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
+
+
+def trains(p: Payload) -> bool:
+    """Whether an entry is about a run that trains, and not about a sample or the preparation of data."""
+    return not p.keys() & {"sample", "prepares"}
 
 
 def _run(p: Payload) -> str:
