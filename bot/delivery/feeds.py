@@ -14,6 +14,7 @@ from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
+from bot.delivery.welcomes import Welcomes
 from bot.renderer import Renderer
 from broker.allocations import awards
 from broker.reviews import inventory
@@ -30,11 +31,12 @@ MOST_POSTS = 8
 
 
 class LabFeed:
-    """The feed of the lab's own stream, posted in the channel of the public record."""
+    """The feed of the lab's own stream, posted in the channel of the public record, with the welcomes for newcomers."""
 
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
         self.tombstones = Tombstones(app, sender, record.LAB)
+        self.welcomes = Welcomes(app, sender)
 
     @property
     def behind(self) -> bool:
@@ -43,8 +45,8 @@ class LabFeed:
 
     @property
     def due(self) -> bool:
-        """Whether such a post may be edited now."""
-        return self.tombstones.due
+        """Whether such a post may be edited now, or a welcome has to be."""
+        return self.tombstones.due or self.welcomes.due
 
     async def catch_up(self) -> bool:
         """Post some of the new entries, then blank a post; returns whether more entries wait."""
@@ -58,6 +60,7 @@ class LabFeed:
             await self.app.write(outbox.posted, entry)
             self.tombstones.note(entry)
         await self.tombstones.refresh()
+        await self.welcomes.refresh()
         return len(entries) > MOST_POSTS
 
 

@@ -59,6 +59,7 @@ class Sender:
         self.holder = holder
         self.budget = EditBudget()
         self._pictures: dict[str, KeptFile] = {}
+        self._not_pinned: set[str] = set()
         # One post at a time in a channel: several at once could exceed what is left of Discord's limit there.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -108,6 +109,28 @@ class Sender:
         except LostPictureError:
             await self.app.write(outbox.sent, row.key, row.message_id or "")  # so that it is drawn again
             raise
+
+    async def pin(self, key: str) -> None:
+        """Pin a message that was sent, once: whoever unpins it has decided so.
+
+        A crash before this is noted lets the next process pin it again, which changes nothing.
+        """
+        row = await self.app.read(outbox.message, key)
+        if row is None or row.gone or row.message_id is None or key in self._not_pinned:
+            return
+        if await self.app.read(outbox.message, outbox.pin_of(key)) is not None:
+            return
+        try:
+            await self._channel(row.channel_id).get_partial_message(int(row.message_id)).pin()
+        except discord.NotFound as error:
+            await self._deleted(key, error)
+        except discord.HTTPException as error:
+            if error.status >= 500:
+                raise
+            self._not_pinned.add(key)  # until the next start
+            log.warning("Discord does not let the bot pin a message", key=key, reason=error.text)
+        else:
+            await self.app.write(outbox.pinned, row)
 
     async def _kept(self, key: str, message: discord.PartialMessage, name: str) -> KeptFile:
         """The picture of that name which a card shows; looked up once, as edits tell of it afterwards."""

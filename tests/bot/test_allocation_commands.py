@@ -189,7 +189,7 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     answer = await lab.request(channel, "1")
     number = int(answer.text.split()[1])
     assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
-    assert re.search(r" GPU-hours? of `local` until 20\d\d-\d\d-\d\d\.$", answer.text)
+    assert re.search(r"(?m) GPU-hours? of `local` until 20\d\d-\d\d-\d\d\.$", answer.text)
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
     assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]

@@ -70,7 +70,7 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     run_card = await lab.guild.wait_for(channel.id, has("P1 · run 1", "has failed"))
     assert run_card.button_labels == ["Config", "Log", "Rerun"]
     for message in (failed, run_card):
-        assert (await ada.press(message, "Log")).text.startswith("**Attempts of run 1**\n**1** failed")
+        assert (await ada.press(message, "Log")).text.startswith("**Attempts of run 1**\n**1** ended")
     again = await ada.press(failed, "Rerun")
     assert again.message is not None
     assert again.message.button_labels == ["Launch", "Cancel"]

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
-from bot.commands.project.forms import ScopeForm
+from bot.commands.project.forms import ProposeForm, ScopeForm
 from projects import lifecycle, membership, projects
 
 HELPS = "**Next** Say hello in its channel or thread; `/stoa help` there shows what you can do."
@@ -56,6 +56,11 @@ async def declined(interaction: Interaction, project_id: int) -> str:
     return "The offer is ended; the lead does not change."
 
 
+async def propose(interaction: Interaction, _: int) -> None:
+    """Open the form of a proposal."""
+    await interaction.response.send_modal(ProposeForm())
+
+
 async def scope(interaction: Interaction, project_id: int) -> None:
     """Open the form of the scope, for checkpoints that are public at once and the usual licence."""
     await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
@@ -73,6 +78,7 @@ def press(act: Answering) -> Handler:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "propose": propose,
     "scope": scope,
     "join": press(joined),
     "follow": press(followed),

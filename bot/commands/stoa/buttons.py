@@ -1,13 +1,17 @@
 """The lists of pools, grants, shares and limits that admins see, with buttons which open the forms to change them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import discord
 from discord import ui
 
-from bot import text
-from bot.app import Interaction, actor
+from bot import errors, text
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button, Handler
 from bot.cards import card
+from bot.commands import context
+from bot.commands.stoa import help_text
 from bot.commands.stoa.forms import (
     AddGrantForm,
     AddPoolForm,
@@ -105,6 +109,31 @@ def require(interaction: Interaction, act: Act) -> None:
     rights.require_admin(actor(interaction), act)
 
 
+async def show_help(interaction: Interaction, _: int) -> None:
+    """Show what the user can do first in this channel, with the topics."""
+    await acknowledge(interaction)
+    here, commands = await _standing(interaction)
+    review, manages = interaction.client.server.review, interaction.permissions.manage_guild
+    page = help_text.start(commands, here, review=review, manages=manages)
+    await errors.again(lambda: interaction.edit_original_response(view=page))
+
+
+async def show_topic(interaction: Interaction, number: int) -> None:
+    """Show all that the user can do of a topic, in place of what the help showed before."""
+    await interaction.response.defer()
+    here, commands = await _standing(interaction)
+    page = help_text.of_topic(commands, here, number, review=interaction.client.server.review)
+    await errors.again(lambda: interaction.edit_original_response(view=page))
+
+
+async def _standing(interaction: Interaction) -> tuple[help_text.Standing, Sequence[Any]]:
+    """The user's roles in this channel, and the commands that there are."""
+    app = interaction.client
+    project_id, least = await context.project_here(interaction), app.settings.min_people
+    here = await app.read(help_text.standing, actor(interaction), project_id, min_people=least)
+    return here, app.tree.get_commands(guild=discord.Object(app.server.guild))
+
+
 async def add_pool(interaction: Interaction, _: int) -> None:
     """Open the form of a new pool."""
     require(interaction, Act.MANAGE_COMPUTE)
@@ -161,6 +190,8 @@ async def _pool_names(interaction: Interaction) -> Sequence[str]:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "help": show_help,
+    "help_topic": show_topic,
     "pool_add": add_pool,
     "pool_change": change_pool,
     "grant_add": add_grant,

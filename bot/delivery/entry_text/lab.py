@@ -147,6 +147,7 @@ PURPOSES = {
     "review": "requests are reviewed in <#{id}>",
     "announcements": "results of projects are announced in <#{id}>",
     "record": "the lab's own record is posted in <#{id}>",
+    "general": "newcomers are welcomed in <#{id}>",
     "reviewer_role": "reviewers have the role {name}",
     "moderator_role": "moderators have the role {name}",
     "admin_role": "admins have the role {name}",
