@@ -1,18 +1,23 @@
 """The dry run: what a configuration would cost, computed without building the model. Imports no torch."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
 from trainer import gpus as gpus_by_name
 from trainer import layouts
+from trainer import stages as stages_of
 from trainer.config import ConfigError, TrainConfig
 from trainer.layouts import Layout
+from trainer.lr_schedule import learning_rate
 from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters
 
 MOST_LAYOUTS = 8
+MOST_SOURCES = 5
+"""Sources that the text about a stage names."""
 OFTEN = 4.0
 """Epochs beyond which repeated data are worth less than new ones (Muennighoff et al. 2023)."""
 
@@ -33,16 +38,35 @@ class Reading(BaseModel):
         return f"{_three_figures(self.epochs)} epochs of {self.corpus} ({readable_count(self.tokens)} tokens)"
 
 
+class Stage(BaseModel):
+    """A stage of a run: its steps, the highest learning rate and that of its last step, and the tokens that it reads of
+    each source, by the sources' names; none where its sources are by epochs of data that are not prepared."""
+
+    steps: int
+    highest_rate: float
+    last_rate: float
+    tokens: dict[str, int]
+
+    def __str__(self) -> str:
+        most = sorted(self.tokens.items(), key=lambda item: -item[1])
+        listed = [f"{readable_count(count)} of {name}" for name, count in most[:MOST_SOURCES]]
+        more = [f"{len(most) - MOST_SOURCES} more"] if len(most) > MOST_SOURCES else []
+        return (
+            f"{self.steps:,} steps, rate {self.highest_rate:.3g} → {self.last_rate:.3g}: {', '.join([*listed, *more])}"
+        )
+
+
 class CheckReport(BaseModel):
-    """What a run costs: trained `parameters`, `tokens`, `steps`, `flops` in all, `memory_per_gpu` in bytes (an
-    estimate) with its parts in `memory`, `host_memory` the bytes that all its processes on a host take of the host's
-    memory, `reads` what it reads of data that are prepared, and `seconds` if a rate is known. `layouts` are those that
-    fit, if they were asked for. `note` is a sentence on what this machine lacks, `refusal` one on why it would not run,
-    or None."""
+    """What a run costs: trained `parameters`, `tokens`, `steps` with the run's `stages`, `flops` in all,
+    `memory_per_gpu` in bytes (an estimate) with its parts in `memory`, `host_memory` the bytes that all its processes
+    on a host take of the host's memory, `reads` what it reads of data that are prepared, and `seconds` if a rate is
+    known. `layouts` are those that fit, if they were asked for. `note` is a sentence on what this machine lacks,
+    `refusal` one on why it would not run, or None."""
 
     parameters: int
     tokens: int
     steps: int
+    stages: list[Stage] = []
     flops: float
     memory_per_gpu: int
     memory: dict[str, int]
@@ -90,6 +114,7 @@ def check(
         parameters=parameters(config),
         tokens=tokens,
         steps=config.training.steps,
+        stages=what_stages(config, corpus_tokens or {}),
         flops=float(flops_per_token(config)) * tokens,
         memory_per_gpu=memory,
         memory=parts._asdict(),
@@ -104,11 +129,13 @@ def check(
 def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int) -> list[Reading]:
     """What a run that trains on `trained` tokens reads of the sources whose `tokens` are known, by their names; the one
     that it reads most often comes first. Nothing is known of sources by epochs before the tokens of all are."""
-    sources = config.data.sources
-    by_epochs = sources[0].epochs is not None
-    if by_epochs and any(source.name not in tokens for source in sources):
+    sources, shares = config.data.sources, _shares(config, tokens)
+    if shares and config.stages:
+        names = list(shares)
+        of_all = stages_of.shares(config.stages, names, list(shares.values()))
+        shares = dict(zip(names, of_all, strict=True))
+    if not shares:
         return []
-    shares = {source.name: source.share * (tokens[source.name] if by_epochs else 1) for source in sources}
     part = trained / sum(shares.values())
     found = [
         Reading(
@@ -120,6 +147,32 @@ def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int) -> li
         if tokens.get(source.name)
     ]
     return sorted(found, key=lambda reading: -reading.epochs)
+
+
+def _shares(config: TrainConfig, tokens: Mapping[str, int]) -> dict[str, float]:
+    """The share of each source, by its name; none where the sources are by epochs and the `tokens` of one are not
+    known."""
+    sources = config.data.sources
+    by_epochs = sources[0].epochs is not None
+    if by_epochs and any(source.name not in tokens for source in sources):
+        return {}
+    return {source.name: source.share * (tokens[source.name] if by_epochs else 1) for source in sources}
+
+
+def what_stages(config: TrainConfig, tokens: Mapping[str, int]) -> list[Stage]:
+    """The stages of a run whose sources have `tokens`, as far as they are known."""
+    found, before = [], 0
+    steps, optimizer, shares = config.training.steps, config.optimizer, _shares(config, tokens)
+    for stage in config.stages:
+        weights = stages_of.weights_in(stage, list(shares), list(shares.values()))
+        part = stage.steps * config.tokens_per_step / math.fsum(weights) if weights else 0
+        first, last = before, before + stage.steps - 1
+        peak = first + max(0, stages_of.warmup(stage, optimizer.warmup_ratio) - 1)
+        rate = [learning_rate(step, steps, optimizer, config.stages) for step in (min(peak, last), last)]
+        read = {name: round(part * weight) for name, weight in zip(shares, weights, strict=True) if weight}
+        found.append(Stage(steps=stage.steps, highest_rate=rate[0], last_rate=rate[1], tokens=read))
+        before += stage.steps
+    return found
 
 
 def _note(config: TrainConfig, data_ranks: int) -> str | None:

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from trainer.data.config import DataConfig
+from trainer import stages as stages_of
+from trainer.data.config import DataConfig, mixture_weights
 from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
 from trainer.schema import Section
+from trainer.stages import MOST_STEPS, StageConfig
 from trainer.yaml_text import read_yaml as read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 VERSION = 1
 """The version of this schema."""
-MOST_STEPS = 10_000_000
-"""The most optimizer steps of a run."""
 
 OVERRIDES: Mapping[str, str] = {
     "steps": "training.steps",
@@ -149,7 +149,7 @@ class ParallelConfig(Section):
 
 
 class TrainConfig(Section):
-    """Everything that decides a run's weights."""
+    """Everything that decides a run's weights. A run of `stages` is described at StageConfig; most runs have none."""
 
     version: int = Field(default=VERSION, ge=1, le=VERSION, strict=True)
     model: ModelConfig
@@ -158,6 +158,14 @@ class TrainConfig(Section):
     training: TrainingConfig
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     parallel: ParallelConfig = ParallelConfig()
+    # Left out where there are none, so that the dump of such a run is what it was before there were stages.
+    stages: list[StageConfig] = Field(default=[], exclude_if=lambda stages: not stages)
+
+    @property
+    def saves(self) -> CheckpointsConfig:
+        """When the run saves: at its `checkpoints`, and at the end of each stage."""
+        at = (*self.checkpoints.at, *stages_of.ends(self.stages))
+        return self.checkpoints.model_copy(update={"at": at}) if self.stages else self.checkpoints
 
     @property
     def vocabulary(self) -> int:
@@ -217,6 +225,53 @@ class TrainConfig(Section):
                 "trainer."
             )
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_weights_are_spelt_out(cls, values: Any) -> Any:
+        """Replace a stage's name of weights by those that the mixture of the data has under it."""
+        stages = values.get("stages") if isinstance(values, Mapping) else None
+        if not isinstance(stages, list):
+            return values
+        data = values.get("data")
+        name = data.get("mixture") if isinstance(data, Mapping) else None
+        spelt_out = [
+            stage | {"weights": mixture_weights(name, stage["weights"])}
+            if isinstance(stage, dict) and isinstance(stage.get("weights"), str)
+            else stage
+            for stage in stages
+        ]
+        return {**values, "stages": spelt_out}
+
+    @field_validator("stages", mode="after")
+    @classmethod
+    def _stages_fit(cls, stages: list[StageConfig], info: ValidationInfo) -> list[StageConfig]:
+        """The stages with the steps that training.steps gives them."""
+        data, training = info.data.get("data"), info.data.get("training")
+        if not stages or data is None or training is None:  # what is wrong with these is said first
+            return stages
+        if len(stages) == 1:
+            raise ValueError("stages has one stage; give two or more, or leave stages out.")
+        if training.steps < len(stages):
+            raise ValueError(
+                f"training.steps ({training.steps}) must be at least the number of stages ({len(stages)}): each has a "
+                "step."
+            )
+        names = [source.name for source in data.sources]
+        for number, stage in enumerate(stages):
+            if stage.weights is None:
+                continue
+            for name in stage.weights:
+                if name not in names:
+                    near = _near(name, names)
+                    raise ValueError(f"stages.{number}.weights has {name}, which is no source of data.sources{near}.")
+            if data.sources[0].epochs is not None:
+                raise ValueError(f"stages.{number}.weights needs data.sources by weight, and they are by epochs.")
+            if data.order == "stored":
+                raise ValueError(
+                    f"stages.{number}.weights mixes the sources, and data.order is stored; take out one of the two."
+                )
+        return stages_of.scaled(stages, training.steps)
 
     @model_validator(mode="after")
     def _evaluation_fits(self) -> Self:
@@ -288,12 +343,14 @@ def expand_like(values: dict[str, Any]) -> dict[str, Any]:
     if "like" not in values:
         return values
     own = {section: keys for section, keys in values.items() if section != "like"}
+    # Stages replace those of the recipe: they are a list, which has no keys to put beside others.
+    stages = {"stages": own.pop("stages")} if "stages" in own else {}
     if values["like"] not in recipe_names():
         raise ConfigError(f"like is {str(values['like'])[:60]!r}; the recipes are {', '.join(recipe_names())}.")
     base = expand_like(_read(RECIPES / f"{values['like']}.yml"))
     if not all(isinstance(keys, dict) for keys in own.values()):
         raise ConfigError("The configuration must hold sections such as model and data.")
-    return base | {section: base.get(section, {}) | keys for section, keys in own.items()}
+    return base | {section: base.get(section, {}) | keys for section, keys in own.items()} | stages
 
 
 def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:

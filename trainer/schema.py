@@ -23,7 +23,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        has_boolean = any(isinstance(part, bool) for part in (value if isinstance(value, list | tuple) else [value]))
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        has_boolean = any(isinstance(part, bool) for part in parts)
         if has_boolean and _takes(cls.model_fields[str(info.field_name)].annotation) & {int, float}:
             raise PydanticCustomError("number", "Input should be a number")
         return value

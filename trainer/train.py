@@ -127,13 +127,13 @@ class Run:
 
     def loop(self, stop_requested: Callable[[], bool]) -> tuple[Status, int]:
         """Evaluate, save and step until the last step or a stop; see `train`."""
-        settings = self.config.training
+        settings, saves = self.config.training, self.config.saves
         interval = Interval()
         batch = self._read_ahead(self.step)
         while True:
             if self._not_yet_done(self.step % settings.evaluate_every == 0 or self.step == settings.steps):
                 self._evaluate()
-            if self._not_yet_done(self.config.checkpoints.is_due(self.step, settings.steps)):
+            if self._not_yet_done(saves.is_due(self.step, settings.steps)):
                 self._save()
             if self.step == settings.steps:
                 return Status.DONE, self.step
@@ -143,7 +143,7 @@ class Run:
             micro_batches = [rows_BL.to(self.dims.device, non_blocking=True) for rows_BL in batch.result()]
             waited = time.perf_counter() - began
             batch = self._read_ahead(self.step + 1)
-            rate = learning_rate(self.step, settings.steps, self.config.optimizer)
+            rate = learning_rate(self.step, settings.steps, self.config.optimizer, self.config.stages)
             result = self._step(micro_batches, rate)
             stop = self.dims.all_reduce_sum(stop_requested())[0] > 0
             interval = interval.extended(self.config.tokens_per_step, time.perf_counter() - began, waited)

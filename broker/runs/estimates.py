@@ -62,7 +62,7 @@ def estimate(session: Session, run: Run) -> Estimate:
     rate = measured * nearest.flops / flops * run.gpus / nearest.gpus
     done, a_step = max(run.step, run.fork_step or 0), config.tokens_per_step / rate
     cost = round(run.gpus * (run.total_steps - done) * a_step)
-    saves_at = config.checkpoints.first_after(done, run.total_steps)
+    saves_at = config.saves.first_after(done, run.total_steps)
     started = max((point.value for point in series.read(session, nearest.run_id, series.START)), default=0.0)
     return Estimate(cost, _basis(nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from broker import configs
 from broker.allocations import corpora, pools, requests
 from broker.allocations.allocations import AllocationState
 from broker.reviews import reviews
@@ -62,4 +63,7 @@ async def test_a_recipe_is_launched(h100_lab: Shared, name: str) -> None:
     assert "is queued" in launched.text, launched.text
     run = lab.call(runs.load, int(launched.text.split("Run ")[1].split()[0]))
     assert (run.recipe, run.state, run.gpus, run.overrides) == (name, RunState.QUEUED, gpus, {})
-    assert run.total_steps == load_recipe(name).training.steps
+    recipe = load_recipe(name)
+    assert run.total_steps == recipe.training.steps
+    assert configs.read(run.config).stages == recipe.stages
+    assert len(recipe.stages) == (2 if name == "comma-7b" else 0)

@@ -20,7 +20,6 @@ from broker.runners import donated_orders as orders
 from broker.runners import donated_presence
 from broker.runners.base import JobSpec
 from broker.runners.donated import DonatedRunner
-from broker.runners.donated_orders import Claim
 from broker.runners.task import Task
 from broker.store import Store, StoreError
 from projects.db import clock
@@ -158,26 +157,6 @@ def test_of_machines_that_claim_at_once_one_gets_the_run(lab: Lab, client: httpx
     order(tmp_path, 7)
     with ThreadPoolExecutor(len(tokens)) as at_once:
         granted = list(at_once.map(lambda token: Machine(client, token).claim(), tokens))
-    assert len([each for each in granted if each is not None]) == 1
-
-
-def test_of_machines_that_claim_from_two_processes_at_once_one_gets_the_run(
-    lab: Lab, served: Served, ours: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens = [admit(lab, name) for name in ("ada", "bob", "carla", "dora")]
-    order(tmp_path, 7)
-    read_claim = orders.read_claim
-
-    def slowly(store: Store, folder: str) -> Claim | None:
-        claim = read_claim(store, folder)
-        time.sleep(0.3)  # a store that is slow to answer
-        return claim
-
-    monkeypatch.setattr(orders, "read_claim", slowly)
-    with serving(lab, ours) as another, ThreadPoolExecutor(len(tokens)) as at_once:
-        clients = [httpx2.Client(base_url=each.address, timeout=PATIENCE) for each in (served, another)]
-        asked = zip(clients * 2, tokens, strict=True)
-        granted = list(at_once.map(lambda pair: Machine(*pair).claim(), asked))
     assert len([each for each in granted if each is not None]) == 1
 
 

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from trainer import stages as stages_of
 from trainer.checkpoint import folders, metadata
 from trainer.config import ConfigError, OptimizerConfig, TrainConfig
 from trainer.contract import checkpoint_folder, checkpoints
 from trainer.data.config import PLACES
 from trainer.lr_schedule import learning_rate
+from trainer.stages import StageConfig
 
 FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
 """Keys of the configuration that a resumed run must not change."""
@@ -19,7 +21,7 @@ LOCATION_KEYS = ("data.prepared", "data.root", "data.corpus", "data.tokenizer.na
 lie."""
 OF_A_CORPUS = ("corpus", *PLACES, "revision", "subset", "split", "text_key")
 """Such keys of a source that is a corpus by name."""
-CHANGED_ON_WISH = ("training.steps", "optimizer", "training.precision", "training.evaluation_tokens")
+CHANGED_ON_WISH = ("training.steps", "stages", "optimizer", "training.precision", "training.evaluation_tokens")
 """Keys that a resumed run changes only where it is asked to by name, for they decide what the steps before mean: the
 schedule of the learning rate, the update, the precision, and what a held-out loss is the mean of."""
 FIXED_ON_FORK = ("model",)
@@ -73,6 +75,7 @@ def find_starting_point(
     made = metadata.read_verified(folder)
     _require_same(config, made, FIXED_ON_RESUME, LOCATION_KEYS, "start afresh in another folder")
     _require_enough_steps(config, made)
+    _require_same_reading(config, made)
     return StartingPoint(folder, made["step"], made.get("parent"), changes=_changes(config, made, change))
 
 
@@ -98,9 +101,10 @@ def _jump(config: TrainConfig, then: dict[str, Any], step: int) -> str:
     """A clause with the learning rate of the step after `step`, here and by the checkpoint's schedule; empty where the
     two are the same."""
     before = OptimizerConfig.model_validate(then["optimizer"])
-    ours = learning_rate(step, config.training.steps, config.optimizer)
+    ours = learning_rate(step, config.training.steps, config.optimizer, config.stages)
     # The schedule of a finished run has no step after its last.
-    theirs = learning_rate(min(step, then["training"]["steps"]), then["training"]["steps"], before)
+    last = then["training"]["steps"]
+    theirs = learning_rate(min(step, last), last, before, _stages_of(then))
     return "" if ours == theirs else f" (step {step + 1} has the learning rate {ours:.2g}, it would be {theirs:.2g})"
 
 
@@ -155,6 +159,27 @@ def _require_enough_steps(config: TrainConfig, made: dict[str, Any]) -> None:
         )
 
 
+def _require_same_reading(config: TrainConfig, made: dict[str, Any]) -> None:
+    """Raise ConfigError unless the stages read up to the checkpoint's step what the run has read: the rows of the steps
+    to come follow from that, and `data show` tells of those before."""
+
+    def begun(stages: list[StageConfig]) -> list[tuple[int, dict[str, float] | None]]:
+        starts = [0, *stages_of.ends(stages)]
+        each = [(start, stage.weights) for start, stage in zip(starts, stages, strict=False) if start < made["step"]]
+        return each or [(0, None)]
+
+    if begun(config.stages) != begun(_stages_of(_config_of(made))):
+        raise ConfigError(
+            f"stages would change what the steps up to {made['step']} have read; keep those that have begun, with "
+            "their weights and the steps at which they begin, or fork the run."
+        )
+
+
+def _stages_of(values: dict[str, Any]) -> list[StageConfig]:
+    """The stages of a checkpoint's configuration; none where it is older than stages."""
+    return [StageConfig.model_validate(stage) for stage in values.get("stages", ())]
+
+
 def _is_under(key: str, tops: Collection[str]) -> bool:
     """Whether a key is one of `tops` or lies below one of them."""
     return any(f"{key}.".startswith(f"{top}.") for top in tops)
@@ -162,7 +187,7 @@ def _is_under(key: str, tops: Collection[str]) -> bool:
 
 def _value_at(values: Any, dotted: str) -> Any:
     for part in dotted.split("."):
-        values = values[part]
+        values = values[part] if part != "stages" else values.get(part, [])  # none are dumped where there are none
     return values
 
 

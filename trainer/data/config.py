@@ -212,9 +212,7 @@ def mixture(name: str) -> list[dict[str, Any]]:
 
     Raises ValueError for an unknown name.
     """
-    if name not in mixture_names():
-        raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
-    content = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))
+    content = _mixture_file(name)
     other = {"weight", "epochs"} - {content["by"]}
     alone = len(content["sources"]) == 1
     return [
@@ -222,3 +220,26 @@ def mixture(name: str) -> list[dict[str, Any]]:
         | {key: value for key, value in source.items() if key not in other}
         for source in content["sources"]
     ]
+
+
+def mixture_weights(name: str | None, weights: str) -> dict[str, float]:
+    """The `weights` of that name that a mixture of this package has beside those of its sources, by source.
+
+    Raises ValueError for an unknown name, and where no mixture is given.
+    """
+    if name is None:
+        raise ValueError(
+            f"The weights {weights[:60]!r} are a name, which only a data.mixture has; give weights by source."
+        )
+    known = _mixture_file(str(name)).get("weights", {})
+    if weights not in known:
+        has = ", ".join(known) or "none"
+        raise ValueError(f"The mixture {name} has no weights {weights[:60]!r}; those that it has by name are {has}.")
+    return dict(known[weights])
+
+
+def _mixture_file(name: str) -> dict[str, Any]:
+    if name not in mixture_names():
+        raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")
+    content: dict[str, Any] = yaml.safe_load((MIXTURES / f"{name}.yml").read_text(encoding="utf-8"))
+    return content

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer import stages as stages_of
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
 from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
-from trainer.data.order import Order, Row, StoredOrder
+from trainer.data.order import Order, Row, StagedOrder, StoredOrder
 from trainer.data.prepare import manifest_of, require_same_data
 from trainer.schema import ConfigError
 
@@ -81,14 +82,21 @@ class Corpus:
                     f"training.evaluation_tokens asks for {wanted * self.row_size} held-out tokens of {source.name} "
                     f"and there are {count}; {fix}."
                 )
-        self.order: Order | StoredOrder = Order(self._weights.tolist(), self._rows, config.training.seed)
+        names, usual, seed = [source.name for source in self.sources], self._weights.tolist(), config.training.seed
+        self.order: Order | StagedOrder | StoredOrder = Order(usual, self._rows, seed)
+        self._shares = self._weights
+        if config.stages:
+            weights = [stages_of.weights_in(stage, names, usual) for stage in config.stages]
+            ends = [end * config.training.batch for end in stages_of.ends(config.stages)]
+            self.order = StagedOrder(weights, ends, self._rows, seed)
+            self._shares = np.array(stages_of.shares(config.stages, names, usual))
         if config.data.order == "stored":
             # Packed rows were held out from the end of their file, whose order goes on with them.
-            ends = [
+            kept_out = [
                 count // self.row_size if "row" in described[source.name] else 0
                 for source, count in zip(self.sources, tokens["held_out"], strict=True)
             ]
-            self.order = StoredOrder([rows + end for rows, end in zip(self._rows, ends, strict=True)])
+            self.order = StoredOrder([rows + more for rows, more in zip(self._rows, kept_out, strict=True)])
 
     @property
     def held_out_from(self) -> int | None:
@@ -103,7 +111,7 @@ class Corpus:
     def readings(self) -> list[float]:
         """How often the run will read each row of each source, on average. In the stored order every source has epochs
         1 or is alone, so its weight is its share of the rows."""
-        read = self.config.training.steps * self.config.training.batch * self._weights
+        read = self.config.training.steps * self.config.training.batch * self._shares
         return [float(share / rows) for share, rows in zip(read, self._rows, strict=True)]
 
     def batch(self, step: int, rank: int, ranks: int, micro: int) -> Tokens:
@@ -139,7 +147,8 @@ class Corpus:
 
     @cached_property
     def evaluation(self) -> Tokens:
-        """The held-out rows [E, sequence_length + 1] that every evaluation reads, from each source by its weight."""
+        """The held-out rows [E, sequence_length + 1] that every evaluation reads, from each source by its weight in
+        data.sources, whatever the stages read: the curve of the held-out loss goes on over their boundaries."""
         rows = [
             self._cut(self._pair(source, "held_out"), number)
             for source, count in enumerate(self._evaluation_rows)

@@ -4,8 +4,10 @@ Batch after batch takes the next positions, counted from 0.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 8
 
 Words = NDArray[np.uint64]
+Counts = NDArray[np.int64]
+"""Of each source a number of rows, [sources]."""
 
 
 class Row(NamedTuple):
@@ -44,8 +48,9 @@ class Order:
         self._before = np.zeros((1, len(rows)), dtype=np.int64)
         self._block = lru_cache(maxsize=8)(self._draw)
 
-    def rows(self, first: int, count: int) -> list[Row]:
-        """The rows at `count` positions from `first` on."""
+    def rows(self, first: int, count: int, ahead: Counts | int = 0) -> list[Row]:
+        """The rows at `count` positions from `first` on. `ahead` says for each source how many of its rows were read
+        besides those of earlier positions."""
         sources = np.empty(count, dtype=np.int64)
         nth = np.empty(count, dtype=np.int64)
         done = 0
@@ -56,6 +61,7 @@ class Order:
             taken = slice(inside, inside + part.stop - done)
             sources[part], nth[part] = drawn[0][taken], drawn[1][taken]
             done = part.stop
+        nth += np.broadcast_to(ahead, len(self._rows))[sources]
         numbers = np.empty(count, dtype=np.int64)
         for source in np.unique(sources):
             here = sources == source
@@ -63,6 +69,11 @@ class Order:
             keys = _hash(self._seed, 1 + int(source), epochs.astype(np.uint64))
             numbers[here] = _shuffled(positions.astype(np.uint64), self._rows[source], keys)
         return [Row(int(source), int(number)) for source, number in zip(sources, numbers, strict=True)]
+
+    def counted(self, position: int) -> Counts:
+        """The number of earlier positions of each source, [sources]."""
+        block, inside = divmod(position, BLOCK)
+        return self._counted(block) + np.bincount(self._block(block)[0][:inside], minlength=len(self._rows))
 
     def _draw(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each position of a block its source [BLOCK], and the number of earlier positions of that source
@@ -95,6 +106,33 @@ class Order:
             sums = self._before[-1] + np.cumsum(self._counts(blocks), axis=0)
             self._before = np.concatenate([self._before, sums])
         return self._before[block]  # type: ignore[no-any-return]
+
+
+class StagedOrder:
+    """The order of a run of stages, each with weights of its own, of which stage k ends before position `ends[k]`; the
+    last one goes on.
+
+    Each source goes on where the stages before left it: all of its rows are read once before any is read again. A stage
+    with the weights of the one before it reads what an order without stages does.
+    """
+
+    def __init__(self, weights: Sequence[Sequence[float]], ends: Sequence[int], rows: Sequence[int], seed: int) -> None:
+        self._orders = [Order(own, rows, seed) for own in weights]
+        self._inner_ends = list(ends[:-1])
+        # Of each stage: the rows of each source that were read, less those that its own order would have read.
+        self._ahead = [np.zeros(len(rows), dtype=np.int64)]
+        for end, (before, after) in zip(self._inner_ends, pairwise(self._orders), strict=True):
+            self._ahead.append(self._ahead[-1] + before.counted(end) - after.counted(end))
+
+    def rows(self, first: int, count: int) -> list[Row]:
+        """The rows at `count` positions from `first` on."""
+        found: list[Row] = []
+        while len(found) < count:
+            place = first + len(found)
+            stage = bisect_right(self._inner_ends, place)
+            left = [end - place for end in self._inner_ends[stage : stage + 1]]
+            found += self._orders[stage].rows(place, min([count - len(found), *left]), self._ahead[stage])
+        return found
 
 
 class StoredOrder:
