@@ -55,6 +55,12 @@ def code(value: str, most: int) -> str:
     return f"`{bounded(' '.join(visible(value).split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
 
 
+def block(value: str, most: int) -> str:
+    """`value` as a block of code of several lines. Backticks are replaced, as they cannot be escaped there."""
+    said = visible(value).strip("\n").replace("`", "ˋ").replace("@", f"@{ZERO_WIDTH}")
+    return f"```\n{bounded(said, most)}\n```"
+
+
 def quote(value: str, most: int) -> str:
     """`value` as an escaped block quote."""
     lines = [escape(part.strip()) for part in visible(value).splitlines() if part.strip()]

@@ -10,6 +10,7 @@ from bot.cards.sweep_card import sweep_card
 from bot.delivery import gatherings, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
+from bot.delivery.done_buttons import DoneButtons
 from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
@@ -73,6 +74,7 @@ class ProjectFeed:
         self.channels = ProjectChannels(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
         self.cards = CardUpdater(app, sender, renderer, project_id)
+        self.done_buttons = DoneButtons(app, sender, project_id)
 
     @property
     def behind(self) -> bool:
@@ -82,7 +84,7 @@ class ProjectFeed:
     @property
     def due(self) -> bool:
         """Whether the feed should run now, as such a card or post may be edited."""
-        return self.cards.due or self.tombstones.due
+        return self.cards.due or self.tombstones.due or self.done_buttons.due
 
     async def catch_up(self) -> bool:
         """Post some of the new entries, then blank a post and bring the cards up to date.
@@ -100,9 +102,11 @@ class ProjectFeed:
             for entry in told:
                 self.tombstones.note(entry)
                 self.cards.note(entry)
+                self.done_buttons.note(entry)
             entries = entries[len(told) :] or await self.app.read(outbox.unposted, stream)
         await self.tombstones.refresh()
         await self.cards.refresh()
+        await self.done_buttons.refresh()
         return bool(entries)
 
     async def _post(self, entries: Sequence[EntryView]) -> None:

@@ -141,15 +141,17 @@ class Sender:
             raise LostPictureError(f"The card {key} does not show {name}.")
         return known
 
-    async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Replace the text of a post, which is a plain message or a Components V2 one.
+    async def rewrite(self, row: DiscordMessage, said: str, *, bare: bool = False) -> None:
+        """Replace the text of a post, which is a plain message or a Components V2 one, and take its buttons away.
+
+        A post that says so already keeps them, unless it is to be `bare`.
 
         Raises OldMessageError and LockedThreadError.
         """
 
         async def edit() -> None:
             message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
-            if _said(message) == said:
+            if _said(message) == said and not bare:
                 return
             if message.flags.components_v2:
                 view = ui.LayoutView(timeout=None)

@@ -60,8 +60,11 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     await refused(lab, ada.submit(unsaid, {}, force=True), "The answer is empty: please write a sentence or two.")
     said = await ada.press(post, "Answer")
     assert said.fields[0].placeholder == "Why *five* sizes?"
+    late_answer = await ada.press(post, "Answer")
     await ada.submit(said, {"Answer": "A line needs points."})
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** answers about the request (allocation 2):" in m.text)
+    bare = await lab.guild.wait_for(channel.id, lambda m: m.id == post.id and not m.buttons)
+    assert bare.text == post.text
     await card(lab, "allocation 2", "**Rosa** asks\n> Why", "**Ada** answers\n> A line needs points.")
 
     await refused(lab, omar.command("allocation withdraw", channel=channel.id, allocation=2), LEAD)
@@ -78,7 +81,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
         for label in shown.button_labels:
             await refused(lab, rosa.press(shown, label), sentence)
     over = "Allocation 2 is withdrawn; its reviewers ask nothing any more."
-    await refused(lab, ada.press(post, "Answer"), over)
+    await refused(lab, ada.submit(late_answer, {"Answer": "More points."}), over)
     assert (await card(lab, "allocation 2", "Withdrawn by Ada")).buttons == []
     assert await ada.complete("allocation withdraw", "allocation", "", channel=channel.id) == []
 

@@ -27,6 +27,7 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     written = await ada.submit(await ada.press(proposed.message, "Write the scope"), SCOPE)
     assert written.text == f"The scope is written.\n{lacks} 1 more person joins."
     await lab.guild.wait_for("proposals", has(f"{lacks} 1 more person joins.", message_id=card.id))
+    await lab.guild.wait_for(card.thread_id or card.id, lambda m: m.id == post.id and not m.buttons)
     await grace.press(card, "Join")
     lab.confirm(1, "Grace")
 
