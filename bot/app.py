@@ -49,7 +49,7 @@ in_delivery: ContextVar[bool] = ContextVar("in_delivery", default=False)
 """Set in the delivery's tasks, whose database calls have threads of their own, so that no member waits for them."""
 
 asking: ContextVar[int] = ContextVar("asking", default=0)
-"""The Discord id of the person for whom a task works; 0 where it works for nobody."""
+"""The Discord id of the person that a task works for; 0 where it works for nobody."""
 
 first_answer: ContextVar["FirstAnswer | None"] = ContextVar("first_answer", default=None)
 """The interaction for which a task works, and until when it is answered."""

@@ -342,7 +342,7 @@ def _free_name(session: Session, name: str) -> None:
         )
     taken = session.scalars(select(CatalogueEntry.state).where(CatalogueEntry.name == name, _TAKEN)).one_or_none()
     if taken is not None or name in configs.built_in():
-        raise ConflictError(f"The catalogue has “{name}” already ({taken or 'built in'}); give it another name.")
+        raise ConflictError(f"The catalogue already has “{name}” ({taken or 'built in'}); give it another name.")
 
 
 def _named_datasets(session: Session, values: dict[str, Any], states: set[CatalogueState]) -> None:
@@ -408,7 +408,7 @@ def _propose(session: Session, actor: Actor | None, entry: CatalogueEntry) -> in
         with session.begin_nested():
             session.add(entry)
     except IntegrityError as error:  # another transaction has taken the name first
-        raise ConflictError(f"The catalogue has “{entry.name}” already; give it another name.") from error
+        raise ConflictError(f"The catalogue already has “{entry.name}”; give it another name.") from error
     record.append(session, record.LAB, "catalogue.proposed", by=person, **_about(entry))
     return entry.id
 

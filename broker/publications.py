@@ -53,7 +53,7 @@ class Publication(Base, table=True):
 class Repository(Base, table=True):
     """A run's repository on the Hub, whose name never changes, and whether it is private there.
 
-    `cards_due` counts what has made its model cards due to be written anew since they last were.
+    `cards_due` counts what has made its model cards due to be rewritten since they last were.
     """
 
     __tablename__ = "repositories"

@@ -35,7 +35,7 @@ app.add_typer(policy_app, name="policy", rich_help_panel=PEOPLE)
 app.add_typer(catalogue_app, name="catalogue", rich_help_panel=COMPUTE)
 app.add_typer(record_app, name="record", rich_help_panel=RECORD)
 
-Why = Annotated[str, typer.Option("--why", help="The reason, which everyone reads.")]
+Why = Annotated[str, typer.Option("--why", help="The reason; everyone can read it.")]
 Number = Annotated[int, typer.Argument(min=1, max=2**53)]
 """The number of a row, as Discord can show it too."""
 Snowflake = Annotated[int, typer.Argument(min=1, max=2**63 - 1)]
@@ -86,7 +86,7 @@ def refuse(sentence: str) -> NoReturn:
 
 
 def takes_runner_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that pools of some runner have, in place of its `**options`; None where not given."""
+    """Give a command the options that pools of some runner have, in place of its `**options`; None by default."""
     signature = inspect.signature(command)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     for option in registry.pool_options().values():
@@ -102,7 +102,7 @@ def pool_add(
     name: str,
     gpu_type: str,
     gpus: int,
-    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs of a node, where they are on several.")] = None,
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs a node, if there are several nodes.")] = None,
     runner: Annotated[
         str, typer.Option(help=f"What starts the trainers: {' or '.join(registry.names())}.")
     ] = registry.DEFAULT,
@@ -112,7 +112,9 @@ def pool_add(
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
     preempt_after: Annotated[
         int,
-        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+        typer.Option(
+            metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: it never is."
+        ),
     ] = 0,
     **options: str | None,
 ) -> None:
@@ -143,14 +145,16 @@ def pool_add(
 def pool_change(
     name: str,
     why: Why,
-    gpus: Annotated[str, typer.Option(help="Another count of GPUs.")] = "",
-    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs of a node, where they are on several.")] = None,
+    gpus: Annotated[str, typer.Option(help="A new number of GPUs.")] = "",
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs a node, if there are several nodes.")] = None,
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
     preempt_after: Annotated[
         int | None,
-        typer.Option(metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: for good."),
+        typer.Option(
+            metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: it never is."
+        ),
     ] = None,
     **options: str | None,
 ) -> None:
@@ -235,7 +239,7 @@ def grant_list() -> None:
 def allocation_adjust(
     allocation: Number,
     seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
-    why: Annotated[str, typer.Option(help="The reason, which everyone can read.")],
+    why: Annotated[str, typer.Option(help="The reason; everyone can read it.")],
 ) -> None:
     """Correct an allocation by GPU-seconds, out of its sponsor's grant or back to it."""
     from broker.reviews import reviews
@@ -401,7 +405,7 @@ def record_forget(
         for address in everything.repositories:
             typer.echo(f"On the Hub, the model cards of {address} may name the person.")
         refuse(
-            f"Nothing was changed yet: {count(found.entries, 'entry refers', 'entries refer')} to the person, and "
+            f"Nothing has changed yet: {count(found.entries, 'entry refers', 'entries refer')} to the person, and "
             f"{count(len(known), 'text')} may name them. Choose which texts to change with --texts: none, all, or "
             "their keys, with commas."
         )
@@ -419,7 +423,7 @@ def record_forget(
 def ban(
     discord_id: Snowflake,
     why: Why,
-    name: Annotated[str, typer.Option(help="What they are called, if they have done nothing here yet.")] = "somebody",
+    name: Annotated[str, typer.Option(help="Their name, if they have done nothing here yet.")] = "somebody",
 ) -> None:
     """Let a person do nothing but read."""
     from projects import bans

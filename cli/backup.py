@@ -94,7 +94,7 @@ def _copy_sqlite(source: Path, target: Path) -> None:
     draft.unlink(missing_ok=True)
     from_db, to_db = sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=30), sqlite3.connect(draft)
     try:
-        from_db.backup(to_db)  # all pages in one step, so that a writer cannot make it begin anew for ever
+        from_db.backup(to_db)  # all pages in one step, so that a writer cannot make it begin again for ever
         (found,) = to_db.execute("PRAGMA quick_check").fetchone()
         if found != "ok":
             raise BackupError(f"The copy of {source} is not whole: {found}.")
@@ -140,7 +140,7 @@ def _describe(settings: Settings, engine: Engine) -> Manifest:
 
 
 def _require_empty(settings: Settings) -> None:
-    refusal = "holds a database already; a restore only fills an empty one."
+    refusal = "already holds a database; a restore only fills an empty one."
     if not settings.database_url:
         if (settings.home / SQLITE_FILE).exists():
             raise BackupError(f"{settings.home} {refusal} Move {SQLITE_FILE} away, or set STOA_HOME to another folder.")

@@ -99,7 +99,7 @@ def push(
             place = corpus_copies.folder(corpus_copies.copy_name(name, sha256))
             Store(settings()).push_files(files, place, described, again=again, advance=advance)
     except StoreError as error:
-        refuse(f"{error} What was sent need not be sent again: type the command once more.")
+        refuse(f"{error} What was sent need not be sent again: run the command again.")
     except OSError as error:
         refuse(f"{error.filename} cannot be read: {error.strerror}.")
     with refusing(), database().write() as session:

@@ -43,7 +43,7 @@ from projects.settings import Settings
 LEAST_FREE_BYTES = 10 * 2**30
 CLOCKS_APART = timedelta(seconds=5)
 PATIENCE_SECONDS = 10
-DATABASE_FIRST = "Set the database right first."
+DATABASE_FIRST = "Fix the database first."
 
 R = TypeVar("R")
 
@@ -264,7 +264,7 @@ def check_store(settings: Settings) -> list[Finding]:
         advice = "Correct STOA_STORE, STOA_STORE_ENDPOINT, STOA_STORE_KEY and STOA_STORE_SECRET, or see to the store."
         return [Finding("store", str(error), advice)]
     if given != said:
-        return [Finding("store", "it does not give back what was put there", "Take another store.")]
+        return [Finding("store", "it does not give back what was put there", "Use another store.")]
     return [Finding("store", f"{settings.store} takes objects and gives them back")]
 
 

@@ -19,12 +19,12 @@ app = typer.Typer(help="The hosts whose workers start runs.", no_args_is_help=Tr
 
 @app.command("list")
 def list_hosts() -> None:
-    """List the hosts, the pools that each serves, what it has and when it was last heard of."""
+    """List the hosts, the pools that each serves, what it has and when it was last heard from."""
     from broker.allocations import hosts
 
     with refusing(), database().read() as session:
         found = hosts.every(session)
-    table = Table("host", "pools", "GPUs", "free disk", "torch", "last heard of")
+    table = Table("host", "pools", "GPUs", "free disk", "torch", "last heard from")
     for host in found:
         gpus, free = host.facts.get("gpus", []), host.facts.get("free_gib")
         table.add_row(
@@ -35,7 +35,9 @@ def list_hosts() -> None:
             host.facts.get("versions", {}).get("torch", ""),
             _last_heard_of(host),
         )
-    Console().print(table if found else "No host was heard of yet; `stoa worker` announces the one that it runs on.")
+    Console().print(
+        table if found else "No host has been heard from yet; `stoa worker` announces the one that it runs on."
+    )
 
 
 @app.command()
@@ -56,7 +58,7 @@ def show(name: HostName) -> None:
     table.add_row("GPUs", "\n".join(hosts.gpu_kinds(host)) or "none")
     versions = hosts.versions(host)
     table.add_row("versions", "\n".join(f"{name} {version}" for name, version in versions.items()) or "not known")
-    table.add_row("last heard of", _last_heard_of(host))
+    table.add_row("last heard from", _last_heard_of(host))
     table.add_row("queues", "its worker does not answer" if queues is None else ", ".join(queues))
     told = [f"{names[each.run_id].removeprefix('run ')}, attempt {each.token}: {each.state}" for each in looked_after]
     table.add_row("runs", "\n".join(told) or "none")
@@ -90,7 +92,7 @@ def drain(
 
     with refusing(), database().write() as session:
         changed = hosts.drain(session, name, why, pause=pause)
-    typer.echo(f"the host {name} is drained" if changed else f"the host {name} is drained already")
+    typer.echo(f"the host {name} is drained" if changed else f"the host {name} is already drained")
 
 
 def undrain(name: HostName, *, why: Why = "The maintenance is over.") -> None:

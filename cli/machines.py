@@ -43,22 +43,22 @@ def revoke(name: MachineName, why: Why) -> None:
 
 @app.command("list")
 def list_machines() -> None:
-    """List the donated machines: the pool of each, when it was last heard of, what it has, and its run."""
+    """List the donated machines: the pool of each, when it was last heard from, what it has, and its run."""
     from broker.reports import donated
 
     with refusing(), database().read() as session:
         found = donated.listed(session, settings())
-    table = Table("machine", "pool", "token", "last heard of", "has", "differs from the lab", "run")
+    table = Table("machine", "pool", "token", "last heard from", "has", "differs from the lab", "run")
     for machine, presence in found.machines:
         row = [machine.name, machine.pool, _state(machine), *_about(presence)]
         table.add_row(*map(escape, row))
-    Console().print(table if found.machines else "No machine was admitted yet; `stoa machine token` admits one.")
+    Console().print(table if found.machines else "No machine has been admitted yet; `stoa machine token` admits one.")
     if found.trouble:
-        Console().print(escape(f"When machines were last heard of is not known: {found.trouble}"))
+        Console().print(escape(f"When machines were last heard from is not known: {found.trouble}"))
 
 
 def _about(presence: "Presence | None") -> tuple[str, str, str, str]:
-    """When a machine was last heard of, what it has, which of its versions are not the lab's, and its run."""
+    """When a machine was last heard from, what it has, which of its versions are not the lab's, and its run."""
     from broker.runners import donated_presence
 
     if presence is None:
@@ -98,14 +98,14 @@ def serve() -> None:
 
 def donate(
     lab: Annotated[str, typer.Option(help="The address of the lab's API, such as https://lab.example:8443.")],
-    token_file: Annotated[Path, typer.Option(help="A file with the token that the lab's operator gave.")],
+    token_file: Annotated[Path, typer.Option(help="A file with the token from the lab's operator.")],
     home: Annotated[Path, typer.Option(help="A folder for the runs' files, which go when a run ends.")] = Path(
         "donated"
     ),
     gpus: Annotated[str, typer.Option(help="The numbers of the GPUs to lend, such as 0,1.")] = "",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="For a pool of CPUs: processes a run may have.")] = 1,
     certificate: Annotated[
-        Path | None, typer.Option(help="The lab's own certificate, where no authority knows it.")
+        Path | None, typer.Option(help="The lab's certificate, if no authority has signed it.")
     ] = None,
 ) -> None:
     """Lend this machine to a lab: run its runs, one after another, until Ctrl-C. Needs no database and no store.

@@ -281,7 +281,7 @@ def store() -> None:
 
     ours = settings()
     if not ours.store:
-        refuse("There is no object store; STOA_STORE names one.")
+        refuse("No object store is set; STOA_STORE names one.")
     try:
         with refusing():
             found = stored.of_runs(database(), Store(ours))

@@ -185,7 +185,7 @@ def alone(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PartError(
-                f"A Stoa is running in {home} already; end it first, or set STOA_HOME to another."
+                f"Stoa is already running in {home}; stop it first, or set STOA_HOME to another folder."
             ) from error
         yield
 
@@ -236,7 +236,7 @@ def _end_all(grace_seconds: float) -> None:
 def last_line(log: Path) -> str:
     """The last line of a log that says something."""
     lines = [said for line in log.read_text(errors="replace").splitlines() if (said := cleaned(line))]
-    return lines[-1][:500] if lines else "it said nothing"
+    return lines[-1][:500] if lines else "it wrote nothing"
 
 
 def _says_ready(log: Path, seen: int) -> bool:

@@ -85,7 +85,7 @@ class Tending:
         self.parts.clear(tended.name)
         if tended.up and now - tended.launched_at > STAYED_SECONDS:
             tended.pause = FIRST_PAUSE
-        said = f"the {tended.name} has ended by itself, and is started again"
+        said = f"the {tended.name} ended unexpectedly and is started again"
         why = f"status {part.popen.returncode}: {last_line(part.log)}; its log is {part.log}"
         if tended.up:
             self.say(f"{said} ({why})")

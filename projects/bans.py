@@ -24,7 +24,7 @@ def ban(session: Session, actor: Actor | None, who: Actor, reason: str) -> None:
     by = people.author(session, actor)
     person = people.known(session, who.discord_id) or people.ensure(session, who)
     if person.banned is not None:
-        raise ConflictError(f"{person.name} is banned already.")
+        raise ConflictError(f"{person.name} is already banned.")
     person.banned = because
     session.flush()
     leads = select(Project.id).where(Project.lead_id == person.id, col(Project.stage).not_in(ENDED))

@@ -21,10 +21,10 @@ def problem(settings: Settings, part: str) -> str | None:
     """What is wrong with a service on this host, in one sentence; None where it is healthy."""
     path = _path(settings, part)
     if not path.exists():
-        return f"The {part} has not gone round once; its log says why."
+        return f"The {part} has not completed a round yet; its log says why."
     age = time.time() - path.stat().st_mtime
     if age > OLDEST_SECONDS:
-        return f"The {part} last went round {age:.0f} s ago; its log says what it waits for."
+        return f"The {part} last completed a round {age:.0f} s ago; its log says what it waits for."
     return None
 
 

@@ -74,9 +74,9 @@ def propose(session: Session, actor: Actor, request_id: str, *, title: str, ques
 
 
 def join(session: Session, actor: Actor, project_id: int, *, min_people: int) -> None:
-    """Make the actor a newcomer, whom the lead confirms; by the join policy “open”, a contributor at once.
+    """Make the actor a newcomer, to be confirmed by the lead; by the join policy “open”, a contributor at once.
 
-    Somebody whom the lead has removed before is a newcomer under either policy. A newcomer counts at once: a scoped
+    Somebody that the lead has removed before is a newcomer under either policy. A newcomer counts at once: a scoped
     project of at least `min_people` becomes active.
 
     Raises NotFoundError, ForbiddenError where the actor is banned, and ConflictError where the project has ended or the
@@ -84,7 +84,7 @@ def join(session: Session, actor: Actor, project_id: int, *, min_people: int) ->
     """
     project = projects.lock(session, project_id)
     if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it any more.")
+        raise ConflictError(f"“{project.title}” is {project.stage}; nobody can join it now.")
     person = people.ensure(session, actor)
     at_once = policies.current(session).join_policy == "open" and not projects.was_removed(session, person, project_id)
     role = ProjectRole.CONTRIBUTOR if at_once else ProjectRole.NEWCOMER
@@ -168,7 +168,7 @@ def resume(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def stop(session: Session, actor: Actor, project_id: int, *, reason: str) -> None:
-    """End the project without an outcome, for a reason given by its lead or by a moderator."""
+    """End the project without an outcome, for a reason from its lead or a moderator."""
     project = projects.lock(session, project_id)
     by = rights.require(session, actor, project, Act.STOP)
     project.stage_reason = text.prose("The reason", reason, most=text.USUAL)
@@ -184,7 +184,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.COMPLETE)
     if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage} already.")
+        raise ConflictError(f"“{project.title}” is already {project.stage}.")
     if outcome not in set(Outcome):
         raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
     if project.stage not in {Stage.ACTIVE, Stage.PAUSED} and outcome != Outcome.ABANDONED:
@@ -260,7 +260,7 @@ def _check_unscoped(project: Project) -> None:
     if project.stage in ENDED:
         raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
     if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage}: its scope has been written already.")
+        raise ConflictError(f"“{project.title}” is {project.stage}: its scope is already written.")
 
 
 def _check_move(project: Project, to: Stage) -> None:

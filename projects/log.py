@@ -23,7 +23,7 @@ class Seldom:
         self._logged_at: dict[Hashable, float] = {}
 
     def is_due(self, about: Hashable = None) -> bool:
-        """Whether it is time to log a line about this; if so, its minute begins anew."""
+        """Whether it is time to log a line about this; if so, its minute begins again."""
         now = time.monotonic()
         self._logged_at = {each: at for each, at in self._logged_at.items() if now - at < AGAIN_SECONDS}
         due = about not in self._logged_at

@@ -41,7 +41,7 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
     membership = session.get(Membership, (project_id, person.id))
     if membership is not None:
         how = "follow" if membership.role == ProjectRole.FOLLOWER else "are in"
-        raise ConflictError(f"You {how} “{project.title}” already.")
+        raise ConflictError(f"You already {how} “{project.title}”.")
     session.add(Membership(project_id=project_id, person_id=person.id, role=ProjectRole.FOLLOWER))
     session.flush()
     quotas.check(session, actor, QuotaKind.MEMBERSHIP, project_id)
@@ -78,7 +78,7 @@ def confirm(session: Session, actor: Actor, project_id: int, *, who: str) -> str
     lead = rights.require(session, actor, project, Act.CONFIRM)
     person, membership = _in_project(session, project, who)
     if membership.role != ProjectRole.NEWCOMER:
-        raise ConflictError(f"{person.name} works on “{project.title}” already.")
+        raise ConflictError(f"{person.name} already works on “{project.title}”.")
     _check_not_banned(person)
     membership.role = ProjectRole.CONTRIBUTOR
     session.flush()
@@ -87,17 +87,17 @@ def confirm(session: Session, actor: Actor, project_id: int, *, who: str) -> str
 
 
 def confirm_joining(session: Session, actor: Actor, entry_id: int) -> str:
-    """Confirm the newcomer whose joining an entry of the record tells of; raises what `confirm` raises."""
+    """Confirm the newcomer who joined by an entry of the record; raises what `confirm` raises."""
     joining = record.load(session, entry_id)
     if joining is None or joining.kind != "project.joined" or joining.project_id is None or joining.payload is None:
-        raise NotFoundError("The record no longer tells who joined; /project confirm names the person.")
+        raise NotFoundError("The record no longer says who joined; /project confirm names the person.")
     return confirm(session, actor, joining.project_id, who=joining.payload["by"]["id"])
 
 
 def remove(session: Session, actor: Actor, project_id: int, *, who: str, reason: str) -> None:
     """Remove the newcomer or contributor with the Discord id `who`, in public; their runs stay the project's.
 
-    They may join again, as a newcomer whom the lead would have to confirm. Raises NotFoundError, ForbiddenError for all
+    They may join again, as a newcomer, to be confirmed by the lead. Raises NotFoundError, ForbiddenError for all
     but the lead, InvalidError without a reason, and ConflictError for the lead, for somebody who is not in the project,
     and for a project that has ended.
     """
@@ -166,7 +166,7 @@ def check_may_offer(session: Session, actor: Actor, project_id: int, *, to: str)
 
 
 def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
-    """Make the actor, whom the lead was offered to, the lead; the former lead stays a contributor."""
+    """Make the actor, who was offered the lead, the lead; the former lead stays a contributor."""
     project = _open(session, project_id)
     offer, successor = _offer(session, actor, project)
     before = session.get_one(Person, project.lead_id)
@@ -178,7 +178,7 @@ def accept_lead(session: Session, actor: Actor, project_id: int) -> None:
 
 
 def decline_lead(session: Session, actor: Actor, project_id: int) -> None:
-    """End the open offer of the lead: the person to whom it was made declines it, or the lead takes it back."""
+    """End the open offer of the lead: the person who received it declines it, or the lead takes it back."""
     project = _open(session, project_id)
     offer, person = _offer(session, actor, project, or_lead=True)
     session.delete(offer)
@@ -242,7 +242,7 @@ def _appointable(session: Session, actor: Actor | None, project: Project, to: st
     if actor is not None and str(actor.discord_id) == person.discord_id:
         raise ForbiddenError("Nobody appoints themselves; another admin can.")
     if person.id == project.lead_id:
-        raise ConflictError(f"{person.name} leads “{project.title}” already.")
+        raise ConflictError(f"{person.name} already leads “{project.title}”.")
     _check_not_banned(person)
     return person, membership
 
@@ -258,13 +258,13 @@ def _successor(session: Session, project: Project, to: str) -> Person:
     if successor is None or not projects.works_on(session, successor, project):
         raise NotFoundError(f"The lead can only be offered to a contributor of “{project.title}”.")
     if successor.id == project.lead_id:
-        raise ConflictError(f"{successor.name} leads “{project.title}” already.")
+        raise ConflictError(f"{successor.name} already leads “{project.title}”.")
     _check_not_banned(successor)
     return successor
 
 
 def _offer(session: Session, actor: Actor, project: Project, *, or_lead: bool = False) -> tuple[LeadOffer, Person]:
-    """The open offer and the person who acts: the one to whom it was made or, with `or_lead`, the lead.
+    """The open offer and the person who acts: the one who received it or, with `or_lead`, the lead.
 
     Raises ConflictError where no offer is open, and ForbiddenError for everyone else.
     """

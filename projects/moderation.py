@@ -28,7 +28,7 @@ def open_channel(session: Session, actor: Actor, project_id: int) -> None:
     project = projects.lock(session, project_id)
     by = rights.require(session, actor, project, Act.OPEN_CHANNEL)
     if project.has_channel:
-        raise ConflictError(f"“{project.title}” has its channel already.")
+        raise ConflictError(f"“{project.title}” already has its channel.")
     if project.stage not in WITH_SCOPE:
         raise ConflictError(f"“{project.title}” is {project.stage}; a channel comes with a project's scope.")
     project.has_channel = True
@@ -65,7 +65,7 @@ def remove_text(session: Session, actor: Actor | None, project_id: int, name: st
     project = projects.lock(session, project_id)
     said, spoken = getattr(project, name), name.replace("_", " ")
     if said in ("", redaction.REMOVED):
-        raise ConflictError(f"The {spoken} of project {project_id} is empty already.")
+        raise ConflictError(f"The {spoken} of project {project_id} is already empty.")
     setattr(project, name, redaction.REMOVED)
     by = people.author(session, actor)
     session.flush()
@@ -81,7 +81,7 @@ def _set_hidden(session: Session, actor: Actor, project_id: int, *, hidden: bool
     by = rights.require(session, actor, project, act)
     because = text.prose("The reason", reason, most=text.USUAL)
     if project.hidden == hidden:
-        raise ConflictError(f"“{project.title}” is {'hidden' if hidden else 'shown'} already.")
+        raise ConflictError(f"“{project.title}” is already {'hidden' if hidden else 'shown'}.")
     project.hidden = hidden
     session.flush()
     if hidden:

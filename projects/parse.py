@@ -144,7 +144,7 @@ def _day(value: str, now: date, *, past: bool) -> date | None:
 
 
 def _grouped(value: str, mark: str) -> Decimal | None:
-    """A whole number whose thousands are parted by `mark`."""
+    """A whole number whose thousands are separated by `mark`."""
     whole = re.fullmatch(rf"[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}}){{1,5}}", value, re.ASCII)
     return Decimal(value.replace(mark, "")) if whole else None
 

@@ -114,7 +114,7 @@ def spelt(sentence: str, names: Mapping[str, str]) -> str:
 
 
 def author(session: Session, actor: Actor | None) -> Person | None:
-    """The person whom an entry of the record names as its author: nobody for the operator, whose `actor` is None."""
+    """The person that an entry of the record names as its author: nobody for the operator, whose `actor` is None."""
     return None if actor is None else ensure(session, actor)
 
 

@@ -142,7 +142,7 @@ def change(
         raise InvalidError(f"“{value[:60]}” cannot be {name}: {said[:1].lower()}{said[1:]}.") from error
     was, now = getattr(before, name), getattr(after, name)
     if was == now:
-        raise ConflictError(f"{name} is {said_as(now)} already.")
+        raise ConflictError(f"{name} is already {said_as(now)}.")
     budget()
     row.value = said_as(now)
     by = people.author(session, actor)

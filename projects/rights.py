@@ -112,9 +112,9 @@ def refusal(act: Act, *, project: str, lead: Person, newcomer: bool = False) -> 
         case roles if roles == LEAD | MODERATOR:
             return f"Only the lead of “{project}”, {lead.name}, or a moderator can do this."
         case roles if roles == MODERATOR:
-            return "Only moderators can do this; their role is given by the admins."
+            return "Only moderators can do this; the admins assign their role."
         case _:
-            return f"Only a reviewer who is not of “{project}” can do this; the reviewers' role is given by the admins."
+            return f"Only a reviewer who is not of “{project}” can do this; the admins assign the reviewers' role."
 
 
 def check(session: Session, actor: Actor, project: Project, act: Act) -> None:

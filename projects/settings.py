@@ -97,7 +97,7 @@ class Settings(BaseSettings):
 
     machines_address: str = Field(
         "",
-        description="Where the API for donated machines listens, such as 127.0.0.1:8440; there is none when not set.",
+        description="Where the API for donated machines listens, such as 127.0.0.1:8440; unset, there is no API.",
     )
     machines_certificate: str = Field(
         "", description="The API's TLS certificate, a file; without one it is loopback's."

@@ -1,4 +1,4 @@
-"""What a project publishes along its way: updates, whom it needs now, and checkpoints that were held back."""
+"""What a project publishes along its way: updates, who it is looking for, and checkpoints that were held back."""
 
 from sqlalchemy.orm import Session
 
@@ -17,21 +17,21 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> E
     project = projects.lock(session, project_id)
     person = rights.require(session, actor, project, Act.POST_UPDATE)
     if project.stage in projects.ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; it has no more updates.")
+        raise ConflictError(f"“{project.title}” is {project.stage}; it takes no more updates.")
     update = text.prose("The update", said, most=text.LONGEST)
     quotas.check(session, actor, QuotaKind.UPDATE, project_id)
     return record.append(session, record.project_stream(project_id), "project.update", by=person, text=update)
 
 
 def change_needs(session: Session, actor: Actor, project_id: int, needs: str) -> None:
-    """Change whom the project needs; an empty text means that it needs nobody."""
+    """Change who the project is looking for; an empty text means nobody."""
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.CHANGE_NEEDS)
     if project.stage in projects.ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; it needs nobody any more.")
+        raise ConflictError(f"“{project.title}” is {project.stage}; it no longer needs anybody.")
     said = text.prose("Who is needed", needs, most=text.BRIEF, required=False)
     if said == project.needs:
-        raise ConflictError("This is what the project says already.")
+        raise ConflictError("The project already says exactly this.")
     project.needs = said
     session.flush()
     quotas.check(session, actor, QuotaKind.UPDATE, project_id)

@@ -8,9 +8,6 @@ import pytest
 
 from tests import forked
 
-# Threads of PyTorch's that wait sleep: spinning, they take the cores from the processes that the tests start.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 # What takes minutes begins first, so that no process is left with it at the end; the other files follow in their order.
 LONGEST = (
     "tests/system",

@@ -21,9 +21,13 @@ from unittest import mock
 import psutil
 
 from tests.patience import PATIENCE
+from trainer import allocator
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
+
+# Threads of PyTorch's that wait sleep: spinning, they take the cores from the processes that the tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ENVIRONMENT = dict(os.environ)
 """What servers begin with: a test that sets a variable may end all processes that were started with it."""
 _servers: list[psutil.Process] = []
@@ -60,6 +64,9 @@ class Server:
 
 PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
+TRAINERS = Server("tests.forked_trainer", variables={"DS_ACCELERATOR": "cpu"} | allocator.environment(os.environ))
+"""The server of trainers whose ranks are forked from them."""
+TRAINER = "import tests.forked_trainer; tests.forked_trainer.main()"
 
 
 class Forked:
@@ -77,9 +84,10 @@ class Forked:
         *arguments: str,
         errors: Path | None = None,
         python: Path | None = None,
+        server: Server = PARTS,
     ) -> None:
         given = (code, log, errors or log, dict(environment), arguments, str(python or sys.executable))
-        self._process = PARTS.start(_run, *given)
+        self._process = server.start(_run, *given)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 
@@ -109,17 +117,45 @@ class Forked:
         self._process.kill()
 
 
-def module(name: str, log: Path, environment: Mapping[str, str], *arguments: str, python: Path | None = None) -> Forked:
-    """Start what `python -m name` is, with these arguments."""
-    return Forked(_of_module(name), log, environment, *arguments, python=python)
+def module(
+    name: str,
+    log: Path,
+    environment: Mapping[str, str],
+    *arguments: str,
+    python: Path | None = None,
+    session: bool = False,
+) -> Forked:
+    """Start what `python -m name` is, with these arguments; with `session`, in a session of its own."""
+    code = f"import os; os.setsid(); {_of_module(name)}" if session else _of_module(name)
+    return Forked(code, log, environment, *arguments, python=python)
 
 
 def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run what `python -m name` is to its end, with its output and its errors caught."""
+    return _to_its_end(PARTS, _of_module(name), environment, arguments)
+
+
+def run_trainer(
+    environment: Mapping[str, str], *arguments: str, limits: Mapping[int, int] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same for the trainer, whose ranks begin where their imports end, under `limits` of the kernel."""
+    bounds = [f"resource.setrlimit({kind}, ({value}, {value}))" for kind, value in (limits or {}).items()]
+    return _to_its_end(TRAINERS, "; ".join(["import resource", *bounds, TRAINER]), environment, arguments)
+
+
+def start_trainer(environment: Mapping[str, str], *arguments: str) -> Forked:
+    """Start such a trainer in a process group of its own; what it says goes nowhere."""
+    code = f"import os; os.setpgid(0, 0); {TRAINER}"
+    return Forked(code, Path(os.devnull), environment, *arguments, server=TRAINERS)
+
+
+def _to_its_end(
+    server: Server, code: str, environment: Mapping[str, str], arguments: tuple[str, ...]
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder, "out"), Path(folder, "errors")
-        status = Forked(_of_module(name), out, environment, *arguments, errors=errors).wait(PATIENCE)
-        return subprocess.CompletedProcess([name, *arguments], status, out.read_text(), errors.read_text())
+        status = Forked(code, out, environment, *arguments, errors=errors, server=server).wait(PATIENCE)
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), errors.read_text())
 
 
 def cpu_seconds() -> float:

@@ -11,7 +11,6 @@ import cli.services
 import sandbox.__main__
 import sandbox.hub.server
 import tests.forked
-import trainer.__main__
 
 PARTS = (
     bot.client,
@@ -21,7 +20,6 @@ PARTS = (
     sandbox.__main__,
     sandbox.hub.server,
     tests.forked,
-    trainer.__main__,
 )
 
 configure_mappers()

@@ -13,7 +13,7 @@ from trainer.layouts import Layout
 from trainer.lr_schedule import learning_rate
 from trainer.memory import Device, host_memory, memory_per_gpu
 from trainer.metrics import flops_per_token as flops_per_token
-from trainer.metrics import parameters
+from trainer.metrics import parameters as parameters
 
 MOST_LAYOUTS = 8
 MOST_SOURCES = 5

@@ -20,7 +20,7 @@ from broker.reports.why import Why
 from broker.runners import donated_presence, registry
 from broker.runners.donated_presence import Presence
 
-cluster_group = app_commands.Group(name="cluster", description="The GPUs: what they do, for whom, and who waits")
+cluster_group = app_commands.Group(name="cluster", description="The GPUs: what runs on them, and what waits")
 
 MOST_RUNS = 10
 MOST_HOSTS = 5
@@ -45,7 +45,7 @@ async def status(interaction: Interaction) -> None:
 
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
-@app_commands.describe(pool="One pool; all where not given")
+@app_commands.describe(pool="One pool; all by default")
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def usage(interaction: Interaction, pool: str | None = None) -> None:
     """Show the projects, who used most first."""
@@ -55,7 +55,7 @@ async def usage(interaction: Interaction, pool: str | None = None) -> None:
 
 
 @cluster_group.command(name="queue", description="Show which runs wait, why, and when each is expected to start")
-@app_commands.describe(pool="One pool; all where not given")
+@app_commands.describe(pool="One pool; all by default")
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def queue(interaction: Interaction, pool: str | None = None) -> None:
     """Show the queue of each pool, in order."""
@@ -155,7 +155,7 @@ def _machines(lent: Listed, pool: str) -> str:
 
 def _machine(name: str, presence: Presence | None) -> str:
     if presence is None:
-        return f"⚠️ {text.line(name, 40)} never heard of"
+        return f"⚠️ {text.line(name, 40)} never heard from"
     if presence.is_away:
         return f"⚠️ {text.line(name, 40)} away since {presence.at:%F %H:%M} UTC"
     has = [text.line(donated_presence.has(presence), 80), *([f"run {presence.run}"] if presence.run else [])]

@@ -56,7 +56,7 @@ async def sweep_of(interaction: Interaction, run: int | None, named: int | None)
     That is the sweep that is named, or the one in whose thread no run is named. Raises InvalidError where both are.
     """
     if named is not None and run is not None:
-        raise InvalidError("Name a run or a sweep, and not both.")
+        raise InvalidError("Name a run or a sweep, not both.")
     if named is not None or run is not None or not isinstance(interaction.channel, discord.Thread):
         return named
     return await interaction.client.read(outbox.sweep_of_thread, str(interaction.channel.id))

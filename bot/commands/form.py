@@ -19,11 +19,11 @@ MOST = 4000
 MOST_OPTIONS = 25
 """The options that Discord lets a select have."""
 CLOSED = (
-    "This form is closed, and nothing was changed now: it was sent before, or opened long ago, or Stoa was restarted "
+    "This form is closed, and nothing has changed: it was already sent, was opened long ago, or Stoa has restarted "
     "since. Use the command or the button again"
 )
 OUTDATED = (
-    "These buttons no longer work, and nothing was changed now: they are old, or Stoa was restarted since. Use the "
+    "These buttons no longer work, and nothing has changed: they are old, or Stoa has restarted since. Use the "
     "command again."
 )
 

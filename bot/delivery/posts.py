@@ -79,7 +79,7 @@ def render(entry: EntryView, destination: Destination, context: PostContext | No
     elif destination is Destination.ANNOUNCEMENTS and context is not None:
         said = _announcement(entry.payload, context, text.CARD - text.length(marker(entry)) - 1)
     elif _opens(entry) and destination is Destination.PROPOSAL and context is not None and context.channel_id:
-        said = f"🏛️ The project is under way: from now on it has its own channel, <#{context.channel_id}>."
+        said = f"🏛️ The project is under way and now has its own channel, <#{context.channel_id}>."
     else:
         said = worded(entry.kind, entry.payload)
     end = marker(entry)

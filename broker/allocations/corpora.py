@@ -172,7 +172,7 @@ def add(
         if all(getattr(earlier, key) == value for key, value in asked.items()):
             return earlier.id
         raise ConflictError(
-            f"The pool “{pool}” has “{name}” already, with other contents: retire that first, or choose another name."
+            f"The pool “{pool}” already has “{name}”, with other contents: retire that first, or choose another name."
         )
     corpus = Corpus(pool_id=place.id, name=name, **asked)
     session.add(corpus)
@@ -301,7 +301,7 @@ def check_known(session: Session, config: TrainConfig) -> None:
     known = {corpus.name: corpus for _, corpus in every(session)}
     if lacks := wants.missing(known):
         raise NotFoundError(
-            f"No pool has {_some(lacks)}; what there is: {_some(sorted(known)) or 'nothing yet'}. An operator "
+            f"No pool has {_some(lacks)}; available: {_some(sorted(known)) or 'nothing yet'}. An operator "
             "registers corpora and tokenizers with `stoa corpus add`."
         )
 

@@ -38,7 +38,7 @@ def check_second(session: Session, actor: Actor, request: Endorsable) -> None:
     """Raise ConflictError if the actor has given the first consent already. Only reads."""
     person = people.find(session, actor)
     if person is not None and request.endorsed_by == person.id:
-        raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")
+        raise ConflictError("You have already endorsed this request; another reviewer must agree.")
 
 
 def endorse(
@@ -66,7 +66,7 @@ def endorse(
     ):
         request.endorsed_by = request.endorsed_seconds = None
     if request.endorsed_by == reviewer.id:
-        raise ConflictError("You have endorsed this request already; it needs the consent of another reviewer.")
+        raise ConflictError("You have already endorsed this request; another reviewer must agree.")
     needed = request.endorsed_by is None and size > tiers.current(session).one_reviewer
     if needed:
         request.endorsed_by, request.endorsed_seconds = reviewer.id, seconds

@@ -1,4 +1,4 @@
-"""Hosts that run workers: which pools each serves, what it has, and when it was last heard of.
+"""Hosts that run workers: which pools each serves, what it has, and when it was last heard from.
 
 A host may serve named pools, whose runs then start there alone. All other pools are served by the hosts that name none.
 A drained host starts no run until it is undrained. People know a host by its name; its id, which its home keeps, tells
@@ -59,7 +59,7 @@ class HostPool(Base, table=True):
 class HostView:
     """A host as lists show it; without `pools` it serves all that no host names.
 
-    `is_away` is whether its worker has not been heard of for a minute.
+    `is_away` is whether its worker has not been heard from for a minute.
     """
 
     name: str
@@ -131,8 +131,8 @@ def announce(
 def taken(name: str, seen_at: datetime) -> ConflictError:
     """What is said to a host whose name another one has, which is there."""
     return ConflictError(
-        f"Another machine or container is there as “{name}”, heard of at {seen_at:%F %T} UTC; give this one a name of "
-        "its own (STOA_HOST_NAME), or stop the worker there."
+        f"Another machine or container is there as “{name}”, heard from at {seen_at:%F %T} UTC; give this one a name "
+        "of its own (STOA_HOST_NAME), or stop the worker there."
     )
 
 
@@ -335,7 +335,7 @@ def named_pools(session: Session) -> set[int]:
 
 def absence(session: Session, pool: Pool) -> str:
     """A sentence where every host that serves the pool is away or drained; empty where one is there or none was ever
-    heard of."""
+    heard from."""
     known = every(session)
     if said := drained(known, pool.name):
         return said
@@ -344,7 +344,7 @@ def absence(session: Session, pool: Pool) -> str:
         return ""
     last = max(host.seen_at for host in serving)
     names = ", ".join(host.name for host in serving[:3])
-    return f"No worker of the pool “{pool.name}” has been heard of since {last:%F %T} UTC ({names})."
+    return f"No worker of the pool “{pool.name}” has been heard from since {last:%F %T} UTC ({names})."
 
 
 def gpu_pools(session: Session, name: str) -> Sequence[Pool]:

@@ -154,7 +154,7 @@ def adjust(session: Session, allocation_id: int, seconds: int, why: str) -> None
     Raises ConflictError if the giving side has less left.
     """
     if seconds == 0:
-        raise InvalidError("An adjustment of nothing changes nothing; give seconds above or below 0.")
+        raise InvalidError("An adjustment of 0 seconds changes nothing; give more or fewer.")
     grant_id = _locked(session, allocation_id)
     _move(session, allocation_id, Movement.ADJUST, seconds, granted=seconds, why=why)
     if seconds > 0:
@@ -195,7 +195,7 @@ def refund(session: Session, allocation_id: int, run_id: int, token: int, second
     _locked(session, allocation_id)
     sums = totals(session, allocation_id=allocation_id, run_id=run_id, token=token)
     if sums[Movement.REFUND]:
-        raise ConflictError(f"Attempt {token} of run {run_id} was refunded already.")
+        raise ConflictError(f"Attempt {token} of run {run_id} was already refunded.")
     if seconds > sums[Movement.CHARGE]:
         raise ConflictError(
             f"Attempt {token} of run {run_id} was charged {sums[Movement.CHARGE]:,} GPU-seconds; "
@@ -244,7 +244,7 @@ def _locked(session: Session, allocation_id: int) -> int:
         select(col(Balance.grant_id)).where(Balance.allocation_id == allocation_id).with_for_update(key_share=True)
     ).one_or_none()
     if grant_id is None:
-        raise ConflictError(f"Allocation {allocation_id} has been granted nothing yet.")
+        raise ConflictError(f"Allocation {allocation_id} has no granted hours yet.")
     return grant_id
 
 
@@ -305,7 +305,7 @@ def _draw(session: Session, allocation_id: int, grant_id: int, seconds: int, com
     """Draw `seconds` of a running grant for an allocation and commit more to it; raises ConflictError."""
     running = select(Grant.id).where(Grant.id == grant_id, Grant.until > utcnow()).exists()
     if not session.scalar(select(running)):
-        raise ConflictError("The sponsor's grant has ended; nothing more of it can be given.")
+        raise ConflictError("The sponsor's grant has ended; no more of it can be granted.")
     _change_grant(session, grant_id, drawn=seconds, committed=committed)
     for movement, amount in ((GrantMovement.DRAW, seconds), (GrantMovement.COMMIT, committed)):
         if amount:

@@ -195,7 +195,7 @@ def add_pool(
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
             is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
-            raise ConflictError(f"There is a pool “{name}” already ({is_now}); change it, or choose another name.")
+            raise ConflictError(f"There is already a pool “{name}” ({is_now}); change it, or choose another name.")
         return earlier.id
     quotas.check_admin(session, actor)
     pool = Pool(name=name, **asked)

@@ -52,7 +52,7 @@ def set_share(session: Session, actor: Actor | None, project_id: int, value: str
     row = session.get(ProjectShare, project.id, populate_existing=True)
     was = USUAL if row is None else row.share
     if share == was:
-        raise ConflictError(f"The share of P{project.id} is {share:g} already.")
+        raise ConflictError(f"The share of P{project.id} is already {share:g}.")
     quotas.check_admin(session, actor)
     if row is None:
         session.add(ProjectShare(project_id=project.id, share=share))

@@ -90,10 +90,10 @@ def set_aside(
         raise NotFoundError(f"No grant is of a sponsor “{sponsor.strip()[:80]}”; the sponsors are: {known}.")
     was = before.get(sponsor.strip(), SponsorView(grants[0], sponsor.strip(), 0.0, []))
     if (share, wanted) == (was.share, list(was.projects)):
-        raise ConflictError(f"{was.sponsor} sets {was.share:.4g} aside already, for the same projects.")
+        raise ConflictError(f"{was.sponsor} already sets {was.share:.4g} aside for the same projects.")
     for other in before.values():
         if other.grant_id != was.grant_id and (both := sorted(set(other.projects) & set(wanted))):
-            raise ConflictError(f"P{both[0]} is a project of {other.sponsor} already.")
+            raise ConflictError(f"P{both[0]} is already a project of {other.sponsor}.")
     quotas.check_admin(session, actor)
     session.execute(delete(SponsorProject).where(col(SponsorProject.grant_id) == was.grant_id))
     session.execute(delete(SponsorShare).where(col(SponsorShare.grant_id) == was.grant_id))

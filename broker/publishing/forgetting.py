@@ -1,4 +1,4 @@
-"""Forgetting a person: what lies on the Hub that names them, and its model cards, which the publisher writes anew.
+"""Forgetting a person: what lies on the Hub that names them, and its model cards, which the publisher rewrites.
 
 A card is a new commit of each branch that has one. Earlier commits stay on the Hub, where only its owner removes them.
 """
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """How many entries were blanked, and the addresses of the repositories whose cards are written anew."""
+    """How many entries were blanked, and the addresses of the repositories whose cards are rewritten."""
 
     entries: int
     repositories: Sequence[str]
@@ -53,7 +53,7 @@ def find(session: Session, actor: Actor | None, discord_id: str) -> Found:
 def forget(
     session: Session, actor: Actor | None, discord_id: str, reason: str, texts: Collection[str] = ()
 ) -> Forgotten:
-    """Forget a person as `redaction.forget` does, and have the cards that may name them written anew."""
+    """Forget a person as `redaction.forget` does, and have the cards that may name them rewritten."""
     repositories = _naming(session, discord_id)
     entries = redaction.forget(session, actor, discord_id, reason, texts)
     these = col(Repository.run_id).in_(repositories)
@@ -63,11 +63,11 @@ def forget(
 
 
 def told(repositories: Sequence[str]) -> str:
-    """A sentence on the repositories whose cards are written anew; empty without one."""
+    """A sentence on the repositories whose cards are rewritten; empty without one."""
     if not repositories:
         return ""
     return (
-        "On the Hub, the model cards of these repositories are written anew, and what they said stays in the history "
+        "On the Hub, the model cards of these repositories are rewritten, and what they said stays in the history "
         f"there until somebody deletes it: {listed(repositories)}."
     )
 
@@ -79,7 +79,7 @@ def listed(repositories: Sequence[str]) -> str:
 
 
 def due(session: Session) -> Sequence[int]:
-    """The runs whose cards are to be written anew now: none that has an upload under way, which would undo it."""
+    """The runs whose cards are to be rewritten now: none that has an upload under way, which would undo it."""
     uploading = select(Publication.run_id).where(
         Publication.run_id == Repository.run_id, col(Publication.url).is_(None), col(Publication.lease_until) > utcnow()
     )
@@ -88,7 +88,7 @@ def due(session: Session) -> Sequence[int]:
 
 
 def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
-    """Write the cards of a run anew on all branches of its repository. Raises HubError and OSError."""
+    """Rewrite the cards of a run on all branches of its repository. Raises HubError and OSError."""
     with db.read() as session:
         repository = session.get_one(Repository, run_id)
         steps = [step for step, _ in publications.links(session, run_id)]
@@ -106,7 +106,7 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
     with db.write() as session:
         seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
         session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))
-    log.info("cards written anew", run=run_id, branches=len(steps) + 1)
+    log.info("cards rewritten", run=run_id, branches=len(steps) + 1)
 
 
 def _naming(session: Session, discord_id: str) -> dict[int, str]:

@@ -2,23 +2,27 @@
 manifest."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sqlalchemy.orm import Session
 
-from broker import publications
+from broker import configs, publications
+from broker.allocations.ledger import in_hours
+from broker.allocations.pools import Pool
 from broker.plots.curve import Curve
 from broker.publishing import metrics
 from broker.runs import runs, series
+from broker.runs.runs import Run
 from broker.runs.series import Measured
 from projects import projects
 from projects.text import cleaned
-from trainer import contract
+from trainer import check, contract
 
 CARD_FILE = "README.md"
 LOSS_PLOT_FILE = "loss.png"
@@ -55,7 +59,7 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
 
 
 def discard(folder: str) -> None:
-    """Remove the card of a checkpoint that is not published yet, so that it is written anew; raises OSError."""
+    """Remove the card of a checkpoint that is not published yet, so that it is rewritten; raises OSError."""
     (Path(folder) / CARD_FILE).unlink(missing_ok=True)
 
 
@@ -86,7 +90,11 @@ def _card(
     `since` is the step of the published checkpoint before it, -1 without one.
     """
     run = runs.view(session, run_id)
+    row = runs.load(session, run_id)
     project = projects.view(session, run.project_id)
+    parent = session.get(publications.Repository, row.parent_id) if row.parent_id else None
+    measured = [point for point in series.read(session, run_id, "held_out") if point.step <= step]
+    held_out = measured[-1] if measured else None
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
     licence = project.licence.lower()
     card = ModelCard.from_template(
@@ -97,12 +105,18 @@ def _card(
             pipeline_tag="text-generation",
             tags=["stoa", run.recipe],
             datasets=[source["dataset"] for source in sources if source["dataset"]] or None,
+            base_model=parent.name if parent else None,
+            model_name=repo if held_out else None,
+            eval_results=[_result(held_out)] if held_out else None,
         ),
         template_path=str(TEMPLATE),
         contract=contract,
         data_manifest=DATA_MANIFEST_FILE,
+        facts=_facts(session, row, metadata, held_out),
+        fork_step=row.fork_step,
         loss_plot=LOSS_PLOT_FILE if len(losses) > 1 else "",
         losses=_evenly_spread(losses),
+        parent=parent,
         people=[_plain(m.name) + (" (lead)" if m.lead else "") for m in project.members if not m.newcomer],
         plain=_plain,
         project=project,
@@ -114,6 +128,55 @@ def _card(
         tokens=metadata.get("tokens", 0),
     )
     return f"{card}\n"
+
+
+def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Measured | None) -> list[tuple[str, str]]:
+    """What the card's table of the training says, by name. The GPU-hours are those up to now."""
+    config = configs.read(run.config)
+    pool = session.get_one(Pool, run.pool_id)
+    facts = [
+        ("Parameters", f"{check.parameters(config):,}"),
+        ("Hardware", f"{run.gpus} × {_plain(pool.gpu_type)}"),
+        ("GPU-hours so far", f"{in_hours(runs.view(session, run.id).spent)}"),
+        ("Batch", f"{config.training.batch:,} sequences of {config.data.sequence_length:,} tokens"),
+        ("Peak learning rate", f"{config.optimizer.learning_rate:g}"),
+        ("Precision", config.training.precision),
+        ("Seed", str(config.training.seed)),
+    ]
+    if held_out is not None:
+        bytes_a_token = _bytes_a_token(metadata)
+        bits = f", {held_out.value / math.log(2) / bytes_a_token:.4f} bits per byte" if bytes_a_token else ""
+        facts.append(
+            ("Held-out loss", f"{held_out.value:.4f} nats per token{bits}, at step {held_out.step:,}"),
+        )
+    if version := str(metadata.get("code_version", "")):
+        facts.append(("Version of the trainer", f"`{version[:80]}`"))
+    return facts
+
+
+def _bytes_a_token(metadata: Mapping[str, Any]) -> float:
+    """The bytes of text that a held-out token stands for, the sources mixed by weight; 0 where that is not known."""
+    parts = [
+        (source.get("weight") or 0, source.get("held_out", {}))
+        for source in metadata.get("data", {}).get("sources", [])
+    ]
+    known = [
+        (weight, part["bytes"] / part["tokens"]) for weight, part in parts if part.get("tokens") and "bytes" in part
+    ]
+    whole = sum(weight for weight, _ in known)
+    return sum(weight * size for weight, size in known) / whole if whole and len(known) == len(parts) else 0.0
+
+
+def _result(held_out: Measured) -> EvalResult:
+    """The held-out loss as the Hub's metadata has results."""
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type="held-out",
+        dataset_name="held-out documents of the training data",
+        metric_type="loss",
+        metric_name="held-out loss (nats per token)",
+        metric_value=round(held_out.value, 4),
+    )
 
 
 def _curve(session: Session, run_id: int, step: int, losses: Sequence[Measured]) -> Curve:

@@ -34,7 +34,7 @@ UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
 LOST_AFTER = 12
 """A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
 VISIBILITY = -1
-"""In the place of a step: the repository itself is to be made public or private, or its cards written anew."""
+"""In the place of a step: the repository itself is to be made public or private, or its cards rewritten."""
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class Claimed:
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
     """Runs with something to publish now: the step of the next checkpoint that no publisher has leased, or VISIBILITY
-    where the run's repository is to be made public or private, or its cards written anew."""
+    where the run's repository is to be made public or private, or its cards rewritten."""
     upcoming = (
         select(Publication.run_id, func.min(col(Publication.step)).label("step"))
         .where(publications.unpublished())
@@ -134,7 +134,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 
 def renew_cards(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
-    """Write the run's model cards anew where they may name a person who was forgotten."""
+    """Rewrite the run's model cards where they may name a person who was forgotten."""
     with db.read() as session:
         if run_id not in forgetting.due(session):
             return
@@ -142,7 +142,7 @@ def renew_cards(settings: Settings, db: Database, hub: Hub, run_id: int) -> None
     try:
         forgetting.renew_cards(db, hub, run_id)
     except (HubError, OSError) as error:
-        log.warning("cards not written anew yet", run=run_id, error=str(error))
+        log.warning("cards not rewritten yet", run=run_id, error=str(error))
         later = _later(tries, settings.publish_retry_seconds, error.pause if isinstance(error, HubError) else 0.0)
         with db.write() as session:
             session.execute(

@@ -36,7 +36,7 @@ from trainer.contract import OUTCOME_FILE
 ALL = "all"
 LOCK = "retention"
 LOST_SECONDS = 86_400.0
-"""A host that has not been heard of for so long does not come back."""
+"""A host that has not been heard from for so long does not come back."""
 AGAIN_SECONDS = 3600.0
 """After so long, a run is looked at again though nothing is known to have changed: its checkpoints may be whole now."""
 

@@ -1,4 +1,4 @@
-"""The donated machines, as the lab has admitted them and as it has last heard of them."""
+"""The donated machines, as the lab has admitted them and as it has last heard from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Listed:
-    """The machines by name, each as it was last heard of, None for never; `trouble` is a sentence where the store does
-    not tell that."""
+    """The machines by name, each as it was last heard from, None for never; `trouble` says why where the store does
+    not tell."""
 
     machines: Sequence[tuple[MachineView, Presence | None]]
     trouble: str = ""

@@ -138,17 +138,17 @@ def discard(session: Session, actor: Actor, plan_id: int) -> None:
     plan = own(session, actor, plan_id)
     launched = _launched(session, plan)
     if launched is not None:
-        raise ConflictError(f"It is launched already, as run {launched.id}; /run cancel stops it.")
+        raise ConflictError(f"It is already launched, as run {launched.id}; /run cancel stops it.")
     sweep = session.scalars(select(Sweep).where(Sweep.request_id == plan.request_id)).one_or_none()
     if sweep is not None:
-        raise ConflictError(f"It is launched already, as sweep {sweep.id}; /run cancel stops it.")
+        raise ConflictError(f"It is already launched, as sweep {sweep.id}; /run cancel stops it.")
     plan.discarded = True
 
 
 def check_fresh(plan: RunPlan) -> None:
     """Raise ConflictError where the plan is too old to be confirmed."""
     if plan.created_at < utcnow() - GOOD_FOR:
-        raise ConflictError("This offer is more than an hour old; type the command again to see what it costs now.")
+        raise ConflictError("This offer is more than an hour old; run the command again to see what it costs now.")
 
 
 def own(session: Session, actor: Actor, plan_id: int) -> RunPlan:

@@ -108,7 +108,7 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
     held = next((one for one in kept.state.held if one.run_id == run_id and one.open), None)
     refusal = explainer.plan.refusals.get(run_id, "")
     if held is None and not refusal:
-        raise ConflictError(f"Run {run_id} neither waited nor had GPUs at {at:%F %T} UTC.")
+        raise ConflictError(f"Run {run_id} was neither waiting nor running at {at:%F %T} UTC.")
     pool = next(pool.name for pool in kept.state.pools if pool.id == (run.pool_id if held is None else held.pool_id))
     return Why(
         run_id=run.id,
@@ -129,7 +129,7 @@ def moment(value: str) -> datetime:
     """A moment of the past as typed, in UTC where it says no offset, or the beginning of a day; raises InvalidError."""
     at = parse.moment(value if ":" in value or value.strip().endswith("ago") else f"{value} 00:00", past=True)
     if at > utcnow():
-        raise InvalidError(f"{at:%F %T} UTC has not come yet; without a moment, the answer is about now.")
+        raise InvalidError(f"{at:%F %T} UTC is in the future; leave the time out to ask about now.")
     return at
 
 
@@ -253,7 +253,7 @@ class _Explainer:
             case None if self.low:
                 return "The disk is nearly full: no run starts until there is room."
             case None:
-                return "Nothing stands in its way."
+                return "Nothing holds it up."
             case WaitReason.PAUSED:
                 return "Its project is paused: nothing of it starts before its lead resumes the project."
             case WaitReason.DRAINED:
@@ -264,14 +264,14 @@ class _Explainer:
                     f"{in_hours(placement.free)} are not promised to them."
                 )
             case WaitReason.EARLIER_ATTEMPT:
-                return f"Not before {run.not_before:%F %T} UTC: an earlier attempt of it may still be stopping."
+                return f"Not before {run.not_before:%F %T} UTC: an earlier attempt may still be stopping."
             case WaitReason.PROJECT_LIMIT:
-                return f"Its project has as many runs under way as it may at once: {limits.most_running_a_project}."
+                return f"Its project already has the most runs it may have at once: {limits.most_running_a_project}."
             case WaitReason.PERSON_LIMIT:
-                return f"Who launched it has as many runs under way as one may at once: {limits.most_running_a_person}."
+                return f"Its person already has the most runs one may have at once: {limits.most_running_a_person}."
             case WaitReason.GPUS if pool.queue:
                 most = f"at most {pool.most_submitted} jobs submitted to {pool.queue}"
-                return f"Stoa keeps {most} on “{pool.name}”, and has."
+                return f"Stoa keeps {most} on “{pool.name}”, and has that many."
             case WaitReason.GPUS:
                 return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
             case WaitReason.MEMORY:
@@ -283,7 +283,7 @@ class _Explainer:
             case WaitReason.BEHIND:
                 ahead = backfill.blocker(self.state, self.plan, placement)
                 if ahead is None:
-                    return f"It is behind higher runs{' and reservations' if self.state.reserved else ''}."
+                    return f"It is behind runs of higher priority{' and reservations' if self.state.reserved else ''}."
                 first = f"run {ahead}" if ahead > UNBORN else "one launched with it"
                 return f"It is behind {first}, which would start later if this one started now."
             case WaitReason.RESERVED:
@@ -312,10 +312,10 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
         case RunState.STOPPING:
             return "It is stopping."
         case RunState.PAUSED if run.unfunded:
-            return f"It goes on by itself once its allocation can pay for it: {reason}."
+            return f"It resumes by itself once its allocation can pay for it: {reason}."
         case RunState.PAUSED:
             said = f"It was {reason}; " if reason.startswith("paused by") else ""
-            return f"{said}/run resume lets it go on."
+            return f"{said}/run resume continues it."
     return reason and f"{_begun(reason)}."
 
 

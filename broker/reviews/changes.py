@@ -61,7 +61,7 @@ def request(
     lead = check_may_request(session, actor, allocation_id)
     quotas.check(session, actor, QuotaKind.REQUEST)
     if not hours.strip() and not until.strip():
-        raise InvalidError("Say what is to change: more GPU-hours, a later end, or both.")
+        raise InvalidError("Say what should change: more GPU-hours, a later end, or both.")
     seconds = parse_hours(hours) if hours.strip() else 0
     day = parse_day(until) if until.strip() else None
     if day is not None and day <= allocation.until:
@@ -91,7 +91,7 @@ def check_may_request(session: Session, actor: Actor, allocation_id: int) -> Per
     if project.stage != Stage.ACTIVE:
         raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for a change.")
     if open_of(session, allocation_id) is not None:
-        raise ConflictError(f"A change of allocation {allocation_id} is asked for already; it is decided first.")
+        raise ConflictError(f"A change of allocation {allocation_id} is already waiting for a decision.")
     return lead
 
 
@@ -108,7 +108,7 @@ def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
     reviews.require_reviewer(session, actor, project_id, change)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
-        raise ConflictError(f"This change has been {change.state} already, by {by}.")
+        raise ConflictError(f"This change was already {change.state}, by {by}.")
 
 
 def endorser(session: Session, change_id: int) -> str | None:

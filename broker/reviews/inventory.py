@@ -95,10 +95,12 @@ def change_pool(
     )
     same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
     if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
-        raise ConflictError(f"The pool “{name}” is so already: {count} GPUs, and a price weight of {weight:g}.")
+        raise ConflictError(f"The pool “{name}” already has {count} GPUs and a price weight of {weight:g}.")
     reserved = reservations.most_reserved(session, pool.id, utcnow(), utcnow() + reservations.FARTHEST * 2)
     if count < reserved:
-        raise ConflictError(f"{reserved:,} GPUs of “{name}” are reserved; leave it as many, or cancel that first.")
+        raise ConflictError(
+            f"{reserved:,} GPUs of “{name}” are reserved; keep at least that many, or cancel the reservation first."
+        )
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
     quotas.check_admin(session, actor)
@@ -229,9 +231,7 @@ def parse_memory(value: str) -> tuple[float | None, float | None]:
     """
     typed = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,2})?)?\s*(?:/\s*(\d{1,6}(?:\.\d{1,2})?)?\s*)?", value, re.ASCII)
     if not typed:
-        raise InvalidError(
-            "Memory is the GiB of a GPU, a slash, and the GiB of a host, such as 141 / 2048; either may be left out."
-        )
+        raise InvalidError("Memory is written as GiB a GPU / GiB a host, such as 141 / 2048; either may be left out.")
     gpu, host = (float(size) if size else None for size in typed.groups())
     for size in (gpu, host):
         pools.check_memory(size)

@@ -33,14 +33,14 @@ def require_reviewer(session: Session, actor: Actor, project_id: int, request: E
     Who was in the project when the request was made, or since, may not, also once they have left.
     """
     if actor.roles.isdisjoint(rights.MAY[Act.REVIEW]):
-        raise ForbiddenError("Only compute reviewers can decide requests; the reviewers' role is given by the admins.")
+        raise ForbiddenError("Only compute reviewers can decide on requests; the admins assign the reviewers' role.")
     person = people.find(session, actor)
     if person is None:
         return
     if projects.is_in(session, person, project_id):
         raise ForbiddenError("Nobody decides on a request of their own project; another reviewer can.")
     if person.id == request.requested_by:  # a requester who has left the project still may not decide
-        raise ForbiddenError("Nobody decides on what they have asked for themselves; another reviewer can.")
+        raise ForbiddenError("Nobody decides on their own request; another reviewer can.")
     if projects.was_in(session, person, project_id, since=request.created_at):
         raise ForbiddenError("You were in the project when this was asked for, or since; another reviewer can decide.")
 
@@ -51,7 +51,7 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None
     require_reviewer(session, actor, allocation.project_id, allocation)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
-        raise ConflictError(f"This request has been {allocation.state} already, by {by}.")
+        raise ConflictError(f"This request was already {allocation.state}, by {by}.")
 
 
 def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> None:
@@ -152,7 +152,7 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
     allocation = allocations.load(session, allocation_id)
     person = requests.require_asker(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
-        raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; its reviewers ask nothing any more.")
+        raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; reviewers can no longer ask about it.")
     return person
 
 

@@ -151,7 +151,7 @@ class DonatedRunner(PodRunner):
         elif claim.status is not None:
             self._end_for(EndReason.RUNNER_ENDED, f"the machine {claim.machine} ended without a word of how", None)
         elif self._silent > self._silence():
-            silent = f"the machine {claim.machine} has not been heard of for {self._silent:.0f} s"
+            silent = f"the machine {claim.machine} has not been heard from for {self._silent:.0f} s"
             self._end_for(EndReason.NODE_FAILED, silent, None)
 
     def _say_why(self) -> None:

@@ -1,4 +1,4 @@
-"""Which donated machines there are: what each says of itself, and when it was last heard of.
+"""Which donated machines there are: what each says of itself, and when it was last heard from.
 
 The lab's API leaves both in the store, one object a machine, which it writes at most every `NOTE_SECONDS`. The times
 are the database's. What a machine says of itself is a stranger's text: it is bounded, and holds plain characters only.
@@ -50,7 +50,7 @@ class About(BaseModel):
 
 
 class Presence(BaseModel):
-    """A machine as the API has last heard of it. `slots` is how many GPUs, or processes, a run may have there, and
+    """A machine as the API has last heard from it. `slots` is how many GPUs, or processes, a run may have there, and
     `run` the run that it has now, 0 for none."""
 
     machine: str
@@ -62,7 +62,7 @@ class Presence(BaseModel):
 
     @property
     def is_away(self) -> bool:
-        """Whether it has not been heard of for a minute."""
+        """Whether it has not been heard from for a minute."""
         return self.at < utcnow() - timedelta(seconds=AWAY_AFTER_SECONDS)
 
 
@@ -93,14 +93,14 @@ def write(store: Store, presence: Presence) -> None:
 
 
 def read(store: Store, machine: str) -> Presence | None:
-    """What is known of a machine; None where it was never heard of. Raises StoreError."""
+    """What is known of a machine; None where it was never heard from. Raises StoreError."""
     with suppress(ValidationError):
         return Presence.model_validate_json(store.read(f"{FOLDER}/{machine}") or b"")
     return None
 
 
 def every(store: Store) -> Sequence[Presence]:
-    """All machines that were ever heard of, by name. Raises StoreError."""
+    """All machines that were ever heard from, by name. Raises StoreError."""
     return [found for name in store.names(FOLDER) if (found := read(store, name)) is not None]
 
 
@@ -124,10 +124,10 @@ def why_unclaimed(store: Store, pool: str, gpus: int) -> str:
     there = [each for each in known if not each.is_away]
     large = [each for each in there if each.slots >= gpus and not refusal(each.about)]
     if not known:
-        return f"no machine of the pool {pool} has been heard of yet"
+        return f"no machine of the pool {pool} has been heard from yet"
     if not there:
         last = max(each.at for each in known)
-        return f"no machine of the pool {pool} has been heard of since {last:%F %T} UTC ({_named(known)})"
+        return f"no machine of the pool {pool} has been heard from since {last:%F %T} UTC ({_named(known)})"
     if not large:
         most = max(each.slots for each in there)
         return f"no machine of the pool {pool} that is there has {gpus} GPUs; the largest has {most} ({_named(there)})"

@@ -29,7 +29,7 @@ def found() -> HostGpus:
 
 
 def visible(devices: str) -> dict[str, str]:
-    """The variables that let a process see the GPUs of these numbers, parted by commas, or none.
+    """The variables that let a process see the GPUs of these numbers, separated by commas, or none.
 
     ROCm's HIP reads HIP_VISIBLE_DEVICES, and most versions CUDA_VISIBLE_DEVICES too. ROCR_VISIBLE_DEVICES must not be
     set as well: HIP would count among the GPUs that it leaves.

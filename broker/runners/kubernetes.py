@@ -48,13 +48,13 @@ class KubernetesRunner(PodRunner):
     pool_options = (
         PoolOption(
             "kubeconfig",
-            help="The file that leads to the cluster; KUBECONFIG when not given.",
+            help="The file that leads to the cluster; KUBECONFIG otherwise.",
             pattern=r"(/[^\0\n]*)?",
             refusal="The kubeconfig is a whole path, such as /etc/stoa/cloud.yml.",
         ),
         PoolOption(
             "context",
-            help="A context of the kubeconfig; its current one when not given.",
+            help="A context of the kubeconfig; its current context otherwise.",
             pattern=r"[\w.@:/-]*",
             refusal="A context's name has letters, digits and “._@:/-” only.",
         ),
@@ -81,19 +81,19 @@ class KubernetesRunner(PodRunner):
         ),
         PoolOption(
             "pod_cpus",
-            help="CPUs for each GPU; as the cluster has it when not given.",
+            help="CPUs for each GPU; the cluster's own default otherwise.",
             pattern=r"([1-9][0-9]{0,3})?",
             refusal="The CPUs for each GPU are a whole number, such as 8.",
         ),
         PoolOption(
             "pod_memory_gib",
-            help="GiB of memory for each GPU; as the cluster has it when not given.",
+            help="GiB of memory for each GPU; the cluster's own default otherwise.",
             pattern=r"([1-9][0-9]{0,4})?",
             refusal="The memory for each GPU is a whole number of GiB, such as 64.",
         ),
         PoolOption(
             "local_queue",
-            help="A queue of Kueue's that admits the jobs; none when not given.",
+            help="A queue of Kueue's that admits the jobs; none by default.",
             pattern=rf"({NAME})?",
             refusal="A queue of Kueue's has small letters, digits and dashes only.",
         ),
@@ -111,7 +111,7 @@ class KubernetesRunner(PodRunner):
         ),
         PoolOption(
             "service_account",
-            help="The pods' service account; the namespace's default when not given. Its token is not mounted.",
+            help="The pods' service account; the namespace's default otherwise. Its token is not mounted.",
             pattern=rf"({NAME})?",
             refusal="A service account has small letters, digits and dashes only.",
         ),

@@ -21,7 +21,7 @@ _PATHS = r"(/[\w./+@%-]+(,/[\w./+@%-]+)*)?"
 OPTIONS = (
     PoolOption(
         "partition",
-        help="Slurm's partition; its default when not given.",
+        help="Slurm's partition; Slurm's own default otherwise.",
         pattern=_NAME,
         refusal="A Slurm partition's name has letters, digits and “._-” only.",
     ),

@@ -88,7 +88,7 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
     session.execute(select(Pool.id).where(Pool.id == run.pool_id).with_for_update(key_share=True))
     taken = devices_in_use(session, run.pool_id).intersection(devices)
     if taken:
-        raise ConflictError(f"Devices of the pool are in use already: {', '.join(map(str, sorted(taken)))}.")
+        raise ConflictError(f"Devices of the pool are already in use: {', '.join(map(str, sorted(taken)))}.")
     runs.move(session, run, RunState.STARTING, token=Run.token + 1, reason="")
     seconds = run.gpus * remaining(session, run)
     ledger.reserve(session, run.allocation_id, run.id, run.token, seconds)
@@ -119,7 +119,7 @@ def extend(session: Session, run: Run, seconds: int) -> None:
     attempt = session.get_one(Attempt, (run.id, run.token))
     session.refresh(attempt)
     if attempt.state not in OPEN:
-        raise ConflictError(f"Run {run.id} is between two attempts; extend it in a moment.")
+        raise ConflictError(f"Run {run.id} is between two attempts; try again in a moment.")
     period = session.scalar(
         select(func.count()).where(
             LedgerRow.run_id == run.id, LedgerRow.token == run.token, LedgerRow.movement == Movement.RESERVE

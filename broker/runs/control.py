@@ -84,17 +84,17 @@ def preempt(session: Session, run_ids: Sequence[int], for_run: int) -> None:
     if not pool.preempt_after:
         raise ConflictError(f"The pool “{pool.name}” preempts no runs.")
     if waiting.state != RunState.QUEUED:
-        raise ConflictError(f"Run {for_run} is {waiting.state}; nobody makes way for it.")
+        raise ConflictError(f"Run {for_run} is {waiting.state}; no run makes way for it.")
     making_way = (Run.preempted_for == for_run, Run.state == RunState.STOPPING, Run.stops_as == RunState.QUEUED)
     if session.scalar(select(func.count()).where(*making_way)):
-        raise ConflictError(f"Others make way for run {for_run} already.")
+        raise ConflictError(f"Other runs are already making way for run {for_run}.")
     lately = attempts.from_now(-pool.preempt_after)
     for run_id in sorted(run_ids):
         attempts.lock(session, run_id)
         run = runs.load(session, run_id)
         session.refresh(run)
         if run.state != RunState.RUNNING or (run.preempted_at is not None and run.preempted_at > lately):
-            raise ConflictError(f"Run {run_id} is {run.state}, or was preempted lately; it does not make way now.")
+            raise ConflictError(f"Run {run_id} is {run.state}, or was recently preempted; it does not make way now.")
         reason = f"it makes way for run {for_run} of project P{waiting.project_id}, and waits again after a checkpoint"
         runs.move(
             session,
@@ -183,9 +183,9 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
         _require_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
-        raise ConflictError(f"Run {run.id} is {run.state}; its time limit matters no more.")
+        raise ConflictError(f"Run {run.id} is {run.state}; its time limit no longer matters.")
     if run.time_limit - run.used + seconds > LONGEST_TIME_LIMIT:
-        raise InvalidError("A run may have 720 hours before it at most; extend it by less, or later.")
+        raise InvalidError("A run may have at most 720 hours left; extend it by less, or later.")
     quotas.check(session, actor, QuotaKind.RUN_CHANGE)
     if run.state in (RunState.STARTING, RunState.RUNNING):
         _reserve_more(session, run, run.gpus * seconds)
@@ -350,7 +350,7 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
         runs.move(session, run, RunState.STOPPING, stops_as=RunState.CANCELLED, **values)
         runs.tell(session, run, "run.stopping", **told)
     else:
-        raise ConflictError(f"Run {run.id} is {run.state} already.")
+        raise ConflictError(f"Run {run.id} is already {run.state}.")
 
 
 def makes_way(run: Run) -> bool:
@@ -361,6 +361,6 @@ def makes_way(run: Run) -> bool:
 def _require_training(run: Run) -> None:
     """Raise ConflictError unless the run trains."""
     if run.kind == RunKind.PREPARE:
-        raise ConflictError(f"{runs.what_it_is(run)}, and would begin anew; let it end, or cancel it.")
+        raise ConflictError(f"{runs.what_it_is(run)}, and would begin again; let it end, or cancel it.")
     if run.kind != RunKind.TRAIN:
         raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")

@@ -57,7 +57,7 @@ def estimate(session: Session, run: Run) -> Estimate:
     flops = float(dry_run.flops_per_token(config))
     nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
     if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
-        return Estimate(None, "nothing like it has been measured on this pool yet")
+        return Estimate(None, "nothing similar has been measured on this pool yet")
     measured = _rate(session, nearest.run_id)
     rate = measured * nearest.flops / flops * run.gpus / nearest.gpus
     done, a_step = max(run.step, run.fork_step or 0), config.tokens_per_step / rate

@@ -136,9 +136,9 @@ def parse_overrides(value: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in value.split(","))):
         name, equals, given = (piece.strip() for piece in part.partition("="))
         if not (name and equals and given) or len(part) > LONGEST_OVERRIDE:
-            raise InvalidError("An override is written like steps=100; several are parted by commas.")
+            raise InvalidError("An override is written like steps=100; separate several with commas.")
         if name in overrides:
-            raise InvalidError(f"“{name}” is overridden twice; once is enough.")
+            raise InvalidError(f"“{name}” is overridden twice; give it once.")
         overrides[name] = given
     return overrides
 

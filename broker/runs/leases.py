@@ -214,7 +214,7 @@ def renew_waiting(
 def _renew_claimed(
     session: Session, run_id: int, token: int, waiting: str, *, lease_seconds: float, generation: int, **known: Any
 ) -> bool:
-    """Renew the lease of an attempt that waits, with what is `known` of its processes; False if it is asked to stop."""
+    """Renew the lease of a waiting attempt, with what is `known` of its processes; False if it is asked to stop."""
     guarded(
         session,
         run_id,

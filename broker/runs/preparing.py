@@ -31,7 +31,7 @@ def check(session: Session, recipe: str, pool: Callable[[], Pool]) -> None:
     The entry, or the pool, stays locked, so that of two requests at once one is refused.
     """
     if catalogue.is_ready(recipe):
-        raise ConflictError(f"“{recipe}” is built in, and its data are on every host: it needs no preparing.")
+        raise ConflictError(f"“{recipe}” is built in, and its data are on every host: there is nothing to prepare.")
     if recipe in configs.built_in():
         _check_built_in(session, recipe, pool())
         return
@@ -40,7 +40,7 @@ def check(session: Session, recipe: str, pool: Callable[[], Pool]) -> None:
         listed = ", ".join(preparable(session)) or "none"
         raise NotFoundError(f"“{recipe[:60]}” is no accepted recipe of the catalogue; those to prepare are: {listed}.")
     if entry.prepared:
-        raise ConflictError(f"The data of “{recipe}” are prepared already; its runs use them.")
+        raise ConflictError(f"The data of “{recipe}” are already prepared; its runs use them.")
     session.refresh(entry, with_for_update={"key_share": True})
     under_way = select(Run.id).where(Run.kind == RunKind.PREPARE, Run.recipe == recipe, col(Run.state).not_in(ENDED))
     if run_id := session.scalars(under_way.limit(1)).one_or_none():
@@ -55,12 +55,12 @@ def _check_built_in(session: Session, recipe: str, pool: Pool) -> None:
     prepared = wants.prepared_in(corpora.at_hand(session, pool.id, wants))
     if prepared is not None and prepared.pool_id != pool.id:
         raise ConflictError(
-            f"The data of “{recipe}” are in the store already, as “{prepared.name}”; its runs on “{pool.name}” copy "
+            f"The data of “{recipe}” are already in the store, as “{prepared.name}”; its runs on “{pool.name}” copy "
             "them."
         )
     if prepared is not None:
         raise ConflictError(
-            f"The data of “{recipe}” are prepared on the pool “{pool.name}” already, as “{prepared.name}”; its runs "
+            f"The data of “{recipe}” are already prepared on the pool “{pool.name}”, as “{prepared.name}”; its runs "
             "there use them."
         )
     under_way = (

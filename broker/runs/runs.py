@@ -222,7 +222,7 @@ def load(session: Session, run_id: int) -> Run:
 
 
 def reason(session: Session, run: Run) -> str:
-    """Why the run ended or waits, with the present names of the people whom the sentence refers to."""
+    """Why the run ended or waits, with the present names of the people that the sentence refers to."""
     return people.spelt(run.reason, people.marked(session, run.reason))
 
 

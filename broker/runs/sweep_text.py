@@ -10,7 +10,7 @@ from projects.errors import InvalidError
 
 LONGEST = 1_000
 LONGEST_VALUE = 80
-WRITTEN = "A sweep is written like learning_rate=1e-4,3e-4 seed=1..3; points of their own are parted by semicolons."
+WRITTEN = "A sweep is written like learning_rate=1e-4,3e-4 seed=1..3; separate single points with semicolons."
 
 _RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
 _Values = list[str] | range
@@ -20,7 +20,7 @@ def points(typed: str, most: int) -> list[dict[str, str]]:
     """The points of a sweep, each with the value of every field, in the order in which they are typed.
 
     Fields with several values make a grid, whose last field varies fastest; “1..3” stands for 1, 2 and 3. Grids, or
-    single points, are parted by semicolons. At most `most` points are made, and raise InvalidError beyond.
+    single points, are separated by semicolons. At most `most` points are made, and raise InvalidError beyond.
     """
     value = text.cleaned(typed)
     if len(value) > LONGEST:
@@ -80,7 +80,7 @@ def _value(word: str) -> _Values:
     if ".." in word:
         raise InvalidError(f"“{word[:40]}” is no range of whole numbers, such as 1..3: write its values out.")
     if re.fullmatch(r"[+-]?0[0-9]+", word):
-        raise InvalidError(f"“{word[:40]}” is no number: commas part values here, so write 0.001 or 1000.")
+        raise InvalidError(f"“{word[:40]}” is no number: commas separate values here, so write 0.001 or 1000.")
     return [word]
 
 

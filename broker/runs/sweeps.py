@@ -297,7 +297,7 @@ def _orders(session: Session, order: Order, typed: str) -> tuple[list[str], list
     swept, shared = list(points[0]), launching.parse_overrides(order.overrides)
     for field in swept:
         if field in shared:
-            raise InvalidError(f"“{field}” is both swept and overridden; once is enough.")
+            raise InvalidError(f"“{field}” is both swept and overridden; give it once.")
     on = launching.grounds(session, order)
     each = order.gpus * on.seconds
     cost, allocation = len(points) * each, on.allocation

@@ -99,7 +99,7 @@ class Keeper:
 
     def keep(self, db: Database, state: QueueState, *, low: bool) -> None:
         """Keep the state of a decision, unless it is what the last kept one has become."""
-        last, self.last = self.last, None  # what fails begins anew with a whole one
+        last, self.last = self.last, None  # what fails begins again with a whole one
         if last is None or self.room <= 0 or self.changes >= MOST_CHANGES or state.now - self.whole_at > WHOLE_EVERY:
             packed = _packed(_whole_adapter().dump_json(state))
             row = KeptDecision(at=state.now, low=low, size=len(packed), state=packed)

@@ -1,4 +1,4 @@
-"""Fair-share: whose turn it is, by what each project has used of late (Slurm's Fair Tree).
+"""Fair-share: whose turn it is, by what each project has recently used (Slurm's Fair Tree).
 
 LF = S / U decides among siblings, with S = own shares / siblings' shares and U = own usage / siblings' usage
 (https://slurm.schedmd.com/fair_tree.html). A pool on which a sponsor has set GPU time aside has two levels: first its

@@ -68,7 +68,7 @@ def admit(session: Session, decision: Decision, limits: Limits) -> int:
         held = col(Attempt.state).in_(OPEN)
         under_way = session.scalar(select(func.count()).join_from(Attempt, Run).where(held, whose)) or 0
         if under_way >= most:
-            raise ConflictError(f"{under_way} runs {words} are under way already, the most there may be.")
+            raise ConflictError(f"{under_way} runs {words} are already under way, the most there may be.")
     host_memory.check(session, run, pool)
     return attempts.admit(session, run.id, decision.devices)
 

@@ -1,4 +1,4 @@
-"""What each project has used of late: one decaying sum a project, so that fair-share need not read its whole history.
+"""What each project has recently used: one decaying sum a project, so that fair-share need not read its whole history.
 
 In weighted GPU-seconds: a pool's price weight times GPU-seconds of it. The scheduler adds what an ended attempt was
 charged, once; one that is open counts with all it has reserved, from its admission on (Kueue's entry penalty), so that

@@ -1,4 +1,4 @@
-"""The host of a worker: announced in the database with what it has, and heard of again every few seconds."""
+"""The host of a worker: announced in the database with what it has, and heard from again every few seconds."""
 
 import platform
 import shutil
@@ -28,7 +28,7 @@ from projects.settings import Settings
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 2.5 * BEAT_SECONDS
-"""For how long a worker of another machine is not heard of before it counts as gone."""
+"""For how long a worker of another machine is not heard from before it counts as gone."""
 PACKAGES = ("stoa", "torch", "deepspeed")
 
 log = structlog.get_logger()
@@ -147,8 +147,8 @@ def _check_identity(db: Database, settings: Settings, name: str, host_id: str | 
         if now.id is None or now.id != host_id:
             raise hosts.taken(name, now.seen_at)
         raise ConflictError(
-            f"Another worker is there with the id of this host, as “{now.name}”, heard of at {now.seen_at:%F %T} UTC; "
-            f"give this one a home folder of its own (STOA_HOME), or, where its home is a copy, remove "
+            f"Another worker is there with the id of this host, as “{now.name}”, heard from at {now.seen_at:%F %T} "
+            f"UTC; give this one a home folder of its own (STOA_HOME), or, where its home is a copy, remove "
             f"{settings.home / host_home.ID_FILE}."
         )
 

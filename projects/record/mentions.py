@@ -80,7 +80,7 @@ def find(session: Session, actor: Actor | None, discord_id: str) -> Mentions:
 
 
 def person(session: Session, discord_id: str) -> Person | None:
-    """The person with this Discord id; None for one who has not acted, but whom an entry refers to.
+    """The person with this Discord id; None for one who has not acted, even where an entry refers to them.
 
     Raises NotFoundError where there is neither.
     """
@@ -158,7 +158,7 @@ def _holding(discord_id: str) -> Select[Entry, str | None]:
 
 
 def _people_in(value: object) -> Iterator[dict[str, str]]:
-    """The people to whom a payload refers by id, each an object with `id` and `name`, at any depth."""
+    """The people that a payload refers to by id, each an object with `id` and `name`, at any depth."""
     if isinstance(value, dict):
         if _is_reference(value):
             yield value

@@ -59,7 +59,7 @@ class Payload(Base, table=True):
 
 
 class Authorship(Base, table=True):
-    """By whom an entry is, where somebody has acted; gone once the entry is blank.
+    """Who made an entry, where somebody has acted; gone once the entry is blank.
 
     Quotas count a person's and a project's newest entries of a kind by its indexes, however long the record is.
     """

@@ -38,7 +38,7 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
 
     The same texts are removed from the run, request or project that the entry is about, and so from cards. An `actor`
     of None is the operator. Raises ForbiddenError for all but admins, NotFoundError, and ConflictError for a tombstone
-    and for an entry that is blank already.
+    and for an entry that is already blank.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -47,7 +47,7 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
     _unsay(session, stream, json.loads(told or "{}"))
     _lock(session, stream)
     if not _blank(session, [entry.id]):
-        raise ConflictError(f"Entry {number} of “{stream}” is blank already.")
+        raise ConflictError(f"Entry {number} of “{stream}” is already blank.")
     by = people.author(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 

@@ -108,7 +108,7 @@ def _check_embeds(form: Form, embeds: list[Any]) -> None:
 
 
 def _mentioned(world: World, payload: Json, allowed: Json | None) -> Json:
-    """Whom a message pings, by `allowed_mentions` (absent: all) and by what its author may mention."""
+    """Who is pinged by a message: by `allowed_mentions` (absent: all) and by what its author may mention."""
     content = "\n".join([payload["content"], *parts.texts(payload["components"])])
     parse = ["users", "roles", "everyone"] if allowed is None else allowed.get("parse") or []
     # discord.py sends these ids as integers.

@@ -42,7 +42,7 @@ async def members(request: web.Request) -> web.Response:
 
 
 async def nobody(request: web.Request) -> web.Response:
-    """The followers of an account, or whom it follows."""
+    """The followers of an account, or the accounts that it follows."""
     if "user" in request.match_info:
         _user(request)
     else:

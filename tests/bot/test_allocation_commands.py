@@ -80,7 +80,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
         await refused(lab, rosa.submit(late, {"GPU-hours": "2", "Reason": "Yes."}), sentence)
         for label in shown.button_labels:
             await refused(lab, rosa.press(shown, label), sentence)
-    over = "Allocation 2 is withdrawn; its reviewers ask nothing any more."
+    over = "Allocation 2 is withdrawn; reviewers can no longer ask about it."
     await refused(lab, ada.submit(late_answer, {"Answer": "More points."}), over)
     assert (await card(lab, "allocation 2", "Withdrawn by Ada")).buttons == []
     assert await ada.complete("allocation withdraw", "allocation", "", channel=channel.id) == []
@@ -95,11 +95,11 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     number = int((await lab.request(channel, "4")).text.split()[1])
     shown = await card(lab, f"allocation {number}", "Two reviewers decide, and it comes in two halves.")
     part = await rosa.press(shown, "Approve part")
-    assert (part.title, part.fields[0].value) == ("Approve a part of it", None)
+    assert (part.title, part.fields[0].value) == ("Approve part of it", None)
     answer = await rosa.submit(part, {"GPU-hours": "3", "Reason": "A part."})
     assert "needs a second reviewer" in answer.text
     await card(lab, f"allocation {number}", "Endorsed by Rosa; a second reviewer decides.")
-    again = "You have endorsed this request already; it needs the consent of another reviewer."
+    again = "You have already endorsed this request; another reviewer must agree."
     await refused(lab, rosa.press(shown, "Approve"), again)
     second = await omar.press(shown, "Approve")
     assert second.fields[0].value == "4"
@@ -115,7 +115,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     await lab.guild.wait_for(channel.id, lambda m: f"**Ada** reports on allocation {number}:" in m.text)
     await card(lab, f"allocation {number}", "**Report**\n> Two sizes are done.")
     await refused(lab, ada.press(granted, "Release second half"), (
-        "Only compute reviewers can decide requests; the reviewers' role is given by the admins."
+        "Only compute reviewers can decide on requests; the admins assign the reviewers' role."
     ))  # fmt: skip
     await rosa.submit(await rosa.press(granted, "Release second half"), WHY)
     await lab.guild.wait_for(channel.id, lambda m: f"second half of allocation {number}: 1.5 GPU-hours" in m.text)
@@ -138,14 +138,14 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
         form = await ada.command("allocation change", channel=channel.id, allocation=1)
         return await ada.submit(form, {"Justification": "One size more."} | fields)
 
-    await refused(lab, ask(), "Say what is to change: more GPU-hours, a later end, or both.")
+    await refused(lab, ask(), "Say what should change: more GPU-hours, a later end, or both.")
     await ask(**{"GPU-hours more": "2", "Until": later})
     await lab.guild.wait_for(channel.id, lambda m: "asks for 2 GPU-hours more and an end on" in m.text)
     first = await card(lab, "change 1 of allocation 1", "2 GPU-hours more", "1 of 1 GPU-hour left", "One reviewer")
     assert first.button_labels == ["Approve", "Decline"]
     ledger = await ada.command("allocation show", channel=channel.id, allocation=1)
     assert f"Asked for: 2 GPU-hours more and an end on {later}; a reviewer decides." in ledger.text
-    open_already = "A change of allocation 1 is asked for already; it is decided first."
+    open_already = "A change of allocation 1 is already waiting for a decision."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=1), open_already)
     form = await rosa.press(first, "Approve")
     assert [field.value for field in form.fields] == ["2", None]
@@ -168,7 +168,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     await ask(**{"GPU-hours more": "1"})
     await card(lab, "change 3 of allocation 1")
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=1)
-    assert (await ada.submit(withdraw, WHY)).text == "The change is no longer asked for."
+    assert (await ada.submit(withdraw, WHY)).text == "The request for a change is withdrawn."
     await card(lab, "change 3 of allocation 1", "Withdrawn by Ada")
 
     shown = await card(lab, "-# P1 · allocation 1", "Approved by Rosa")

@@ -265,7 +265,7 @@ async def test_a_card_too_old_to_edit_has_a_successor(shared_lab: tuple[Lab, Cha
     lab, channel = shared_lab
     await lab.launch(channel, override="steps=4000")
     first = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1"))
-    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing stands in its way." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == first.id and "Nothing holds it up." in m.text)
     token = lab.call(attempts.admit, 1, [0])
     lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)

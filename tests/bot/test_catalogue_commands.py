@@ -52,7 +52,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     given: dict[str, Any] = {"recipe": "ours", "time_limit": "5m"}
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == [("ours", "ours")]
     built_in = await grace.command("catalogue prepare", channel=channel.id, recipe="demo", time_limit="5m")
-    assert built_in.text == "“demo” is built in, and its data are on every host: it needs no preparing."
+    assert built_in.text == "“demo” is built in, and its data are on every host: there is nothing to prepare."
     prepared = await grace.command("catalogue prepare", channel=channel.id, **given)
     assert prepared.text.startswith(
         f"Run 1 will prepare the data of `ours`. It will cost {text.gpu_hours(300)} at most"

@@ -47,7 +47,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
     queue = (await grace.command("cluster queue", pool="local")).text.splitlines()
     assert queue[0] == "`local` 3 runs waiting"
     assert queue[1] == "**1.** Run 1, 2 GPUs · Do small models dream?"
-    assert queue[2] == "-# It starts at once. Nothing stands in its way."
+    assert queue[2] == "-# It starts at once. Nothing holds it up."
     assert queue[4].startswith(
         "-# It starts within 5 min at the latest. It waits for GPUs: 2 needed, 0 free on “local”."
     )
@@ -124,5 +124,5 @@ async def test_donated_machines_are_shown_with_what_they_have(lab: Lab) -> None:
     status = (await grace.command("cluster status")).text
     assert (
         f"-# lent ada (2 × RTX 4090 everyone (24 GiB), run 7), ⚠️ bob away since {before:%F %H:%M} UTC, "
-        "⚠️ carla never heard of · ⚠️ not the lab's: torch 1.0.0"
+        "⚠️ carla never heard from · ⚠️ not the lab's: torch 1.0.0"
     ) in status

@@ -27,7 +27,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert card.button_labels == ["Approve", "Approve part", "Ask", "Decline"]
     refused = await ada.press(card, "Approve")
     assert refused.ephemeral
-    assert refused.text == "Only compute reviewers can decide requests; the reviewers' role is given by the admins."
+    assert refused.text == "Only compute reviewers can decide on requests; the admins assign the reviewers' role."
     form = await rosa.press(card, "Approve")
     assert form.fields[0].value == "2"
     answer = await rosa.submit(form, {"GPU-hours": "1", "Reason": "Half of it, to begin with."})
@@ -56,7 +56,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral
     assert (await ada.command("project show", channel=channel.id)).ephemeral
-    assert (await ada.command("run cancel", run=1)).text == "Run 1 is asked to stop."
+    assert (await ada.command("run cancel", run=1)).text == "Run 1 has been asked to stop."
     await lab.guild.wait_for(channel.id, lambda m: "Run 1 is cancelled" in m.text)
     await lab.guild.wait_for(channel.id, lambda m: m.id == run_card.id and "cancelled" in m.text)
     assert lab.call(runs.view, 1).state == "cancelled"

@@ -35,7 +35,7 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     form = await omar.press(listed.message, "Add a pool")
     memory = "GiB of a GPU / of a host"
     for typed, said in (
-        ("a lot", "Memory is the GiB of a GPU, a slash, and the GiB of a host"),
+        ("a lot", "Memory is written as GiB a GPU / GiB a host"),
         ("141 / 100000.01", "Memory is from 0.25 to 100,000 GiB"),
         ("0.24", "Memory is from 0.25 to 100,000 GiB"),
     ):

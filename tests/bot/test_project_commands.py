@@ -84,8 +84,8 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     theirs = f"The lead of {TITLE} is offered to Grace, who alone can answer."
     await refused(lab, lab.person("Omar").press(offer, "Accept"), theirs)
     await refused(lab, ada.press(offer, "Accept"), theirs)
-    assert (await grace.press(offer, "Accept")).text == "You lead **Do small models dream?** from now on. Thank you!"
-    await lab.guild.wait_for(channel.id, lambda m: "**Grace** leads the project from now on" in m.text)
+    assert (await grace.press(offer, "Accept")).text == "You now lead **Do small models dream?**. Thank you!"
+    await lab.guild.wait_for(channel.id, lambda m: "**Grace** now leads the project" in m.text)
     await lab.guild.wait_for("proposals", lambda m: "**Lead** Grace" in m.text)
     nobody = f"Nobody is offered the lead of {TITLE} now."
     await refused(lab, grace.press(offer, "Accept"), nobody)
@@ -117,7 +117,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, ada.command("project pause", **here), early)
     early = f"{title} is recruiting; a channel comes with a project's scope."
     await refused(lab, omar.command("project open", **here), early)
-    moderators = "Only moderators can do this; their role is given by the admins."
+    moderators = "Only moderators can do this; the admins assign their role."
     for act in ("open", "hide", "unhide"):
         await refused(lab, ada.command(f"project {act}", **here), moderators)
     scope = await ada.command("project scope", checkpoints="held", **here)
@@ -135,7 +135,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, grace.command("project resume", **here), only)
     assert (await ada.command("project resume", channel=channel.id)).text == "The project is resumed."
 
-    members = f"Only a reviewer who is not of {title} can do this; the reviewers' role is given by the admins."
+    members = f"Only a reviewer who is not of {title} can do this; the admins assign the reviewers' role."
     await refused(lab, grace.command("project release", **here), members)
     release, twice = [await rosa.command("project release", **here) for _ in range(2)]
     assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
@@ -165,11 +165,11 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     assert len(await grace.complete("project show", "project", "large")) == 1
     assert "large models" in (await grace.command("project list", stage="stopped")).text
     assert (await grace.command("project list", stage="paused")).text == "No project is paused now."
-    await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it has no more updates.")
+    await refused(lab, ada.submit(late, {"Update": "!"}), f"{title} is stopped; it takes no more updates.")
     over = f"{title} is stopped; this can no longer be done."
     for act in ("update", "needs", "complete", "stop"):
         await refused(lab, ada.command(f"project {act}", **here), over)
-    ended = f"{title} is stopped; nobody can join it any more."
+    ended = f"{title} is stopped; nobody can join it now."
     await refused(lab, rosa.command("project join", **here), ended)
 
 

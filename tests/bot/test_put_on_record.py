@@ -38,7 +38,7 @@ async def test_a_finding_is_put_on_record_once(shared_lab: Shared) -> None:
     guild = lab.guild.info["guild_id"]
     assert f"https://discord.com/channels/{guild}/{channel.id}/{found.id}" in post.text
     for again in (await ada.menu(found, ENTRY), await omar.menu(found, ENTRY)):
-        assert again.text == f"This message is on record already: entry {number} of project 1."
+        assert again.text == f"This message is already on record: entry {number} of project 1."
     assert lab.heads()["project:1"] == number
 
 

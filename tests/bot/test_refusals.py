@@ -130,7 +130,7 @@ async def test_only_the_lead_gets_the_form_of_the_scope(shared_lab: Shared) -> N
     answer = await lab.person("Grace").command("project scope", channel=channel.id)
     refused(lab, answer, "Only the lead of “Do small models dream?”, Ada, can do this.", heads)
     answer = await lab.person("Ada").command("project scope", channel=channel.id)
-    refused(lab, answer, "“Do small models dream?” is active: its scope has been written already.", heads)
+    refused(lab, answer, "“Do small models dream?” is active: its scope is already written.", heads)
 
 
 async def test_joining_twice(shared_lab: Shared) -> None:
@@ -230,7 +230,7 @@ async def test_a_form_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await ada.submit(form, PROPOSAL)
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("This form is closed, and nothing was changed now: ")
+    assert answer.text.startswith("This form is closed, and nothing has changed: ")
     [kept] = answer.message.attachments if answer.message else []
     assert kept.path.read_text() == "\n\n".join(PROPOSAL.values())
     form = await ada.command("project propose")
@@ -252,4 +252,4 @@ async def test_a_list_that_was_open_while_the_bot_was_started_anew(shared_lab: S
     heads = lab.heads()
     answer = await omar.press(shown.message, "Forget the person")
     assert (answer.kind, answer.ephemeral, lab.heads()) == ("message", True, heads)
-    assert answer.text.startswith("These buttons no longer work, and nothing was changed now: ")
+    assert answer.text.startswith("These buttons no longer work, and nothing has changed: ")

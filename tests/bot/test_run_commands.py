@@ -90,7 +90,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
         "With steps=40, seed=7",
         "**Cost** 0.333 GPU-hours at most, in 10 min",
         "allocation 1 has 1 GPU-hour left, and 0.667 should this run take all its time",
-        "place 1 of 1. Nothing stands in its way. It starts at once.",
+        "place 1 of 1. Nothing holds it up. It starts at once.",
         "81.9k tokens in 40 steps",
         "MiB of memory on each GPU",
     ):
@@ -152,7 +152,7 @@ async def test_an_offer_does_not_outlive_its_hour_or_its_place(shared_lab: Share
 
     lab.call(age)
     old = said(await ada.press(offer.message, "Launch"))
-    assert old == "This offer is more than an hour old; type the command again to see what it costs now."
+    assert old == "This offer is more than an hour old; run the command again to see what it costs now."
     lab.call(run_plan.discard, lab.actor("Ada"), plan)
     gone = "This offer was cancelled; type the command again."
     assert said(await ada.press(offer.message, "Launch")) == gone
@@ -224,9 +224,9 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert "by fair-share" in place
     assert "not been tried yet" in said(await ada.command("run log", run=run))
 
-    assert said(await ada.press(card, "Pause")) == f"Run {run} is paused; /run resume lets it go on."
+    assert said(await ada.press(card, "Pause")) == f"Run {run} is paused; /run resume continues it."
     assert "only one that waits or runs can be paused" in said(await ada.command("run pause", run=run))
-    paused_by = f"**Run {run}** of Do small models dream? is paused. It was paused by Ada; /run resume lets it go on."
+    paused_by = f"**Run {run}** of Do small models dream? is paused. It was paused by Ada; /run resume continues it."
     assert said(await ada.command("run why", run=run)) == paused_by
     card = await card_of(lab, channel, run, "paused", "Resume")
     refused = said(await omar.press(card, "Resume"))
@@ -294,8 +294,8 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert shown.message is not None
     assert len(shown.message.attachments) == 1
     assert waits in said(shown), "a run that waits again says why, under its curve"
-    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is asked to stop."
-    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is cancelled already."
+    assert said(await ada.command("run cancel", run=run)) == f"Run {run} has been asked to stop."
+    assert said(await ada.command("run cancel", run=run)) == f"Run {run} is already cancelled."
     assert said(await ada.command("run show", run=404)) == "There is no run 404."
     assert said(await ada.command("run show")) == "Use this in a run's thread, or name the run in the option “run”."
 

@@ -100,7 +100,7 @@ async def test_a_server_is_set_up_once_and_again(lab: Lab) -> None:
 
     heads = lab.heads()
     again = await omar.command("stoa setup")
-    assert again.text.startswith("Stoa is set up already: nothing was changed.")
+    assert again.text.startswith("Stoa is already set up: nothing was changed.")
     assert "(" not in again.text
     assert ([c.id for c in await lab.guild.channels()], lab.heads()) == ([c.id for c in after], heads)
 

@@ -178,7 +178,7 @@ class Lab:
             return leases.claim(session, run, token, host=host, lease_seconds=lease)
 
     def renew(self, run: int, token: int, elapsed: float, progress: Progress = NOTHING, *, lease: float = 60) -> bool:
-        """Whether the run is asked to stop."""
+        """Whether the run has been asked to stop."""
         with self.db.write() as session:
             return leases.renew(session, run, token, elapsed, progress, lease_seconds=lease).stop
 

@@ -17,7 +17,7 @@ from tests.environment import bare
 from tests.forked import Forked
 
 GRACE = 60.0
-# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it is asked to stop.
+# It keeps the trainer's contract: a step every 0.1 seconds, a checkpoint every ten and when it has been asked to stop.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
 given = dict(zip(sys.argv[3::2], sys.argv[4::2]))

@@ -91,7 +91,7 @@ def test_withdrawn_by_who_asked_or_leads(lab: Lab) -> None:
     withdraw(lab, allocation)
     shown = view(lab, allocation)
     assert (shown.state, shown.reason) == (AllocationState.WITHDRAWN, "Changed our mind.")
-    with pytest.raises(ConflictError, match="withdrawn already, by Ada"):
+    with pytest.raises(ConflictError, match="already withdrawn, by Ada"):
         lab.approve(allocation)
 
 

@@ -159,7 +159,7 @@ def test_declined_with_a_reason(lab: Lab) -> None:
     told = view(lab, allocation)
     assert (told.state, told.reason, told.account) == (AllocationState.DECLINED, "Not yet.", Account(0, 0, 0))
     assert available(lab) == 1000 * HOUR
-    with pytest.raises(ConflictError, match="declined already, by Rosa"):
+    with pytest.raises(ConflictError, match="already declined, by Rosa"):
         lab.approve(allocation, reviewer=EMMY)
     assert lab.kinds(project)[-1] == "allocation.declined"
 
@@ -190,9 +190,9 @@ def test_a_second_click_is_told_who_was_first(lab: Lab) -> None:
     lab.approve(allocation)
     before = lab.everything()
     for reviewer in (ROSA, EMMY):
-        with pytest.raises(ConflictError, match="approved already, by Rosa"):
+        with pytest.raises(ConflictError, match="already approved, by Rosa"):
             lab.approve(allocation, reviewer=reviewer)
-        with pytest.raises(ConflictError, match="approved already, by Rosa"):
+        with pytest.raises(ConflictError, match="already approved, by Rosa"):
             lab.decline(allocation, reviewer=reviewer)
     with pytest.raises(NotFoundError, match="no allocation 99"):
         lab.approve(99)

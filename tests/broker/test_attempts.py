@@ -148,7 +148,7 @@ def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, alloc
     assert row.not_before == ends + timedelta(hours=1)
     assert lab.account(allocation) == Account(HOUR, 0, 0), "no checkpoint stands for the minute"
     assert devices(lab) == {0, 1}, "its trainer may still be stopping"
-    with pytest.raises(ConflictError, match="in use already: 0, 1"):
+    with pytest.raises(ConflictError, match="already in use: 0, 1"):
         lab.admit(run, 0, 1)
     assert lab.kinds(project)[-2:] == ["run.refunded", "run.requeued"]
 
@@ -250,7 +250,7 @@ def test_how_a_run_that_was_asked_to_stop_ends(
     token = lab.start(run, 0)
     lab.cancel(run)
     assert lab.run(run).state == RunState.STOPPING
-    with pytest.raises(ConflictError, match="is stopping already"):
+    with pytest.raises(ConflictError, match="is already stopping"):
         lab.cancel(run)
     assert lab.renew(run, token, 2), "the supervisor is told to stop"
     lab.settle(run, token, 3, ending)

@@ -204,13 +204,13 @@ def test_who_decides_and_how_often(lab: Lab) -> None:
 
 def test_a_declined_name_is_free_again_and_a_taken_one_is_not(lab: Lab) -> None:
     recipe(lab)
-    with pytest.raises(ConflictError, match="“ours” already"):
+    with pytest.raises(ConflictError, match="already has “ours”"):
         dataset(lab, name="ours")
     decline(lab, "ours", None)
     recipe(lab)
     accept(lab, "ours", None)
     retire(lab, "ours", None)
-    with pytest.raises(ConflictError, match="“ours” already"):
+    with pytest.raises(ConflictError, match="already has “ours”"):
         recipe(lab)
     assert [kind for kind, *_ in told(lab)] == [
         f"catalogue.{done}" for done in ("proposed", "declined", "proposed", "accepted", "retired")

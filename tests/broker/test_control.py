@@ -125,7 +125,7 @@ def test_a_run_that_stops_to_pause_may_still_be_cancelled_and_so_may_a_paused_on
     with pytest.raises(ConflictError, match="is stopping; only one that waits or runs"):
         lab.pause(run)
     lab.cancel(run)
-    with pytest.raises(ConflictError, match="is stopping already"):
+    with pytest.raises(ConflictError, match="is already stopping"):
         lab.cancel(run)
     lab.settle(run, token, 5, STOPPED)
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.CANCELLED, "cancelled by Ada")
@@ -356,7 +356,7 @@ def test_a_refund_is_given_once_and_never_more_than_was_charged(lab: Lab, alloca
         ledger.refund(session, allocation, run, token, 21, "a fault")
     with lab.db.write() as session:
         ledger.refund(session, allocation, run, token, 5, "a fault")
-    with pytest.raises(ConflictError, match="was refunded already"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="was already refunded"), lab.db.write() as session:
         ledger.refund(session, allocation, run, token, 5, "a fault")
     assert lab.account(allocation) == Account(HOUR, 1180, 15)
 

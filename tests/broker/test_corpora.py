@@ -139,7 +139,7 @@ def test_members_name_corpora_and_tokenizers_and_never_places(lab: Lab) -> None:
         with lab.db.write() as session:
             catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=body)
 
-    with pytest.raises(NotFoundError, match="No pool has songs, neox; what there is: nothing yet"):
+    with pytest.raises(NotFoundError, match="No pool has songs, neox; available: nothing yet"):
         propose(body)
     add(lab, "songs")
     add(lab, "neox", "/data/tokenizer.json", kind=CorpusKind.TOKENIZER)
@@ -198,7 +198,7 @@ def test_nonsense_is_refused(lab: Lab, changes: dict[str, str], sentence: str) -
 def test_a_repeat_changes_nothing_and_other_contents_need_another_name(lab: Lab) -> None:
     lab.pool(BIG)
     assert add(lab, "songs") == add(lab, "songs")
-    with pytest.raises(ConflictError, match="has “songs” already, with other contents"):
+    with pytest.raises(ConflictError, match="already has “songs”, with other contents"):
         add(lab, "songs", measured=MEASURED.model_copy(update={"bytes": 1}))
     assert len(told(lab, "corpus.added")) == 1
     assert "/data" not in json.dumps(told(lab, "corpus.added")), "where it lies is not for the record"
@@ -421,7 +421,7 @@ def test_a_built_in_recipe_is_offered_where_the_store_has_its_corpora(lab: Lab, 
     assert (copied, data["prepared"]) == (["pile"], f"{tmp_path}/corpora/pile-one000000000/pile")
     before = lab.everything()
     with (
-        pytest.raises(ConflictError, match="are in the store already, as “pile”; its runs on “big” copy them"),
+        pytest.raises(ConflictError, match="are already in the store, as “pile”; its runs on “big” copy them"),
         lab.db.write() as session,
     ):
         launching.prepare(session, ADA, request_id(), project_id=project, recipe="pythia-14m", time_limit="1h")

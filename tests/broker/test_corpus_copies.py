@@ -427,6 +427,6 @@ def test_a_store_that_refuses_a_corpus_is_one_sentence(lab: Lab, seaweed: Seawee
     done = push(lab, seaweed.settings(settings(tmp_path), prefix="refused", **keys))
     assert done.returncode == 2
     assert done.stderr.startswith("The store refuses this with the keys that are set: could not write corpora/songs-")
-    assert done.stderr.endswith(" What was sent need not be sent again: type the command once more.\n")
+    assert done.stderr.endswith(" What was sent need not be sent again: run the command again.\n")
     with lab.db.read() as session:
         assert not corpora.named(session, pool=HAS, name="songs").stored

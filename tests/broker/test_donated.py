@@ -90,7 +90,7 @@ def said(folder: Path) -> str:
 def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path, run: int) -> None:
     token = admit(lab, "ada", POOL)
     with supervised(lab, tmp_path, run) as (supervisor, number, folder):
-        never = "no machine of the pool garage has been heard of yet"
+        never = "no machine of the pool garage has been heard from yet"
         wait_for(lambda: attempt(lab, run, number).waiting == never, "the reason")
         with lab.db.read() as session:
             reason = why(session, run).reason

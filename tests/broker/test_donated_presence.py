@@ -34,11 +34,11 @@ def in_store(tmp_path: Path, *known: Presence) -> Store:
 @pytest.mark.parametrize(
     ("known", "why"),
     [
-        ([], "no machine of the pool garage has been heard of yet"),
-        ([machine("far", pool="attic")], "no machine of the pool garage has been heard of yet"),
+        ([], "no machine of the pool garage has been heard from yet"),
+        ([machine("far", pool="attic")], "no machine of the pool garage has been heard from yet"),
         (
             [machine("ada", away=True), machine("bob", away=True, run=7)],
-            f"no machine of the pool garage has been heard of since {SINCE:%F %T} UTC (ada, bob)",
+            f"no machine of the pool garage has been heard from since {SINCE:%F %T} UTC (ada, bob)",
         ),
         (
             [machine("ada"), machine("bob", slots=3), machine("carla", slots=8, away=True)],

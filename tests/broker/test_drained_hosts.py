@@ -146,7 +146,7 @@ def test_an_operator_drains_a_host_by_its_name(lab: Lab, tmp_path: Path, monkeyp
         return CliRunner().invoke(app, command).output.strip()
 
     assert says("worker", "drain", "one", "--pause") == "the host one is drained"
-    assert says("worker", "drain", "one") == "the host one is drained already"
+    assert says("worker", "drain", "one") == "the host one is already drained"
     assert ", drained" in " ".join(says("host", "list").split())
     assert says("worker", "undrain", "one") == "the host one starts runs"
     assert "There is no host “two”; the hosts are: one." in says("worker", "drain", "two")

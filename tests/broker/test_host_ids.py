@@ -148,7 +148,7 @@ def test_another_machine_does_not_go_by_the_name_of_a_host_that_is_there(lab: La
         hosts.announce(session, "one", [POOL], theirs, OTHER)
     with (
         beating(lab, "one", theirs, OTHER),
-        pytest.raises(ConflictError, match="Another machine or container is there as “one”, heard of at"),
+        pytest.raises(ConflictError, match="Another machine or container is there as “one”, heard from at"),
     ):
         worker_host.join(conf, [], host_home.kept_id(conf.home) or "2" * 32)
     assert [(host.id, host.pools) for host in known(lab)] == [(OTHER, [POOL])], "a refusal changes nothing"

@@ -128,7 +128,7 @@ def test_a_name_is_refused_while_another_machine_goes_by_it(
     other = threading.Thread(target=beat)
     other.start()
     try:
-        with pytest.raises(ConflictError, match=f"Another machine or container is there as “{name}”, heard of at"):
+        with pytest.raises(ConflictError, match=f"Another machine or container is there as “{name}”, heard from at"):
             worker_host.join(conf, [])
     finally:
         over.set()
@@ -154,7 +154,7 @@ def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: in
         assert hosts.absence(session, local) == ""
     silence(lab, "donor")
     with lab.db.read() as session:
-        assert f"No worker of the pool “{POOL}” has been heard of since" in hosts.absence(session, local)
+        assert f"No worker of the pool “{POOL}” has been heard from since" in hosts.absence(session, local)
         [status] = cluster.status(session)
     lab.admit(run, 0, 1)
     with lab.db.read() as session:

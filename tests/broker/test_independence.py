@@ -151,7 +151,7 @@ def test_an_endorsement_counts_while_its_reviewer_may_decide(lab: Lab) -> None:
         assert (state == AllocationState.APPROVED) == counts
         if not counts:
             assert view(lab, allocation).endorsed_by == "Emmy"
-            with pytest.raises(ConflictError, match="endorsed this request already"):
+            with pytest.raises(ConflictError, match="already endorsed this request"):
                 lab.approve(allocation, hours="120", reviewer=EMMY)
             lab.approve(allocation, hours="120", reviewer=KURT)
             assert view(lab, allocation).state == AllocationState.APPROVED

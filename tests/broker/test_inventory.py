@@ -65,7 +65,7 @@ def test_a_name_that_is_taken_by_another_pool_is_refused(lab: Lab) -> None:
     before = lab.everything()
     assert add(lab) == first, "a repeat"
     for other in ({"gpus": 16}, {"gpu_type": "V100"}, {"runner": "slurm"}, {"price_weight": 2.0}):
-        with pytest.raises(ConflictError, match=r"already \(8 × H200, local, weight 1\)"):
+        with pytest.raises(ConflictError, match=r"already a pool .* \(8 × H200, local, weight 1\)"):
             add(lab, **other)
     assert lab.everything() == before
 

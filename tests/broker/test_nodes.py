@@ -105,7 +105,7 @@ def test_nodes_are_not_changed_under_runs_that_would_no_longer_fit(lab: Lab, pro
     with lab.db.read() as session:
         pool = pools.named(session, POOL)
         assert (pool.nodes, pool.node_gpus) == (3, 12)
-    with pytest.raises(ConflictError, match="is so already"):
+    with pytest.raises(ConflictError, match="already has"):
         change(gpus_a_node=12)
 
 

@@ -113,7 +113,7 @@ def test_a_size_that_no_machine_has_is_refused(lab: Lab, size: float) -> None:
     assert lab.everything() == before
     for least in (0.25, 100_000):
         set_memory(lab, host_memory_gib=least)
-    with pytest.raises(ConflictError, match="is so already"):
+    with pytest.raises(ConflictError, match="already has"):
         set_memory(lab, host_memory_gib=100_000)
 
 

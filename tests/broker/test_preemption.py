@@ -141,14 +141,14 @@ def test_what_changed_since_the_plan_stops_nobody(lab: Lab, theirs: int, low: in
     with lab.db.write() as session:
         session.execute(update(Run).where(col(Run.id) == low).values(preempted_at=utcnow() - timedelta(minutes=9)))
     before = lab.everything()
-    with pytest.raises(ConflictError, match="preempted lately"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="recently preempted"), lab.db.write() as session:
         control.preempt(session, [low], waits)
     assert lab.everything() == before
     with lab.db.write() as session:
         session.execute(update(Run).where(col(Run.id) == low).values(preempted_at=utcnow() - timedelta(minutes=11)))
     lab.cancel(waits, STRANGER)
     before = lab.everything()
-    with pytest.raises(ConflictError, match="is cancelled; nobody makes way"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="is cancelled; no run makes way"), lab.db.write() as session:
         control.preempt(session, [low], waits)
     assert lab.everything() == before
 
@@ -162,7 +162,10 @@ def test_two_schedulers_at_once_ask_no_more_than_needed(lab: Lab, ours: int, the
     waits = lab.launch(theirs, STRANGER, time_limit="1h")
     with lab.db.write() as session:
         control.preempt(session, both[:1], waits)
-    with pytest.raises(ConflictError, match=f"Others make way for run {waits} already"), lab.db.write() as session:
+    with (
+        pytest.raises(ConflictError, match=f"Other runs are already making way for run {waits}"),
+        lab.db.write() as session,
+    ):
         control.preempt(session, both[1:], waits)
     schedulers = [Scheduler(settings(tmp_path), lab.db) for _ in range(4)]
     with ThreadPoolExecutor(len(schedulers)) as pool:

@@ -101,7 +101,7 @@ FULL = (SMALL, LARGE, LAST)
             POOL,
             id="what the other has used may be refunded",
         ),
-        pytest.param([waiting(1, preempted_at=LATELY)], FULL, use(), POOL, id="it was preempted lately"),
+        pytest.param([waiting(1, preempted_at=LATELY)], FULL, use(), POOL, id="it was recently preempted"),
         pytest.param([waiting(1, paused=True)], FULL, use(), POOL, id="its project is paused"),
         pytest.param([waiting(1, not_before=NOW + timedelta(seconds=9))], FULL, use(), POOL, id="not yet"),
         pytest.param(
@@ -119,7 +119,7 @@ def test_nobody_makes_way(runs: list[Waiting], held: Sequence[Held], usage: dict
         pytest.param(running(waiting(50, 4, project=3), 0, 1, 2, 3, had=AFTER - 1), id="it has just begun"),
         pytest.param(running(waiting(50, 4, project=3), 0, 1, 2, 3, ends_in=AFTER), id="it is about to end"),
         pytest.param(running(waiting(50, 4, 60, project=3), 0, 1, 2, 3), id="its time limit is about to end"),
-        pytest.param(running(waiting(50, 4, project=3, preempted_at=LATELY), 0, 1, 2, 3), id="preempted lately"),
+        pytest.param(running(waiting(50, 4, project=3, preempted_at=LATELY), 0, 1, 2, 3), id="recently preempted"),
         pytest.param(running(waiting(50, 4, project=3), 0, 1, 2, 3, preemptible=None), id="without a checkpoint"),
         pytest.param(running(waiting(50, 4, project=3), 0, 1, 2, 3, open=False, preemptible=None), id="lost"),
         pytest.param(running(waiting(50, 4, project=1), 0, 1, 2, 3), id="of the same project"),

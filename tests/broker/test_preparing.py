@@ -80,7 +80,7 @@ def test_data_are_prepared_once_and_later_runs_train_from_them(lab: Lab, project
     assert (view.state, view.reason) == (RunState.FINISHED, "")
     place = tmp_path / "data" / "tiny" / f"{run}-1"
     assert (place / "manifest.json").exists()
-    with pytest.raises(ConflictError, match="prepared already"):
+    with pytest.raises(ConflictError, match="already prepared"):
         prepare(lab, project)
     later = lab.launch(project, recipe="tiny")
     see_through(lab, tmp_path, later)
@@ -122,7 +122,7 @@ def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:
 
 def test_what_a_preparation_is_not_for_says_so(lab: Lab, project: int) -> None:
     run = prepare(lab, project)
-    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin anew"):
+    with pytest.raises(ConflictError, match="prepares the data of “tiny”, and would begin again"):
         lab.pause(run)
     with pytest.raises(ConflictError, match="prepares the data of “tiny”; only a run that trains"), lab.db.write() as s:
         run_plan.plan_rerun(s, ADA, request_id(), run)
@@ -167,7 +167,7 @@ def test_the_data_of_a_built_in_recipe_are_prepared_from_the_corpora_of_a_pool(l
     assert "path" not in told[-1]
     with pytest.raises(
         ConflictError,
-        match="of “pythia-70m-deduped” are prepared on the pool “big” already, as “pile-deduplicated-50277”",
+        match="of “pythia-70m-deduped” are already prepared on the pool “big”, as “pile-deduplicated-50277”",
     ):
         prepare(lab, project, "pythia-70m-deduped")
     later = lab.launch(project, recipe="pythia-70m-deduped")

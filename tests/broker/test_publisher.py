@@ -22,12 +22,14 @@ from pydantic import SecretStr
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
 
-from broker import publications
+from broker import configs, publications
 from broker.publications import Publication, Repository
 from broker.publishing import forgetting, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
+from broker.reports import run_plan
 from broker.runs.progress import Checkpoint, Progress
+from broker.runs.series import Measured
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
 from projects.people import Actor
@@ -37,6 +39,7 @@ from projects.settings import Settings
 from tests import forked
 from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
+from trainer import check
 
 LAST = 4
 AT_ONCE = 1e-12
@@ -234,6 +237,54 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
     manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
     assert manifest["sources"][0]["train"] == {"tokens": 123456}
+
+
+def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    points = [Measured("held_out", 0, 0, 7.5), Measured("held_out", 2, 200, 4.0), Measured("held_out", 3, 300, 3.0)]
+    lab.renew(run, 1, 0, Progress(0, 0, points=points))
+    written = checkpoint(conf.home, 2)
+    how = Path(written.folder) / "how.json"
+    halves = [
+        {"name": name, "licence": "PSF-2.0", "place": {}, "weight": 0.5, "held_out": {"tokens": 100, "bytes": size}}
+        for name, size in (("docs", 300), ("code", 500))
+    ]
+    how.write_text(json.dumps({"step": 2, "code_version": "abc123", "data": {"sources": halves}}))
+    lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[written]))
+    publish(lab, conf, run)
+    said = hub.read(repo(conf, run), "README.md", "step2")
+    config = configs.read(lab.row(run).config)
+    for row_of_card in (
+        f"| Parameters | {check.parameters(config):,} |",
+        "| Hardware | 1 × cpu |",
+        f"| Batch | {config.training.batch} sequences of {config.data.sequence_length} tokens |",
+        f"| Peak learning rate | {config.optimizer.learning_rate:g} |",
+        f"| Seed | {config.training.seed} |",
+        # 4 nats, by ln 2 and the mean of 3 and 5 bytes a token.
+        "| Held-out loss | 4.0000 nats per token, 1.4427 bits per byte, at step 2 |",
+        "| Version of the trainer | `abc123` |",
+    ):
+        assert row_of_card in said
+    assert rf"- Cite as: Sinks of \<attention\>, run {run}, step 2, by Ada, Grace." in said
+    card = hub.api.model_info(repo(conf, run), revision="step2").card_data
+    assert card is not None
+    assert card.eval_results is not None
+    (result,) = card.eval_results
+    assert (result.metric_type, result.metric_value) == ("loss", 4.0)
+
+    with lab.db.write() as session:
+        plan = run_plan.plan_fork(session, ADA, request_id(), run, 2, overrides="seed=7, steps=9", time_limit="5m")
+    with lab.db.write() as session:
+        forked = run_plan.confirm(session, ADA, plan.plan_id).run_id
+    lab.start(forked, 1)
+    (conf.home / "fork").mkdir()
+    child = checkpoint(conf.home / "fork", 3)
+    lab.renew(forked, 1, 0, Progress(0, 0, checkpoints=[child]))
+    publish(lab, conf, forked)
+    said = hub.read(repo(conf, forked), "README.md", "step3")
+    assert f"- Forked from run {run} at step 2: `{repo(conf, run)}` at `step2`" in said
+    card = hub.api.model_info(repo(conf, forked), revision="step3").card_data
+    assert card is not None
+    assert card.base_model == repo(conf, run)
 
 
 def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub: Hub) -> None:

@@ -66,7 +66,7 @@ def test_questions_and_answers_until_they_are_decided_or_blanked(lab: Lab) -> No
         redaction.redact(session, admin, record.project_stream(project), number, "By mistake.")
     assert [remark.said for remark in told(lab, one).remarks] == ["Why so few?"]
     lab.decline(one)
-    with pytest.raises(ConflictError, match="is declined; its reviewers ask nothing"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="is declined; reviewers can no longer ask"), lab.db.write() as session:
         reviews.answer(session, ADA, one, "Too late.")
 
 
@@ -74,7 +74,7 @@ def test_the_second_consent_is_another_reviewers(lab: Lab) -> None:
     large = lab.request(lab.project(), hours="150")
     lab.approve(large, "150")
     with lab.db.read() as session:
-        with pytest.raises(ConflictError, match="endorsed this request already"):
+        with pytest.raises(ConflictError, match="already endorsed this request"):
             reviews.check_may_approve(session, ROSA, large)
         reviews.check_may_approve(session, EMMY, large)
         assert pools.largest_in(session, "laptop") == 1000 * HOUR

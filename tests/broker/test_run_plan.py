@@ -92,7 +92,7 @@ def test_of_confirmations_at_once_all_get_the_same_run(lab: Lab, project: int) -
         numbers = list(pool.map(lambda _: confirm(lab, preview.plan_id), range(4)))
     assert len(set(numbers)) == 1
     assert lab.kinds(project).count("run.queued") == 1
-    with pytest.raises(ConflictError, match=f"launched already, as run {numbers[0]}"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match=f"already launched, as run {numbers[0]}"), lab.db.write() as session:
         run_plan.discard(session, ADA, preview.plan_id)
 
 

@@ -111,7 +111,7 @@ def test_a_like_run_that_was_measured_says_what_to_expect(lab: Lab) -> None:
     project = lab.project()
     lab.allocation(project)
     first = lab.launch(project, overrides="steps=100")
-    assert lab.receipt(project).basis == "nothing like it has been measured on this pool yet"
+    assert lab.receipt(project).basis == "nothing similar has been measured on this pool yet"
     measure(lab, first, 10.0, 2048.0, 2048.0, 2048.0, 1.0)
     receipt = lab.receipt(project, overrides="steps=100")
     assert receipt.expected == 100 * 16 * 128 / 2048
@@ -246,7 +246,7 @@ def test_a_queued_run_is_cancelled_at_once_and_once(lab: Lab) -> None:
     assert (view.state, view.reason, view.spent) == (RunState.CANCELLED, "cancelled by Grace", 0)
     assert view.ended_at is not None
     before = lab.everything()
-    with pytest.raises(ConflictError, match=f"Run {run} is cancelled already"):
+    with pytest.raises(ConflictError, match=f"Run {run} is already cancelled"):
         lab.cancel(run)
     assert lab.everything() == before
     assert lab.account(allocation).left == HOUR

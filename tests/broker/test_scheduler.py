@@ -218,7 +218,7 @@ def test_schedulers_with_different_plans_do_not_share_a_device(lab: Lab, ours: i
     with pytest.raises(ConflictError):
         lab.admit(early[0].run_id, *early[0].devices)
     second = lab.launch(ours)
-    with pytest.raises(ConflictError, match="in use already: 0"):
+    with pytest.raises(ConflictError, match="already in use: 0"):
         lab.admit(second, 0)
     lab.admit(second, 1)
 

@@ -154,7 +154,7 @@ def test_the_settings_of_a_pool_can_be_changed(lab: Lab) -> None:
         change(account="a b")
     with pytest.raises(InvalidError, match="has no “queue”"):
         change(queue="long")
-    with pytest.raises(ConflictError, match="is so already"):
+    with pytest.raises(ConflictError, match="already has"):
         change(account="new")
     assert lab.everything() == before
     with lab.db.read() as session:

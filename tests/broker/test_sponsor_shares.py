@@ -180,8 +180,8 @@ def test_what_else_is_refused_changes_nothing(lab: Lab, ours: int, theirs: int) 
             "No grant is of a sponsor “Nobody”; the sponsors are: A ba",
         ),
         ("0.5", list(range(1, 102)), {}, InvalidError, "at most 100 projects of its own"),
-        ("0.25", [ours], {}, ConflictError, "The house sets 0.25 aside already, for the same projects"),
-        ("0.5", [theirs, ours], {"sponsor": "A bank"}, ConflictError, f"P{ours} is a project of The house already"),
+        ("0.25", [ours], {}, ConflictError, "The house already sets 0.25 aside for the same projects"),
+        ("0.5", [theirs, ours], {"sponsor": "A bank"}, ConflictError, f"P{ours} is already a project of The house"),
     ]
     for share, own, who, error, sentence in refusals:
         with pytest.raises(error, match=sentence):

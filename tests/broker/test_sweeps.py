@@ -95,7 +95,7 @@ def test_the_text_of_a_sweep_stands_for_points(typed: str, points: list[str]) ->
         ("seed=1,2 seed=3", "“seed” is given twice; write its values in one list"),
         ("seed=3..1", "“3..1” counts down"),
         ("learning_rate=1e-4..1e-3", "no range of whole numbers, such as 1..3"),
-        ("steps=1,000", "“000” is no number: commas part values here"),
+        ("steps=1,000", "“000” is no number: commas separate values here"),
         ("learning_rate=0,001 seed=1", "“001” is no number"),
         ("seed=1 steps=2; seed=3", "the same fields: one has seed, steps, another seed"),
         ("seed=1..10000", "The sweep has 10,000 points; at most 24 runs"),
@@ -121,7 +121,7 @@ def test_a_plan_shows_every_run_and_queues_nothing(lab: Lab, project: int) -> No
     assert [each.cost for each in quote.quotes] == [300] * 6
     assert [waits.position for waits in preview.queue] == [1, 2, 3, 4, 5, 6]
     assert [waits.reason for waits in preview.queue[1:3]] == [
-        "Nothing stands in its way.",
+        "Nothing holds it up.",
         "It waits for GPUs: 1 needed, 0 free on “laptop”.",
     ]
     starts = [waits.expected for waits in preview.queue if waits.expected is not None]
@@ -147,7 +147,7 @@ def test_a_confirmed_sweep_is_launched_once_and_told_as_one(lab: Lab, project: i
     assert [shown.point(each) for each in shown.runs][::5] == ["1e-3 · 1", "3e-3 · 3"]
     assert (shown.state, shown.best) == (RunState.QUEUED, None)
     assert all(each.sweep_id == receipt.sweep_id for each in shown.runs)
-    sentence = f"launched already, as sweep {receipt.sweep_id}"
+    sentence = f"already launched, as sweep {receipt.sweep_id}"
     with pytest.raises(ConflictError, match=sentence), lab.db.write() as session:
         run_plan.discard(session, ADA, preview.plan_id)
     with pytest.raises(ForbiddenError, match="Only the one who asked"):

@@ -43,9 +43,9 @@ def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int
     queued = [lab.launch(ours, gpus=gpus, time_limit=limit) for gpus, limit in ((1, "10m"), (2, "10m"), (1, "5m"))]
     said = [tell(lab, run) for run in queued]
     assert [one.reason for one in said] == [
-        "Nothing stands in its way.",
+        "Nothing holds it up.",
         "It waits for GPUs: 2 needed, 1 free on “laptop”.",
-        "Nothing stands in its way.",
+        "Nothing holds it up.",
     ]
     assert [(one.position, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
     waits = [one.expected - utcnow() for one in said if one.expected]
@@ -65,7 +65,7 @@ def test_behind_whom(lab: Lab, ours: int) -> None:
     assert told.expected is not None
     assert 1190 <= (told.expected - utcnow()).total_seconds() <= 1201
     lab.cancel(large)
-    assert tell(lab, small).reason == "Nothing stands in its way."
+    assert tell(lab, small).reason == "Nothing holds it up."
 
 
 def test_what_decides_its_place(lab: Lab, ours: int) -> None:
@@ -103,7 +103,7 @@ def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> N
     token = lab.start(run, 0, lease=0.001)
     lab.expire(run, token, grace=60)
     assert tell(lab, run).reason.startswith("Not before ")
-    assert "an earlier attempt of it may still be stopping" in tell(lab, run).reason
+    assert "an earlier attempt may still be stopping" in tell(lab, run).reason
 
 
 def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_the_limits_of_project_and_person(lab: Lab, ours: int, tmp_path: Path) -
     first, second = lab.launch(ours), lab.launch(ours, GRACE)
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (first, second)] == [RunState.STARTING, RunState.QUEUED]
-    assert tell(lab, second).reason == "Its project has as many runs under way as it may at once: 1."
+    assert tell(lab, second).reason == "Its project already has the most runs it may have at once: 1."
     lab.let("most_running_a_project", 100)
     lab.let("most_running_a_person", 1)
     third = lab.launch(ours)
-    assert tell(lab, third).reason == "Who launched it has as many runs under way as one may at once: 1."
+    assert tell(lab, third).reason == "Its person already has the most runs one may have at once: 1."
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in (second, third)] == [RunState.STARTING, RunState.QUEUED]
 
@@ -144,7 +144,7 @@ def test_a_pool_of_slurm_is_given_a_few_jobs_without_devices(lab: Lab, ours: int
     with lab.db.read() as session:
         assert [one.devices for one in snapshot.load(session).held] == [(), ()]
     told = tell(lab, queued[2])
-    assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has."
+    assert told.reason == "Stoa keeps at most 2 jobs submitted to Slurm on “cluster”, and has that many."
     assert told.expected is None
     with lab.db.write() as session:
         session.execute(

@@ -58,7 +58,7 @@ def test_who_is_in_a_project_cannot_be_in_it_twice(school: School) -> None:
     school.call(membership.follow, STRANGER, project)
     before = school.everything()
     for act, actor, sentence in (
-        (membership.follow, STRANGER, "You follow “Sinks of attention” already"),
+        (membership.follow, STRANGER, "You already follow “Sinks of attention”"),
         (membership.follow, GRACE, "You are in “Sinks of attention” already"),
         (membership.follow, ADA, "You are in “Sinks of attention” already"),
     ):

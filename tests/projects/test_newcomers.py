@@ -82,8 +82,8 @@ def test_only_a_newcomer_is_confirmed(school: School) -> None:
     before = school.everything()
     nobody = Actor(777, "Nobody")
     for who, sentence in (
-        (GRACE, "Grace works on “Sinks of attention” already"),
-        (ADA, "Ada works on “Sinks of attention” already"),
+        (GRACE, "Grace already works on “Sinks of attention”"),
+        (ADA, "Ada already works on “Sinks of attention”"),
         (STRANGER, "Stranger is not in “Sinks of attention”"),
         (EMMY, "Emmy is not in “Sinks of attention”"),
         (ROSA, "Rosa is banned"),

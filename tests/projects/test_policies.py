@@ -62,7 +62,7 @@ def test_a_change_is_in_force_at_once_and_told_with_who_and_why(db: Database) ->
         ("starter_hours", "inf", "Why not.", None, InvalidError, "cannot be starter_hours"),
         ("most_open_proposals", "2.5", "Why not.", None, InvalidError, "cannot be most_open_proposals"),
         ("channel_policy", "never", "Why not.", None, InvalidError, "should be 'automatic' or 'moderator'"),
-        ("starter_hours", "1.0", "Why not.", None, ConflictError, "starter_hours is 1 already"),
+        ("starter_hours", "1.0", "Why not.", None, ConflictError, "starter_hours is already 1"),
         ("starter_hours", "2", " ", None, InvalidError, "The reason is empty"),
         ("starter_hours", "2", "Why not.", Actor(2, "Grace"), ForbiddenError, "Only the admins"),
     ],

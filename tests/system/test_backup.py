@@ -118,7 +118,7 @@ def test_a_restore_refuses_a_database_that_is_not_empty(
     two: tuple[Settings, Settings], busy: Lab, tmp_path: Path
 ) -> None:
     backup.backup(two[0], tmp_path / "kept")
-    with pytest.raises(BackupError, match="holds a database already"):
+    with pytest.raises(BackupError, match="already holds a database"):
         backup.restore(two[0], tmp_path / "kept")
     with pytest.raises(BackupError, match="not empty"):
         backup.backup(two[0], tmp_path / "kept")
@@ -154,5 +154,5 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "chains are whole" in done.stdout
     again = stoa(tmp_path / "two", "restore", str(tmp_path / "kept"))
     assert again.returncode == 2
-    assert "holds a database already" in again.stderr
+    assert "already holds a database" in again.stderr
     assert "lab: 1 entry, whole" in stoa(tmp_path / "two", "record", "verify").stdout

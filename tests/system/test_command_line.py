@@ -95,7 +95,7 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         assert httpx2.post(f"http://{address}/claims", json={"gpus": 1}).status_code == 401, "the API for machines"
         (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
         fallen.kill()
-        assert "the scheduler has ended by itself, and is started again" in up.stdout.readline()
+        assert "the scheduler ended unexpectedly and is started again" in up.stdout.readline()
         children = psutil.Process(up.pid).children(recursive=True)
         wait_for(lambda: not problem(settings, "scheduler") and schedulers(up.pid))
         children = psutil.Process(up.pid).children(recursive=True)
@@ -166,7 +166,7 @@ def test_a_setting_has_a_greatest_value(name: str, most: int) -> None:
 def test_a_part_that_never_went_round_is_not_healthy(tmp_path: Path) -> None:
     done = stoa(tmp_path, "health", "bot")
     assert done.returncode == 1
-    assert "has not gone round" in done.stdout
+    assert "has not completed a round" in done.stdout
 
 
 def test_the_example_names_only_settings_that_there_are() -> None:
@@ -222,7 +222,7 @@ def test_the_operator_bans_and_blanks_by_the_command_line(tmp_path: Path) -> Non
     assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
     assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "Mallory").returncode == 0
     again = stoa(tmp_path, "ban", "4242", "--why", "Spam.")
-    assert (again.returncode, "Mallory is banned already" in again.stderr) == (2, True)
+    assert (again.returncode, "Mallory is already banned" in again.stderr) == (2, True)
     assert stoa(tmp_path, "unban", "4242", "--why", "A mistake.").returncode == 0
     nowhere = stoa(tmp_path, "appoint", "7", "4242", "--why", "Ada is gone.")
     assert (nowhere.returncode, "There is no project 7" in nowhere.stderr) == (2, True)

@@ -77,7 +77,7 @@ def test_while_a_part_starts_the_others_are_watched(parts: Parts, tmp_path: Path
     tends.tended = [slow, living]
     rounds(tends, lambda: living.up)
     parts.running["bot"].popen.kill()
-    rounds(tends, lambda: any("the bot has ended by itself, and is started again" in line for line in said))
+    rounds(tends, lambda: any("the bot ended unexpectedly and is started again" in line for line in said))
     rounds(tends, lambda: living.up)
     assert not slow.up
 

@@ -1,6 +1,5 @@
 """A tiny configuration and one run of it on two ranks, shared by the tests that look at what a run leaves."""
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ import yaml
 
 from tests import forked
 from tests.environment import bare
-from tests.patience import PATIENCE
+from tests.forked import Forked
 from trainer.config import TrainConfig, load
 
 ROOT = Path(__file__).parents[2]
@@ -48,31 +47,14 @@ def trainer_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "trainer", *map(str, arguments)]
 
 
-def start_trainer(*arguments: str | Path) -> subprocess.Popen[str]:
+def start_trainer(*arguments: str | Path) -> Forked:
     """Start the command line in a process group of its own, with an environment scrubbed of all but the essentials."""
-    return subprocess.Popen(
-        trainer_command(*arguments), cwd=ROOT, env=SCRUBBED, text=True, stderr=subprocess.PIPE, process_group=0
-    )
+    return forked.start_trainer(SCRUBBED, *map(str, arguments))
 
 
 def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…)."""
-    if limits is None:
-        return forked.run_module("trainer", SCRUBBED, *map(str, arguments))
-
-    def limit() -> None:
-        for kind, value in limits.items():
-            resource.setrlimit(kind, (value, value))
-
-    return subprocess.run(
-        trainer_command(*arguments),
-        cwd=ROOT,
-        env=SCRUBBED,
-        text=True,
-        capture_output=True,
-        timeout=PATIENCE,
-        preexec_fn=limit,
-    )
+    return forked.run_trainer(SCRUBBED, *map(str, arguments), limits=limits)
 
 
 @pytest.fixture(scope="session")

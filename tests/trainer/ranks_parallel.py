@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.forked import Server
+from tests.forked import TRAINERS, Server
 from tests.patience import PATIENCE
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims, with_groups
@@ -32,13 +32,12 @@ TIMEOUT = PATIENCE
 KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 # What every rank would import for itself, most of its start.
 PRELOADED = (__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon")
-SERVER = Server(*PRELOADED)
 
 
 class Ranks:
     """`count` ranks that have met over gloo on the loopback, one thread each."""
 
-    def __init__(self, count: int, server: Server = SERVER) -> None:
+    def __init__(self, count: int, server: Server = TRAINERS) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         pairs = [mp.Pipe() for _ in range(count)]
         self._pipes = [ours for ours, _ in pairs]

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.trainer.conftest import run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
@@ -30,7 +30,7 @@ def steps_logged(out: Path) -> int:
 
 
 @contextmanager
-def training(out: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+def training(out: Path, config: Path) -> Iterator[tuple[Forked, list[psutil.Process]]]:
     """A trainer at work on two ranks, and its ranks; nothing of it is left afterwards."""
     parent = start_trainer("train", config, "--out", out, "--gpus", "2")
     try:
@@ -39,7 +39,7 @@ def training(out: Path, config: Path) -> Iterator[tuple[subprocess.Popen[str], l
     finally:
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
-        parent.communicate(timeout=PATIENCE)
+        parent.wait(PATIENCE)
 
 
 def test_killed_rank_then_a_rerun_then_a_stop(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: 
         for host in hosts:
             with suppress(ProcessLookupError):
                 os.killpg(host.pid, signal.SIGKILL)
-            host.communicate(timeout=PATIENCE)
+            host.wait(PATIENCE)
     assert outcome(out) == {"status": 0, "reason": None, "step": 12, "transient": False}
     assert lines(out / "events.jsonl")[0]["ranks"] == 2
     assert losses(out) == pytest.approx(losses(finished), rel=1e-5)
@@ -191,7 +191,7 @@ def test_hosts_with_other_configurations_do_not_train_together(tmp_path: Path) -
         for host in hosts:
             with suppress(ProcessLookupError):
                 os.killpg(host.pid, signal.SIGKILL)
-            host.communicate(timeout=PATIENCE)
+            host.wait(PATIENCE)
     assert outcome(tmp_path / "out")["reason"] == (
         "The configuration of rank 1 is not that of rank 0; start all hosts alike."
     )

@@ -216,7 +216,7 @@ def test_a_corpus_is_checked_by_a_list_of_hashes(tmp_path: Path) -> None:
     done = measure("".join(lines))
     assert json.loads(done.stdout)["manifest"] == hashlib.sha256(listed.read_bytes()).hexdigest()
     for text, sentence in (
-        (lines[0], "does not list b.jsonl; write the manifest anew."),
+        (lines[0], "does not list b.jsonl; write the manifest again."),
         ("".join(lines) + lines[0].replace("a.jsonl", "c.jsonl"), "lists c.jsonl, which is not among the files"),
         (lines[0] + "0" + lines[1][1:], "its SHA-256 differs; fetch it again."),
         ("".join(lines) + "nonsense", "line 3 is not “SHA256  FILE”"),

@@ -113,7 +113,7 @@ def test_stop_leaves_its_outcome(checkpoint: Path, tmp_path: Path) -> None:
         assert process.wait(timeout=PATIENCE) == 75
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert json.loads((out / "outcome.json").read_text())["status"] == 75
     assert not (out / "sample.json").exists()
 

@@ -45,7 +45,7 @@ def kill_when(moment: Callable[[Path], object], folder: Path) -> Path:
             time.sleep(0.001)
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
-        parent.communicate(timeout=PATIENCE)
+        parent.wait(PATIENCE)
     return out
 
 

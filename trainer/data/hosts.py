@@ -164,11 +164,11 @@ class Hosts:
     def _are_done(self, parts: list[Part]) -> bool:
         return all(map(self._is_done, parts))
 
-    def _wait_for(self, what: Callable[[], bool], otherwise: Callable[[], bool], progress: Say, whom: str) -> bool:
+    def _wait_for(self, what: Callable[[], bool], otherwise: Callable[[], bool], progress: Say, awaited: str) -> bool:
         """Wait until `what` is true, or return false once `otherwise` is. Raises ConfigError where another host fails
         from this host's start on."""
-        if whom and not what():
-            progress(f"waiting for {whom}")
+        if awaited and not what():
+            progress(f"waiting for {awaited}")
         while not what():
             if otherwise():
                 return False

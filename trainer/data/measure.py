@@ -110,7 +110,7 @@ def check_manifest(files: Sequence[Path], manifest: Path, advance: Advance) -> s
     )
     found = outer if outer.keys() & listed.keys() else inner
     if unlisted := found.keys() - listed.keys():
-        raise ConfigError(f"{manifest} does not list {min(unlisted)}; write the manifest anew.")
+        raise ConfigError(f"{manifest} does not list {min(unlisted)}; write the manifest again.")
     if missing := listed.keys() - found.keys():
         raise ConfigError(f"{manifest} lists {min(missing)}, which is not among the files of the corpus.")
     for name, path in found.items():

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class Order:
-    """An endless order of rows. Sources are mixed by weight, and each source is shuffled anew every epoch.
+    """An endless order of rows. Sources are mixed by weight, and each source is reshuffled every epoch.
 
     The order does not depend on the number of ranks nor on the length of the run, and its memory not on the size of the
     data: the source of a position comes from its block, in which the sources' shares are shuffled, and the row from a

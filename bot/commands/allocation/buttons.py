@@ -82,7 +82,7 @@ async def revoke(interaction: Interaction, allocation_id: int) -> None:
 async def release_half(interaction: Interaction, allocation_id: int) -> None:
     """Grant the second half of an allocation."""
     await interaction.client.read(reviews.check_may_release_half, actor(interaction), allocation_id)
-    done = "Released; the project's channel tells of it."
+    done = "Released; the project's channel says so."
     form = ReasonForm("Release the second half", reviews.release_half, allocation_id, done)
     await interaction.response.send_modal(form)
 

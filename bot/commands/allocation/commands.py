@@ -26,7 +26,7 @@ allocation = app_commands.Group(name="allocation", description="GPU time for pro
 @allocation.command(name="request", description="Ask for GPU-hours for your project")
 @app_commands.describe(
     pool="The GPUs to use",
-    renews="An allocation whose place it takes once it is granted",
+    renews="An allocation that it replaces once it is granted",
     project="The project, where this is not its channel or one of its threads",
 )
 @app_commands.autocomplete(pool=autocomplete.pool_names)
@@ -61,11 +61,11 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
         form = ReasonForm("Withdraw the request", requests.withdraw, allocation, "The request is withdrawn.")
     else:
         await app.read(changes.check_may_withdraw, who, change_id)
-        form = ReasonForm("Withdraw the change", changes.withdraw, change_id, "The change is no longer asked for.")
+        form = ReasonForm("Withdraw the change", changes.withdraw, change_id, "The request for a change is withdrawn.")
     await interaction.response.send_modal(form)
 
 
-@allocation.command(name="report", description="Tell everyone what has come of an allocation")
+@allocation.command(name="report", description="Report publicly what an allocation achieved")
 @app_commands.describe(allocation="The allocation's number")
 @app_commands.autocomplete(allocation=autocomplete.live_allocations)
 async def report(interaction: Interaction, allocation: int) -> None:

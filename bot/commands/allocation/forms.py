@@ -34,7 +34,7 @@ class RequestForm(Form):
         gives = f"; the pool can give {in_hours(*pools.values())}" if len(pools) == 1 else ""
         self.hours = short(placeholder=f"such as 1.5{gives}")
         self.until = short(placeholder="such as 2030-12-31, 31 Dec or in 3 months")
-        self.justification = long(LONG, "What it is for, and how you know that it takes so much. Everyone can read it.")
+        self.justification = long(LONG, "What it is for, and how you estimated the amount. Everyone can read it.")
         fields: dict[str, ui.Item[Any]] = {"Pool": self.pool} if len(pools) > 1 else {}
         fields |= {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
         super().__init__("Ask for GPU time", fields)
@@ -73,7 +73,7 @@ class ChangeForm(Form):
         self.allocation_id = allocation_id
         self.hours = short(placeholder="Empty for no more hours", required=False)
         self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end", required=False)
-        self.justification = long(LONG, "What has come of it so far, and what more is for. Everyone can read it.")
+        self.justification = long(LONG, "Results so far, and what more is for. Everyone can read it.")
         fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
         super().__init__(f"Change allocation {allocation_id}", fields)
 
@@ -99,7 +99,7 @@ class ApproveForm(Form):
         asked = text.exact_hours(seconds)
         self.hours = short(placeholder=f"Less than the {asked} asked for") if part else short(default=asked)
         self.reason = long(USUAL, "Everyone can read it.")
-        title = "Approve a part of it" if part else "Approve GPU time"
+        title = "Approve part of it" if part else "Approve GPU time"
         super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:

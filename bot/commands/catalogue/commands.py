@@ -25,7 +25,7 @@ catalogue_group = app_commands.Group(name="catalogue", description="Recipes and 
 MOST_LISTED = 15
 
 
-@catalogue_group.command(name="list", description="List the recipes and datasets there are, and what is proposed")
+@catalogue_group.command(name="list", description="List recipes and datasets, and what is proposed")
 @app_commands.describe(state="Only entries in this state")
 async def list_entries(
     interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
@@ -103,12 +103,12 @@ async def decline(interaction: Interaction, name: str) -> None:
     await _decide(interaction, name, CatalogueState.DECLINED, ("Decline", catalogue.decline, done))
 
 
-@catalogue_group.command(name="retire", description="Admins: take an accepted entry out; runs from it go on")
+@catalogue_group.command(name="retire", description="Admins: retire an accepted entry; its runs go on")
 @app_commands.describe(name="The entry")
 @app_commands.autocomplete(name=autocomplete.accepted_entries)
 async def retire(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
-    done = f"{text.code(name, 60)} is retired: no run is launched from it any more."
+    done = f"{text.code(name, 60)} is retired: no new run can use it."
     await _decide(interaction, name, CatalogueState.RETIRED, ("Retire", catalogue.retire, done))
 
 
@@ -123,7 +123,7 @@ async def _decide(
 @catalogue_group.command(name="prepare", description="Prepare a recipe's data once, by a run on one device")
 @app_commands.describe(
     recipe="The recipe",
-    time_limit="The longest it may take, such as 45m, 2h or 1h30m",
+    time_limit="Its time limit, such as 45m, 2h or 1h30m",
     gpus="GPUs to charge, one process each; beyond those of a node, whole nodes; 1 otherwise",
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",

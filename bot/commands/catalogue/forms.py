@@ -11,7 +11,7 @@ class RecipeForm(Form):
 
     def __init__(self) -> None:
         self.name = short(placeholder="small-cosine")
-        self.body = long(MOST, "YAML, as in a recipe that there is; its sources are datasets of the catalogue, by name")
+        self.body = long(MOST, "YAML, like an existing recipe; its sources are datasets of the catalogue, by name")
         super().__init__("Propose a recipe", {"Name": self.name, "Recipe": self.body})
 
     async def send(self, interaction: Interaction) -> str:

@@ -33,27 +33,27 @@ async def followed(interaction: Interaction, project_id: int) -> str:
 
 
 async def confirmed(interaction: Interaction, entry_id: int) -> str:
-    """Confirm the newcomer whose joining an entry of the record tells of, and return the answer."""
+    """Confirm the newcomer who joined by an entry of the record, and return the answer."""
     name = await interaction.client.write(membership.confirm_joining, actor(interaction), entry_id)
     return now_contributes(name)
 
 
 def now_contributes(name: str) -> str:
     """The answer to whoever confirms a newcomer."""
-    return f"{text.line(name, 60)} is a contributor from now on."
+    return f"{text.line(name, 60)} is now a contributor."
 
 
 async def accepted(interaction: Interaction, project_id: int) -> str:
-    """Make the user, to whom the lead is offered, the lead, and return the answer."""
+    """Make the user, who is offered the lead, the lead, and return the answer."""
     await interaction.client.write(membership.accept_lead, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
-    return f"You lead **{text.line(project.title, 160)}** from now on. Thank you!"
+    return f"You now lead **{text.line(project.title, 160)}**. Thank you!"
 
 
 async def declined(interaction: Interaction, project_id: int) -> str:
     """End the offer of the lead, and return the answer."""
     await interaction.client.write(membership.decline_lead, actor(interaction), project_id)
-    return "The offer is ended; the lead does not change."
+    return "The offer has ended; the lead does not change."
 
 
 async def propose(interaction: Interaction, _: int) -> None:

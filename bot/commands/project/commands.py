@@ -100,7 +100,7 @@ async def confirm(interaction: Interaction, person: discord.User, project: int |
 
 
 @project.command(name="remove", description="Remove a newcomer or contributor from your project, with a reason")
-@app_commands.describe(person="Whom to remove; their runs stay with the project")
+@app_commands.describe(person="The person to remove; their runs stay with the project")
 @of_project
 async def remove(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the reason."""
@@ -110,8 +110,8 @@ async def remove(interaction: Interaction, person: discord.User, project: int | 
     await interaction.response.send_modal(ReasonForm(f"Remove {person.display_name}", act, project_id, done))
 
 
-@project.command(name="appoint", description="Give a project another lead, where its own is banned or gone: for admins")
-@app_commands.describe(person="Who is to lead: a contributor or newcomer")
+@project.command(name="appoint", description="Appoint another lead, if the project's own is banned or gone: for admins")
+@app_commands.describe(person="The new lead: a contributor or newcomer")
 @of_project
 async def appoint(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the reason."""
@@ -121,7 +121,7 @@ async def appoint(interaction: Interaction, person: discord.User, project: int |
     await interaction.response.send_modal(ReasonForm(f"Appoint {person.display_name}", act, project_id, done))
 
 
-@project.command(name="update", description="Tell everyone how your project goes")
+@project.command(name="update", description="Tell everyone how your project is going")
 @of_project
 async def update(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of an update."""
@@ -130,7 +130,7 @@ async def update(interaction: Interaction, project: int | None = None) -> None:
     await interaction.response.send_modal(UpdateForm(project_id))
 
 
-@project.command(name="needs", description="Say whom your project needs now")
+@project.command(name="needs", description="Say who your project is looking for")
 @of_project
 async def needs(interaction: Interaction, project: int | None = None) -> None:
     """Open the form with what the project says now."""
@@ -140,7 +140,7 @@ async def needs(interaction: Interaction, project: int | None = None) -> None:
 
 
 @project.command(name="handover", description="Offer the lead of your project to one of its contributors")
-@app_commands.describe(person="Who is to lead; they accept or decline the offer")
+@app_commands.describe(person="The contributor to offer it to; they accept or decline")
 @of_project
 async def handover(interaction: Interaction, person: discord.User, project: int | None = None) -> None:
     """Open the form of the offer."""

@@ -22,8 +22,8 @@ class ProposeForm(Form):
     def __init__(self) -> None:
         self.title_field = short(placeholder="A few words that say what it is about", most=TITLE)
         self.question = long(USUAL, "What do you want to find out?")
-        self.why = long(USUAL, "What would be different with an answer, and for whom?")
-        self.needs = long(BRIEF, "Whom you would like to join, and for what")
+        self.why = long(USUAL, "What would an answer change, and for which people?")
+        self.needs = long(BRIEF, "Who you are looking for, and for what")
         super().__init__(
             "Propose a project",
             {
@@ -59,9 +59,9 @@ class ScopeForm(Form):
 
     def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
         self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
-        self.goal = long(USUAL, "What will be there at the end that is not there yet?")
+        self.goal = long(USUAL, "What will exist at the end that does not exist today?")
         self.plan = long(LONG, "The steps to it, and who does them")
-        self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you know")
+        self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you estimated them")
         self.release = long(BRIEF, "Models, data, code, a report: what others can use")
         super().__init__(
             "The scope of the project",
@@ -104,7 +104,7 @@ class UpdateForm(Form):
     def __init__(self, project_id: int) -> None:
         self.project_id = project_id
         self.update = long(LONGEST, "What was done, what was found, what comes next.")
-        super().__init__("How the project goes", {"Update": self.update})
+        super().__init__("How the project is going", {"Update": self.update})
 
     async def send(self, interaction: Interaction) -> str:
         """Post the update."""
@@ -118,8 +118,8 @@ class NeedsForm(Form):
 
     def __init__(self, project_id: int, needs: str) -> None:
         self.project_id = project_id
-        self.needs = long(BRIEF, "Empty where nobody more is needed.", default=needs, required=False)
-        super().__init__("Whom the project needs", {"Who is needed": self.needs})
+        self.needs = long(BRIEF, "Empty if nobody else is needed.", default=needs, required=False)
+        super().__init__("Who the project is looking for", {"Who is needed": self.needs})
 
     async def send(self, interaction: Interaction) -> str:
         """Change what the project's card says."""

@@ -23,7 +23,7 @@ async def put_on_record(interaction: Interaction, message: discord.Message) -> N
     """Put the message on the record of the channel's project, or ask for the project in a form."""
     app = interaction.client
     if app.user is not None and message.author.id == app.user.id:
-        raise InvalidError("This is Stoa's own message; what it tells is on record already.")
+        raise InvalidError("This is Stoa's own message; what it says is already on record.")
     earlier = await app.read(findings.find, message.id)
     if earlier is not None:
         await errors.reply(interaction, _told(earlier))
@@ -83,4 +83,4 @@ def _said(message: discord.Message) -> Message:
 def _told(placed: RecordedMessage) -> str:
     if placed.new:
         return f"It is entry {placed.number} of project {placed.project_id}'s record; its post follows."
-    return f"This message is on record already: entry {placed.number} of project {placed.project_id}."
+    return f"This message is already on record: entry {placed.number} of project {placed.project_id}."

@@ -158,12 +158,12 @@ def waits(why: Why) -> str:
             sponsor = text.line(why.factors.sponsor, 60)
             whose = f"the projects of {sponsor}" if sponsor else "the projects that are no sponsor's own"
             lines.append(
-                f"**Group** {whose} used {group.used:.0%} of this pool's GPU time of late, their share of it is "
+                f"**Group** {whose} recently used {group.used:.0%} of this pool's GPU time; their share of it is "
                 f"{group.share:.0%}: the group that has used less of its share goes first"
             )
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
-            f"its share goes first: of late it used {project.used:.0%} of the GPU time, its share is "
+            f"its share goes first: it recently used {project.used:.0%} of the GPU time, and its share is "
             f"{project.share:.0%}. The run {'has' if why.decided_at is None else 'had'} waited "
             f"{text.duration(why.factors.age)}"
         )
@@ -216,7 +216,7 @@ def short(number: int) -> str:
 def starts(expected: datetime | None) -> str:
     """A sentence that says when a queued run starts at the latest: if all runs before it use all their time."""
     if expected is None:
-        return "Nobody can say when it starts."
+        return "Its start time is unknown."
     seconds = (expected - utcnow()).total_seconds()
     if seconds < 1:
         return "It starts at once."

@@ -22,7 +22,7 @@ async def pause(interaction: Interaction, run_id: int) -> None:
     await interaction.client.write(control.pause, actor(interaction), run_id)
     run = await interaction.client.read(runs.view, run_id)
     how = "is paused" if run.state == RunState.PAUSED else "writes a checkpoint and pauses"
-    await errors.reply(interaction, f"Run {run_id} {how}; /run resume lets it go on.")
+    await errors.reply(interaction, f"Run {run_id} {how}; /run resume continues it.")
 
 
 async def resume(interaction: Interaction, run_id: int) -> None:
@@ -99,7 +99,7 @@ async def pause_sweep(interaction: Interaction, sweep_id: int) -> None:
     await acknowledge(interaction)
     count = await interaction.client.write(sweep_control.pause, actor(interaction), sweep_id)
     said = f"{text.count(count, 'run')} of sweep {sweep_id}: asked to pause, running ones after a checkpoint."
-    await errors.reply(interaction, f"{said} /run resume lets them go on.")
+    await errors.reply(interaction, f"{said} /run resume continues them.")
 
 
 async def resume_sweep(interaction: Interaction, sweep_id: int) -> None:

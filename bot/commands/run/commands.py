@@ -24,16 +24,16 @@ run = app_commands.Group(name="run", description="Runs of the shared trainer")
 RUN = "Its number, where this is not its thread"
 PROJECT = "The project, where this is not its channel or one of its threads"
 OVERRIDE = "Changes to the recipe, such as learning_rate=0.001, seed=7"
-TIME_LIMIT = "The longest it may take, such as 45m, 2h or 1h30m"
-SWEEP = "A sweep, whose runs are all meant; in its thread it need not be named"
+TIME_LIMIT = "Its time limit, such as 45m, 2h or 1h30m"
+SWEEP = "All runs of this sweep; not needed in the sweep's thread"
 
 
 @run.command(name="launch", description="See what a run of a recipe would cost, then launch it")
 @app_commands.describe(
     recipe="What to train",
     time_limit=TIME_LIMIT,
-    gpus="How many GPUs; 1 where not given",
-    steps="How many steps; as the recipe has it where not given",
+    gpus="How many GPUs; 1 by default",
+    steps="How many steps; the recipe's number by default",
     override=OVERRIDE,
     dataset="A dataset of the catalogue that the recipe must train on",
     allocation="The allocation to draw on; the newest approved one otherwise",
@@ -66,10 +66,10 @@ async def launch(
 @run.command(name="sweep", description="See what runs over a grid of settings would cost, then launch all of them")
 @app_commands.describe(
     recipe="What to train",
-    points="Their settings, such as learning_rate=1e-4,3e-4 seed=1..3; or single points, parted by ;",
-    time_limit="The longest that each run may take, such as 45m, 2h or 1h30m",
-    gpus="How many GPUs for each run; 1 where not given",
-    steps="How many steps of each run; as the recipe has it where not given",
+    points="Their settings, such as learning_rate=1e-4,3e-4 seed=1..3; or single points, separated by ;",
+    time_limit="Each run's time limit, such as 45m, 2h or 1h30m",
+    gpus="How many GPUs for each run; 1 by default",
+    steps="How many steps of each run; the recipe's number by default",
     override="Changes to the recipe that all runs share, such as batch=32",
     dataset="A dataset of the catalogue that the recipe must train on",
     allocation="The allocation to draw on; the newest approved one otherwise",
@@ -101,13 +101,13 @@ async def sweep(
     await answers.show(interaction, sweep_answers.offer(preview))
 
 
-@run.command(name="fork", description="Launch a run that goes on from a checkpoint of another")
+@run.command(name="fork", description="Launch a run that continues from another run's checkpoint")
 @app_commands.describe(
     step="The step of the checkpoint",
     run="The run to fork, where this is not its thread",
     override=OVERRIDE,
-    time_limit=f"{TIME_LIMIT}; as the run's where not given",
-    gpus="How many GPUs; as the run's where not given",
+    time_limit=f"{TIME_LIMIT}; the run's own by default",
+    gpus="How many GPUs; the run's own by default",
     allocation="The allocation to draw on",
 )
 @app_commands.autocomplete(step=run_autocomplete.kept_steps, run=run_autocomplete.kept_run)
@@ -151,8 +151,8 @@ async def rerun(interaction: Interaction, run: int | None = None) -> None:
 @app_commands.describe(
     run=RUN,
     sweep=SWEEP,
-    panel="What is drawn below the loss; the gradient norm where not given",
-    log_tokens="Whether tokens have a logarithmic axis, which shows the beginning of a long run",
+    panel="What to plot below the loss; the gradient norm by default",
+    log_tokens="Plot tokens on a logarithmic axis, which shows the beginning of a long run",
 )
 @app_commands.choices(panel=[app_commands.Choice(name=panel.label, value=panel.value) for panel in Panel])
 @app_commands.autocomplete(run=run_autocomplete.any_run, sweep=run_autocomplete.sweeps)
@@ -209,12 +209,12 @@ async def pause(interaction: Interaction, run: int | None = None, sweep: int | N
     await buttons.pause(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="resume", description="Resume a paused run, also on another number of GPUs")
+@run.command(name="resume", description="Resume a paused run, on another number of GPUs if you like")
 @app_commands.describe(
     run=RUN,
-    gpus="How many GPUs; as before where not given",
-    time_limit="What it may take from here on; what is left of its old limit where not given",
-    allocation="The allocation to draw on; as before where not given",
+    gpus="How many GPUs; as before by default",
+    time_limit="Its time limit from here on; what is left of the old one by default",
+    allocation="The allocation to draw on; as before by default",
     sweep=f"{SWEEP}; each goes on as it was",
 )
 @app_commands.autocomplete(run=run_autocomplete.paused_run, gpus=run_autocomplete.gpus_to_resume)
@@ -270,11 +270,11 @@ async def cancel(interaction: Interaction, run: int | None = None, sweep: int | 
         return
     run_id = await context.run_of(interaction, run)
     await interaction.client.write(control.cancel, actor(interaction), run_id)
-    await errors.reply(interaction, f"Run {run_id} is asked to stop.")
+    await errors.reply(interaction, f"Run {run_id} has been asked to stop.")
 
 
 @run.command(name="why", description="Say why a run waits, its place in the queue and when it is expected to start")
-@app_commands.describe(run=RUN, at="A moment of the last month, such as 2030-12-31 18:00, in UTC; now where not given")
+@app_commands.describe(run=RUN, at="A moment of the last month, such as 2030-12-31 18:00, in UTC; now by default")
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def why_waits(interaction: Interaction, run: int | None = None, at: str | None = None) -> None:
     """Explain the run's state, now or at an earlier moment."""
@@ -302,7 +302,7 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
     await buttons.log(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="sample", description="Let the last checkpoint of a run continue a text of yours")
+@run.command(name="sample", description="Have a run's last checkpoint continue your text")
 @app_commands.describe(run=RUN)
 @app_commands.autocomplete(run=run_autocomplete.kept_run)
 async def sample(interaction: Interaction, run: int | None = None) -> None:

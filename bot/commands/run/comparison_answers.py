@@ -172,7 +172,7 @@ _posting: set[int] = set()
 def _once(message: int) -> Iterator[None]:
     """Post the comparison of a private answer; raises ConflictError while another press does so."""
     if message in _posting:
-        raise ConflictError("It is being posted already.")
+        raise ConflictError("It is already being posted.")
     _posting.add(message)
     try:
         yield

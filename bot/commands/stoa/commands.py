@@ -40,7 +40,7 @@ stoa = app_commands.Group(name="stoa", description="The lab itself: what you can
     reviewers="Who decides requests for GPU time",
     moderators="Who opens channels, and stops or hides projects",
     admins="Who manages the lab",
-    general="Where newcomers are welcomed; the channel called general where not given",
+    general="Where newcomers are welcomed; by default the channel named general",
     category="Where the lab's new channels go",
     projects="The category of the projects' channels",
 )
@@ -147,7 +147,7 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
 @stoa.command(name="reserve", description="Admins: list what is reserved; reserve GPUs for a project, or cancel that")
 @app_commands.describe(
     pool="The pool, to reserve GPUs of it",
-    project="For whom",
+    project="The project that gets them",
     gpus="How many GPUs",
     begins="From when, in UTC, such as 2030-12-31 09:00",
     ends="Until when, in UTC",

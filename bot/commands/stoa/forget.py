@@ -17,7 +17,7 @@ from broker.publishing.forgetting import Forgotten, Found
 A_PAGE = 8
 """The texts that a page shows."""
 PATIENCE = 12 * 3600
-"""Seconds after the last press for which the list works; each press lets it be edited anew."""
+"""Seconds after the last press for which the list works; each press lets it be edited again."""
 
 
 class ForgetForm(BlankingForm):

@@ -38,7 +38,7 @@ class New:
 NEW: Mapping[str, New] = {
     "lab_category": New("the lab's channels", "Lab"),
     "projects_category": New("the projects' channels", "Projects"),
-    "proposals": New("proposals", "proposals", "What members want to find out, and whom they look for"),
+    "proposals": New("proposals", "proposals", "What members want to find out, and who they are looking for"),
     "review": New("review", "compute-review", "Requests for GPU time, and how they were decided"),
     "announcements": New("announcements", "announcements", "What projects have found out", quiet=True),
     "record": New("the lab's record", "public-record", "Pools, grants, policies: what is of no project", quiet=True),
@@ -173,7 +173,7 @@ async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) ->
 
 
 def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object]) -> str:
-    lines = ["Stoa is set up." if changed else "Stoa is set up already: nothing was changed."]
+    lines = ["Stoa is set up." if changed else "Stoa is already set up: nothing was changed."]
     for name, target in found.items():
         new = NEW[name]
         shown = text.line(target.name, 60) if isinstance(target, discord.CategoryChannel) else target.mention

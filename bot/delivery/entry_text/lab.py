@@ -189,7 +189,7 @@ def disk_enough(p: Payload) -> str:
 @entry("part.failed")
 def part_failed(p: Payload) -> str:
     return (
-        f"🛠️ An admin is needed, as this failed: {line(p['part'])} ({line(p['error'])}). Everything else goes on. "
+        f"🛠️ An admin is needed; this failed: {line(p['part'])} ({line(p['error'])}). Everything else goes on. "
         "The log and `stoa doctor` say more."
     )
 

@@ -146,7 +146,7 @@ def lead_offered(p: Payload) -> str:
 @entry("project.lead_accepted")
 def lead_accepted(p: Payload) -> str:
     before = f" **{line(p['before']['name'])}** stays in the project; thank you!" if "before" in p else ""
-    return f"🔑 {by(p)} leads the project from now on.{before}"
+    return f"🔑 {by(p)} now leads the project.{before}"
 
 
 @entry("project.lead_appointed")
