@@ -44,7 +44,7 @@ def review_card(request: AllocationView, context: ReviewContext | None = None) -
     lines = [
         f"### {emoji} {text.gpu_hours(request.size)} {does} {text.line(request.project, 160)}",
         f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
-        f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}{renewal}.",
+        f"({text.line(request.gpu_type, 60)}) until {text.when(request.until, 'D')}{renewal}.",
         text.quote(request.justification, 1200),
     ]
     buttons: list[Button] = []
@@ -66,7 +66,7 @@ def review_card(request: AllocationView, context: ReviewContext | None = None) -
     if request.state in LIVE:
         if request.half_until is not None:
             half = text.gpu_hours(request.account.committed)
-            lines.append(f"**Second half** {half}, to be released on a report by {request.half_until:%Y-%m-%d}")
+            lines.append(f"**Second half** {half}, to be released on a report by {text.when(request.half_until, 'D')}")
             buttons.append(Button("release_half", request.id, label="Release second half", style=SUCCESS))
         if request.report:
             lines += ["**Report**", text.quote(request.report, 600)]
@@ -83,7 +83,7 @@ def change_card(change: ChangeView, request: AllocationView, context: ReviewCont
     lines = [
         f"### {emoji} {asked} for {text.line(request.project, 160)}",
         f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
-        f"until {request.until:%Y-%m-%d}.",
+        f"until {text.when(request.until, 'D')}.",
         text.quote(change.justification, 1200),
         f"**The allocation** {in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
     ]
@@ -105,7 +105,7 @@ def change_card(change: ChangeView, request: AllocationView, context: ReviewCont
 def changed(change: ChangeView) -> str:
     """What a change asks for: “2 GPU-hours more and an end on 2030-01-01”."""
     wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
-    wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
+    wants += [f"an end on {text.when(change.until, 'D')}"] if change.until else []
     return " and ".join(wants)
 
 

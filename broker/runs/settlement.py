@@ -9,8 +9,9 @@ from sqlmodel import col, select
 from broker import publications
 from broker.allocations import ledger, payers
 from broker.end_reasons import INFRASTRUCTURE, EndReason
-from broker.runs import attempts, generation, leases, preparing, runs, sweeps
+from broker.runs import attempts, leases, preparing, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
+from broker.runs.generation import SEED, TEMPERATURE, generate_at_end
 from broker.runs.progress import Ending, Progress
 from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.db import transition
@@ -82,7 +83,7 @@ def settle(
             preparing.made(session, run, ending.prepared)
         _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, ending)
         if run.kind == RunKind.TRAIN:
-            generation.generate_at_end(session, run)
+            generate_at_end(session, run)
     elif run.state == RunState.STOPPING:
         goes_on = run.stops_as != RunState.CANCELLED
         if ending.status > 0 and ending.status != Status.STOPPED and not (goes_on and ending.transient):
@@ -234,7 +235,7 @@ def _drawn(run: Run, ending: Ending | None) -> dict[str, Any]:
     """How a finished sample was drawn: from the checkpoint of which step, at which temperature, by which seed."""
     if run.kind != RunKind.SAMPLE or ending is None:
         return {}
-    how: dict[str, Any] = {"temperature": generation.TEMPERATURE, "seed": generation.SEED}
+    how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": SEED}
     return how if ending.sample_step is None else how | {"from_step": ending.sample_step}
 
 

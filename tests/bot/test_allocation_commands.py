@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bot import text
 from projects import policies
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
@@ -104,7 +105,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     second = await omar.press(shown, "Approve")
     assert second.fields[0].value == "4"
     await omar.submit(second, WHY)
-    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by 20" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by <t:" in m.text)
 
     granted = await card(lab, f"allocation {number}", "**Second half** 1.5 GPU-hours, to be released on a report")
     assert granted.button_labels == ["Release second half", "Revoke"]
@@ -157,7 +158,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     post = await lab.guild.wait_for(
         channel.id, lambda m: "approves the change of allocation 1: 0.5 GPU-hours" in m.text
     )
-    assert f"until {later}" in post.text
+    assert f"until {text.day(later)}" in post.text
     assert (await card(lab, "change 1 of allocation 1", "Approved by Rosa", "Half an hour.")).buttons == []
     assert lab.allocation(1).account.granted == 5400
 
@@ -192,7 +193,7 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     answer = await lab.request(channel, "1")
     number = int(answer.text.split()[1])
     assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
-    assert re.search(r"(?m) GPU-hours? of `local` until 20\d\d-\d\d-\d\d\.$", answer.text)
+    assert re.search(r"(?m) GPU-hours? of `local` until <t:\d+:D>\.$", answer.text)
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
     assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]

@@ -53,7 +53,7 @@ class RequestForm(Form):
             renews=self.renews,
         )
         view = await interaction.client.read(allocations.view, allocation_id)
-        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {view.until:%Y-%m-%d}"
+        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {text.when(view.until, 'D')}"
         if view.starter:
             self.then = [Button("launch_run", allocation_id, label="Launch a run", style=discord.ButtonStyle.success)]
             return (

@@ -12,6 +12,7 @@ from bot.cards.run_card import run_card
 from bot.commands import autocomplete, context
 from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
+from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_plan, sweep_plan, why
 from broker.runs import comparison, control, launching, runs, sweep_control
@@ -189,11 +190,8 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
-    lines = [
-        f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
-        f"{text.line(view.requested_by, 60)}{'' if view.sweep_id is None else f' · sweep {view.sweep_id}'}"
-        for view in views
-    ]
+    threads = await interaction.client.read(outbox.channels_of, project_id)
+    lines = [answers.listed(view, threads) for view in views]
     await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 

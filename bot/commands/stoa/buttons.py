@@ -49,7 +49,8 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
 def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.LayoutView:
     """The list of grants: GPU-hours allocated, spent, reserved for second halves, and left of each."""
     lines = [
-        f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until {grant.until:%Y-%m-%d}\n"
+        f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until "
+        f"{text.when(grant.until, 'D')}\n"
         f"-# {text.gpu_hours(grant.seconds)}: {text.gpu_hours(grant.granted)} granted, "
         f"{text.gpu_hours(spent.get(grant.id, 0))} of them spent, {text.gpu_hours(grant.committed)} kept for second "
         f"halves, {text.gpu_hours(grant.left)} left"
@@ -82,14 +83,16 @@ def limits_view(now: Policies) -> ui.LayoutView:
 def reservation_line(one: ReservationView) -> str:
     """A reservation in the list of all."""
     return (
-        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} {one.period}\n"
+        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} "
+        f"{text.period(one.begins_at, one.ends_at)}\n"
         f"-# by {text.line(one.by or 'an operator', 80)}"
     )
 
 
 def is_reserved(one: ReservationView) -> str:
     """The answer to who has made a reservation."""
-    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {one.period}"
+    when = text.period(one.begins_at, one.ends_at)
+    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {when}"
     return f"Reservation {one.id} is made: {what}. Runs that are under way are left alone; the record says so."
 
 

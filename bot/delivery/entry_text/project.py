@@ -5,7 +5,6 @@ from datetime import datetime
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
-from broker.allocations import reservations
 
 NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
 COMPUTE = "\n**Next** The lead asks for GPU time with the button below or `/allocation request`."
@@ -65,8 +64,8 @@ def reservation_cancelled(p: Payload) -> str:
 
 
 def _reserved(p: Payload) -> str:
-    times = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
-    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {reservations.period(*times)}"
+    begins, ends = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
+    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {text.period(begins, ends)}"
 
 
 @entry("share.set")
@@ -115,9 +114,9 @@ def update(p: Payload) -> str:
 
 @entry("project.finding")
 def finding(p: Payload) -> str:
-    day = line(str(p["said_at"])[:10])
     return (
-        f"📌 {by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"📌 {by(p)} puts on record what **{line(p['author']['name'])}** wrote on {text.day(p['said_at'])}:"
+        f"{quoted(p['text'])}\n"
         f"[Go to the message]({p['link']})"
     )
 
