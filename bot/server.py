@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from discord import Permissions
 from sqlalchemy.orm import Session
 from sqlmodel import select
 
@@ -29,6 +30,9 @@ IN_PROPOSALS = {
 }
 IN_OTHERS = {name: IN_PROPOSALS[name] for name in ("view_channel", "send_messages", "read_message_history")}
 IN_GUILD = IN_PROPOSALS | {"manage_channels": "Manage Channels", "attach_files": "Attach Files"}
+
+# Without these, the lab works, and roles are mentioned in vain.
+TO_MENTION = {"manage_roles": "Manage Roles", "mention_everyone": "Mention @everyone, @here, and All Roles"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ def load(session: Session, settings: Settings) -> Server:
     server = replace(server, **chosen, by_admins=bool(chosen))
     others = {getattr(server, name) for name in CHANNELS}
     return replace(server, general=0) if server.general in others else server
+
+
+def lacking_to_mention(permissions: Permissions) -> str:
+    """The labels of the permissions that the bot lacks to give roles and mention them; empty where it has them."""
+    return ", ".join(label for bit, label in TO_MENTION.items() if not getattr(permissions, bit))
 
 
 def choose(session: Session, actor: Actor, guild_id: int, chosen: Mapping[str, tuple[int, str]]) -> None:

@@ -82,3 +82,26 @@ class DiscordPurpose(Base, table=True):
     guild_id: str = Field(primary_key=True)
     name: str = Field(primary_key=True)
     discord_id: str
+
+
+class DiscordRole(Base, table=True):
+    """The role of a project that its news mention.
+
+    It is deleted at `ends_at`, once the project has ended. `gone`: it was deleted, and none is made again.
+    """
+
+    __tablename__ = "discord_roles"
+
+    project_id: int = foreign_key("projects.id", primary_key=True)
+    role_id: str
+    ends_at: datetime | None = timestamp(default=None)
+    gone: bool = False
+
+
+class DiscordRoleHolder(Base, table=True):
+    """Somebody, by their Discord id, who has been given the role of a project by the bot."""
+
+    __tablename__ = "discord_role_holders"
+
+    project_id: int = foreign_key("discord_roles.project_id", primary_key=True)
+    discord_id: str = Field(primary_key=True)

@@ -36,6 +36,12 @@ def overridable(config: TrainConfig) -> dict[str, str]:
     return {short: str(getattr(getattr(config, section), key)) for short, (section, key) in keys.items()}
 
 
+def stage_ends(text: str) -> tuple[int, ...]:
+    """The last step of each stage of a run's configuration, which has every default spelt out; none without stages."""
+    # Most runs have none, and lists of runs ask for many: only then is the text worth reading.
+    return tuple(_read(text, ()).stage_ends) if "\nstages:\n" in text else ()
+
+
 def with_prepared_data(text: str, folder: Path) -> str:
     """A run's configuration as YAML, changed to read the prepared data in `folder`."""
     values = yaml.safe_load(text)

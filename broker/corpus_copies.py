@@ -7,20 +7,36 @@ lies below `corpora/` in the store, and under the same name on a host.
 import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from rich import filesize
 
-from broker.store import Advance, DamagedError, Manifest, Store, described, ignored, staging_of
+from broker.store import PULLING, Advance, DamagedError, Manifest, Store, described, ignored, staging_of
 
 FOLDER = "corpora"
+LEAVING = ".leaving"
+"""The end of the name of a copy that is being removed."""
 HASH_DIGITS = 12
 MAGIC = frozenset("*?[")
 Hold = Callable[[str], None]
 """Is told what is waited for, and returns when it is time to look again."""
+
+
+class Copy(NamedTuple):
+    """A copy on this host, whole or in part: its name, and when it was last used or needed, by this host's clock."""
+
+    name: str
+    used_at: datetime
+
+
+class BusyError(Exception):
+    """Another process fetches or removes a copy."""
 
 
 class NoRoomError(OSError):
@@ -82,11 +98,11 @@ def fetch(
     where the store has lost or damaged a part, and StoreError.
     """
     target = home / copy
-    if target.is_dir():
+    if use(home, copy, hold, owner=owner):
         return target
     files = look(store, copy)
     home.mkdir(parents=True, exist_ok=True)
-    with alone(home / f".{copy}.lock", owner, hold):
+    with alone(_lock(home, copy), owner, hold):
         if not target.is_dir():
             _clear(staging_of(target), files)
             _check_room(staging_of(target), files, copy, floor)
@@ -94,9 +110,67 @@ def fetch(
     return target
 
 
+def use(home: Path, copy: str, hold: Hold, *, owner: str = "") -> bool:
+    """Whether a whole copy is in a host's folder of copies; it counts as used now."""
+    if not (home / copy).is_dir():
+        return False
+    with alone(_lock(home, copy), owner, hold):  # or it could be about to be removed
+        return (home / copy).is_dir()
+
+
+def here(home: Path) -> Sequence[Copy]:
+    """The copies in a host's folder of copies, the one that is unused the longest first."""
+    names = {path.name for path in home.glob("[!.]*") if path.is_dir()}
+    names |= {path.name[1:].removesuffix(PULLING) for path in home.glob(f".*{PULLING}")}
+    found = []
+    for name in names:
+        lock = _lock(home, name)
+        since = (lock if lock.exists() else home / name).stat().st_mtime
+        found.append(Copy(name, datetime.fromtimestamp(since, UTC)))
+    return sorted(found, key=lambda copy: copy.used_at)
+
+
+def size(home: Path, copy: str) -> int:
+    """The bytes of a copy here, also of one that is not whole yet."""
+    places = (home / copy, staging_of(home / copy))
+    return sum(path.stat().st_size for place in places for path in place.rglob("*") if path.is_file())
+
+
+def mark(home: Path, copy: str) -> None:
+    """Count a copy as needed now."""
+    _lock(home, copy).touch()
+
+
+def remove(home: Path, copy: str, is_needed: Callable[[], bool] = lambda: False) -> bool:
+    """Remove a copy from a host's folder of copies; False where it is needed, or another process fetches it.
+
+    `is_needed` is asked while nobody can begin to use the copy. Who is killed meanwhile leaves a whole copy, or none
+    and what `clear_removed` removes.
+    """
+    target, leaving = home / copy, home / f".{copy}{LEAVING}"
+    try:
+        with alone(_lock(home, copy), "", _busy):
+            if is_needed():
+                return False
+            shutil.rmtree(staging_of(target), ignore_errors=True)
+            shutil.rmtree(leaving, ignore_errors=True)
+            if target.is_dir():
+                target.rename(leaving)
+    except BusyError:
+        return False
+    shutil.rmtree(leaving, ignore_errors=True)
+    return True
+
+
+def clear_removed(home: Path) -> None:
+    """Finish the removals that were cut short."""
+    for path in home.glob(f".*{LEAVING}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def alone(path: Path, owner: str, hold: Hold) -> Iterator[None]:
-    """Hold the lock at `path`, which names its owner."""
+    """Hold the lock at `path`, which names its owner, and whose date says when somebody last had it."""
     with path.open("a+") as lock:
         while True:
             try:
@@ -108,7 +182,16 @@ def alone(path: Path, owner: str, hold: Hold) -> Iterator[None]:
         lock.truncate(0)
         lock.write(owner)
         lock.flush()
+        os.utime(lock.fileno())
         yield
+
+
+def _lock(home: Path, copy: str) -> Path:
+    return home / f".{copy}.lock"
+
+
+def _busy(_owner: str) -> None:
+    raise BusyError
 
 
 def _clear(staging: Path, files: Manifest) -> None:

@@ -31,16 +31,26 @@ SENT = "sent"
 """The object with the files that are there already of a folder that is not whole yet."""
 LEAVING = "leaving"
 """The object with the files that are being removed of a folder."""
+PULLING = ".pulling"
+"""The end of the name of a folder here that is not fetched whole yet."""
 BLOCK = 8 * 2**20
 AT_ONCE = 4
 """Files that are sent or fetched side by side."""
 CONNECT_SECONDS, REQUEST_SECONDS, TRIES = 10, 60, 3
+LONGEST_NAME = 1024
+"""Bytes of the name of an object, which is what S3 takes."""
 MOST_SAID = 300
 S = TypeVar("S")
 T = TypeVar("T")
 CLOSED = "HTTP status 410"
-GOOGLE_KEYS = "GOOGLE_APPLICATION_CREDENTIALS"
-"""The environment variable that names the file with the keys of a store of Google's."""
+REGION = ("AWS_REGION", "AWS_DEFAULT_REGION")
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "s3": ("AWS_",),
+    "abfs": ("AZURE_",),
+    "az": ("AZURE_",),
+}
+"""How the environment variables begin by which the client of a store finds its keys, by the scheme of the address."""
 Manifest = dict[str, dict[str, Any]]
 """The files of a folder by name, each with `size` and `sha256`."""
 Advance = Callable[[int], None]
@@ -88,6 +98,7 @@ class Store:
         with _telling("open", settings.store):
             self._fs, self._root = _opened(settings)
         self._is_local = settings.store.startswith(("file://", "local://"))
+        self._is_google = settings.store.startswith("gs://")
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object there, in the place of an earlier one of that name."""
@@ -112,6 +123,9 @@ class Store:
         """The names of what is directly in a folder, in order; a store may answer with what was there a while ago."""
         with suppress(FileNotFoundError), _telling("list", folder):
             self._fs.invalidate_cache()
+            if self._is_google:  # of which pyarrow lists the objects of a folder, and not its folders
+                first = len(self._path(folder)) + 1
+                return sorted({path[first:].partition("/")[0] for path in self._below(folder)} - {""})
             found = self._fs.ls(self._path(folder), detail=False)
             return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found})
         return []
@@ -183,7 +197,7 @@ class Store:
             files = self._manifest(f"{folder}/{SENT}")
         if files is None:
             with suppress(FileNotFoundError), _telling("list", folder):
-                return not self._fs.find(self._path(folder))
+                return not self._below(folder)
             return True
         self.write(f"{folder}/{LEAVING}", json.dumps(files).encode())
         self.remove(f"{folder}/{WHOLE}")
@@ -240,6 +254,15 @@ class Store:
         _sync(target.parent)
         return True
 
+    def _below(self, folder: str) -> Sequence[str]:
+        """The paths of all objects in a folder and its folders."""
+        if not self._is_google:
+            return [str(path) for path in self._fs.find(self._path(folder))]
+        from pyarrow.fs import FileSelector
+
+        every = FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        return [str(info.path) for info in self._fs.fs.get_file_info(every)]
+
     def _send(self, path: Path, name: str, advance: Advance) -> dict[str, Any]:
         """Put a file there; its description."""
         digest, size = hashlib.sha256(), 0
@@ -253,7 +276,8 @@ class Store:
 
     def _fetch(self, name: str, path: Path, sha256: str, advance: Advance) -> None:
         digest = hashlib.sha256()
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        short = hashlib.sha256(path.name.encode()).hexdigest()[:16]  # the name may be as long as one can be
+        partial = path.with_name(f".{short}.{os.getpid()}")
         with partial.open("wb") as out:
             for block in self.blocks(name):
                 digest.update(block)
@@ -323,9 +347,22 @@ def environment(settings: Settings) -> dict[str, str]:
         "STOA_STORE_ENDPOINT": settings.store_endpoint,
         "STOA_STORE_KEY": settings.store_key.get_secret_value(),
         "STOA_STORE_SECRET": settings.store_secret.get_secret_value(),
-        GOOGLE_KEYS: os.environ.get(GOOGLE_KEYS, "") if settings.store.startswith("gs://") else "",
     }
-    return {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value} | keys(settings)
+
+
+def keys(settings: Settings) -> dict[str, str]:
+    """The environment variables by which the store's client finds its keys, from the environment or else the file of
+    settings; where the settings have keys of S3, only the region."""
+    scheme = settings.store.partition("://")[0]
+    names = REGION if scheme == "s3" and settings.store_key.get_secret_value() else KEYS.get(scheme, ())
+    if not names:
+        return {}
+    from dotenv import dotenv_values
+
+    file = os.environ.get("STOA_ENV_FILE", ".env")
+    known = (dotenv_values(file) if file else {}, os.environ)
+    return {name: value for each in known for name, value in each.items() if value and name.startswith(names)}
 
 
 def attempt_folder(run_id: int, owner: str, token: int) -> str:
@@ -341,6 +378,9 @@ def checkpoint_folder(attempt: str, step: int) -> str:
 def _opened(settings: Settings) -> "tuple[AbstractFileSystem, str]":
     """The file system of a store, and the path in it that the store's names begin with."""
     key, secret = settings.store_key.get_secret_value(), settings.store_secret.get_secret_value()
+    for name, value in keys(settings).items():
+        if not os.environ.get(name):
+            os.environ[name] = value
     scheme, _, place = settings.store.partition("://")
     if scheme == "s3":
         if bool(key) != bool(secret):
@@ -406,7 +446,7 @@ def _side_by_side(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
 
 def staging_of(target: Path) -> Path:
     """The folder in which `target` lies until it is whole."""
-    return target.with_name(f".{target.name}.pulling")
+    return target.with_name(f".{target.name}{PULLING}")
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -414,6 +454,13 @@ def described(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
+
+
+def is_plain(name: str) -> bool:
+    """Whether an object of this name, which leads nowhere else, can be had everywhere: the lab's API takes no other."""
+    if not name.isprintable() or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+        return False
+    return len(name.encode()) <= LONGEST_NAME
 
 
 def _is_safe(name: object) -> bool:

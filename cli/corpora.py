@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import filesize
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -88,6 +89,8 @@ def push(
         sys.exit(2)
     base = corpus_copies.place(corpus.path)[0]
     files = {path.relative_to(base).as_posix(): path for path in map(Path, json.loads(found.stdout))}
+    with refusing():
+        corpora.check_names(corpus, files)
     try:
         with _bar(corpus.bytes) as (say, advance), refusing():
             say("reading")
@@ -119,8 +122,9 @@ def retire(name: str, pool: Pool, why: Why) -> None:
 
 @app.command("list")
 def list_corpora() -> None:
-    """List what lies on each pool, where, how large it is, and whether the store has it."""
+    """List what lies on each pool, where, how large it is and whether the store has it, and the copies on this host."""
     from bot import text
+    from broker import corpus_copies
     from broker.allocations import corpora
 
     with refusing(), database().read() as session:
@@ -142,6 +146,15 @@ def list_corpora() -> None:
     for row in found:
         table.add_row(*row)
     Console().print(table if found else "No pool has a corpus yet; `stoa corpus add` registers one.")
+    home, days = settings().corpora_dir, settings().keep_copies_days
+    if copies := corpus_copies.here(home):
+        here = Table(title=f"Copies on this host, removed {days:g} days after the last run that needs them")
+        for column in ("copy", "size", "last needed"):
+            here.add_column(column, overflow="fold")
+        for copy in copies:
+            size = filesize.decimal(corpus_copies.size(home, copy.name))
+            here.add_row(copy.name, size, f"{copy.used_at:%Y-%m-%d %H:%M} UTC")
+        Console().print(here)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from bot import server
-from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, Server
+from bot.server import CHANNELS, IN_GUILD, IN_OTHERS, IN_PROPOSALS, TO_MENTION, Server
 from broker import fence
 from broker.allocations import hosts, pools
 from broker.allocations.pools import Pool
@@ -376,7 +376,7 @@ def _apart(which: str, theirs: datetime) -> Finding:
 
 def invitation(settings: Settings) -> str:
     """The address at which an admin invites the bot; raises InvalidError where Discord does not know the token."""
-    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, "embed_links", "manage_roles", "pin_messages"], True))
+    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, *TO_MENTION, "embed_links", "pin_messages"], True))
     try:
         application = asyncio.run(asyncio.wait_for(_application(settings), 6 * PATIENCE_SECONDS))
     except discord.LoginFailure as error:

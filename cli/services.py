@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from broker import store as stores
 from broker.runners import registry
 from broker.runners.shim import tied_to_parent
 from projects.cleaning import cleaned
@@ -55,7 +56,7 @@ class Part:
 
 
 def environment(settings: Settings, part: str) -> dict[str, str]:
-    """The environment of a part: the settings, but of the secrets only its own."""
+    """The environment of a part: the settings, but of the secrets only its own, and what the store's client reads."""
     values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
         if name in SECRET - SECRETS[part]:
@@ -63,7 +64,7 @@ def environment(settings: Settings, part: str) -> dict[str, str]:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if text:
             values[f"STOA_{name.upper()}"] = text
-    return values
+    return values | stores.keys(settings) if SECRETS[part] >= set(STORE) else values
 
 
 class Parts:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sqlmodel import select
 
 from broker.allocations import allocations
@@ -158,9 +158,8 @@ async def launch(stage: Stage, console: Console) -> str:
 
 async def train(stage: Stage, console: Console) -> str:
     """The trainer trains; the run's card follows."""
-    bar = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("queued")
+    with _bar(console) as progress:
+        task = progress.add_task("queued", total=None)
         seen, until = "", 0.0
         while (run := stage.run()).state not in runs.ENDED:
             loss = "" if run.loss is None else f"loss {run.loss:.2f}"
@@ -224,9 +223,20 @@ async def open_checkpoints(stage: Stage, console: Console) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, err = await process.communicate()
-    expect(process.returncode == 0, err.decode().strip().splitlines()[-1] if err else "demo.verify failed")
-    return out.decode().strip().splitlines()[-1]
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.create_task(process.stderr.read())
+    said = ""
+    with _bar(console) as progress:
+        task = progress.add_task("loading transformers", total=len(stage.branches))
+        async for line in process.stdout:
+            said = line.decode().strip()
+            branch, told, _ = said.partition(": ")
+            if told:
+                progress.update(task, advance=1, description=f"opened {branch}")
+    err = await errors
+    expect(await process.wait() == 0, err.decode().strip().splitlines()[-1] if err else "demo.verify failed")
+    return said
 
 
 async def sample(stage: Stage, console: Console) -> str:
@@ -299,6 +309,13 @@ STORY: tuple[tuple[str, Act], ...] = (
     ("the project is completed and announced", complete),
     ("the record is whole", verify),
 )
+
+
+def _bar(console: Console) -> Progress:
+    """A bar with its count, the time taken and the time left, in a terminal alone."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = (TextColumn("· left"), TimeRemainingColumn())
+    return Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
 
 
 async def _review_card(stage: Stage) -> Message:

@@ -1,6 +1,7 @@
 """Opens branches of a Hub repository with transformers and compares their logits with those that the trainer wrote.
 
-`HF_ENDPOINT=… python -m demo.verify REPO BRANCH…`; status 1 where any differs by more than the tolerance.
+`HF_ENDPOINT=… python -m demo.verify REPO BRANCH…` prints a line a branch, and a last one on all; status 1 where any
+differs by more than the tolerance.
 """
 
 import sys
@@ -34,6 +35,7 @@ def main() -> None:
     worst = 0.0
     for branch in branches:
         found = difference(repo, branch)
+        print(f"{branch}: the logits differ by {found:.1e}", flush=True)
         worst = max(worst, found)
         if found > TOLERANCE:
             sys.exit(f"{branch} of {repo}: the logits differ by {found:.2e}")

@@ -40,8 +40,8 @@ def follow(session: Session, actor: Actor, project_id: int) -> None:
     person = people.ensure(session, actor)
     membership = session.get(Membership, (project_id, person.id))
     if membership is not None:
-        how = "follow" if membership.role == ProjectRole.FOLLOWER else "are in"
-        raise ConflictError(f"You already {how} “{project.title}”.")
+        how = "already follow" if membership.role == ProjectRole.FOLLOWER else "are already in"
+        raise ConflictError(f"You {how} “{project.title}”.")
     session.add(Membership(project_id=project_id, person_id=person.id, role=ProjectRole.FOLLOWER))
     session.flush()
     quotas.check(session, actor, QuotaKind.MEMBERSHIP, project_id)

@@ -26,7 +26,10 @@ _MARK = re.compile(r"\{person:([0-9]+)\}")
 
 
 class Person(Base, table=True):
-    """Somebody who has acted in the lab, known by their Discord id. `banned` is the reason for a ban, or None."""
+    """Somebody who has acted in the lab, known by their Discord id. `banned` is the reason for a ban, or None.
+
+    `notify` is a `Notify`: what mentions them.
+    """
 
     __tablename__ = "people"
 
@@ -34,6 +37,7 @@ class Person(Base, table=True):
     discord_id: str = Field(unique=True)
     name: str
     banned: str | None = words(default=None)
+    notify: str = "mine"
     first_seen: datetime = timestamp(default=utcnow)
 
 
@@ -52,6 +56,14 @@ class LabRole(StrEnum):
     REVIEWER = "reviewer"
     MODERATOR = "moderator"
     ADMIN = "admin"
+
+
+class Notify(StrEnum):
+    """What mentions a person: what concerns them, and the news of projects; `all` has those that they work on too."""
+
+    ALL = "all"
+    MINE = "mine"
+    NONE = "none"
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     keep_checkpoints: int = Field(
         2, ge=1, le=1_000_000, description="Published checkpoints of a run that stay on the disk."
     )
+    keep_copies_days: float = Field(
+        14, ge=0, le=36_500, description="Days that a copy of a corpus stays on a host that no run needs any more."
+    )
     disk_floor_gib: float = Field(
         5, ge=0, le=1_000_000_000_000, description="Free space in the home folder below which runs pause."
     )

@@ -210,6 +210,11 @@ class Guild:
             if c["type"] != 4
         ]
 
+    async def holders(self, role: str) -> list[str] | None:
+        """The names of those who hold a role; None where the guild has no such role."""
+        held: dict[str, list[str]] = (await self.call("GET", "/guild"))["holders"]
+        return held.get(role)
+
     async def commands(self) -> list[Json]:
         """The commands that the bot has registered, as Discord returns them."""
         listed: list[Json] = await self.call("GET", "/commands")

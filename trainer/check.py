@@ -51,9 +51,8 @@ class Stage(BaseModel):
         most = sorted(self.tokens.items(), key=lambda item: -item[1])
         listed = [f"{readable_count(count)} of {name}" for name, count in most[:MOST_SOURCES]]
         more = [f"{len(most) - MOST_SOURCES} more"] if len(most) > MOST_SOURCES else []
-        return (
-            f"{self.steps:,} steps, rate {self.highest_rate:.3g} → {self.last_rate:.3g}: {', '.join([*listed, *more])}"
-        )
+        said = f"{self.steps:,} steps, learning rate {self.highest_rate:.3g} → {self.last_rate:.3g}"
+        return f"{said}: {', '.join([*listed, *more])}" if most else said
 
 
 class CheckReport(BaseModel):

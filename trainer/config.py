@@ -162,9 +162,14 @@ class TrainConfig(Section):
     stages: list[StageConfig] = Field(default=[], exclude_if=lambda stages: not stages)
 
     @property
+    def stage_ends(self) -> list[int]:
+        """The last step of each stage."""
+        return stages_of.ends(self.stages)
+
+    @property
     def saves(self) -> CheckpointsConfig:
         """When the run saves: at its `checkpoints`, and at the end of each stage."""
-        at = (*self.checkpoints.at, *stages_of.ends(self.stages))
+        at = (*self.checkpoints.at, *self.stage_ends)
         return self.checkpoints.model_copy(update={"at": at}) if self.stages else self.checkpoints
 
     @property

@@ -85,8 +85,8 @@ def measured_data(folder: Path) -> Measured:
 class Event(StrEnum):
     """The values of `event` in the lines of `events.jsonl`.
 
-    STARTED, then any of PROGRESS (a stage of the set-up begins), WARNING, SPIKE, OVERFLOW (a step in fp16 was skipped),
-    EVALUATION and CHECKPOINT, then one of FINISHED, STOPPED and FAILED.
+    STARTED, then any of PROGRESS (a stage of the set-up or of the run begins), WARNING, SPIKE, OVERFLOW (a step in fp16
+    was skipped), EVALUATION and CHECKPOINT, then one of FINISHED, STOPPED and FAILED.
     """
 
     STARTED = "started"

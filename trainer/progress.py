@@ -41,7 +41,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def stage(self, message: str) -> None:
-        """Tell on the terminal and as an event that a stage of the set-up begins."""
+        """Tell on the terminal and as an event that a stage of the set-up or of the run begins."""
         if self._shown:
             append_event(self._out, Event.PROGRESS, message=message)
         self.say(message)

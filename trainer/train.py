@@ -107,6 +107,15 @@ class Run:
             append_event(self.out, Event.WARNING, message=message)
             self.progress.say(message)
 
+    def _tell_of_stage(self) -> None:
+        """Say that a stage of the run begins with the step after `step`, if one does."""
+        starts = [0, *self.config.stage_ends[:-1]]
+        if self.config.stages and self.step in starts:
+            number = starts.index(self.step)
+            stage = self.config.stages[number]
+            sources = "" if stage.weights is None else f", on {', '.join(stage.weights)}"
+            self.progress.stage(f"stage {number + 1} of {len(starts)} begins: {stage.steps:,} steps{sources}")
+
     def build(self) -> None:
         """Build the model with its optimizer, and load the checkpoint or draw the weights from the seed."""
         if self.dims.is_main and self.resumed and self.resumed["code_version"] != code_version():
@@ -139,6 +148,7 @@ class Run:
                 return Status.DONE, self.step
             if self.step == self.start.step and self.dims.all_reduce_sum(stop_requested())[0]:
                 return Status.STOPPED, self.step
+            self._tell_of_stage()
             began = time.perf_counter()
             micro_batches = [rows_BL.to(self.dims.device, non_blocking=True) for rows_BL in batch.result()]
             waited = time.perf_counter() - began

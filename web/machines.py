@@ -44,7 +44,7 @@ from broker.runners.donated_orders import (
 )
 from broker.runners.donated_presence import Presence
 from broker.runners.task import TASK_FILE, Task
-from broker.store import Store, StoreError
+from broker.store import Store, StoreError, is_plain
 from projects import health
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -53,7 +53,6 @@ from trainer import contract
 
 MOST_SMALL = 2**20
 MOST_LARGE = 2**36
-LONGEST_NAME = 512
 LOCKS = 64
 CLAIMS = "claims"
 """The lock under which a claim is made."""
@@ -407,8 +406,7 @@ def _exactly(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
 
 def _check(name: str) -> None:
     """Raise HTTPException for a name that might lead elsewhere."""
-    parts = name.split("/")
-    if len(name) > LONGEST_NAME or "\\" in name or not name.isprintable() or {"", ".", ".."} & set(parts):
+    if not is_plain(name):
         raise HTTPException(400, "This is no name of an object.")
 
 

@@ -8,17 +8,21 @@ from typing import Any
 from discord import ui
 
 from bot import text
+from bot.mention import Mention
 
 # Okabe and Ito's colours, as in the plots.
 GREY, BLUE, SKY, GREEN, ORANGE, VERMILION = 0x8A8F98, 0x0072B2, 0x56B4E9, 0x009E73, 0xE69F00, 0xD55E00
 
 
 class Card(ui.LayoutView):
-    """A Components V2 message with one container. `marker` is its last line of text, by which it is found again."""
+    """A Components V2 message with one container. `marker` is its last line of text, by which it is found again.
 
-    def __init__(self, *parts: ui.Item[Any], colour: int, marker: str) -> None:
+    `mention` is who is pinged when it is first sent; its text holds the mention.
+    """
+
+    def __init__(self, *parts: ui.Item[Any], colour: int, marker: str, mention: Mention | None = None) -> None:
         super().__init__(timeout=None)
-        self.marker = marker
+        self.marker, self.mention = marker, mention
         self.add_item(ui.Container(*parts, accent_colour=colour))
 
     @property

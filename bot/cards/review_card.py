@@ -9,6 +9,7 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
+from bot.mention import Mention, ended
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import in_hours
@@ -34,8 +35,13 @@ DECIDED = frozenset(AllocationState) - {
 SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
 
 
-def review_card(request: AllocationView, context: ReviewContext | None = None) -> Card:
-    """The card of a request for GPU time, with what reviewers need while it is open, then the decision."""
+def review_card(
+    request: AllocationView, context: ReviewContext | None = None, reviewers: Mention | None = None
+) -> Card:
+    """The card of a request for GPU time, with what reviewers need while it is open, then the decision.
+
+    While it is open, it mentions the `reviewers`.
+    """
     emoji, colour = REQUESTS[request.state]
     asked = text.gpu_hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
@@ -48,8 +54,10 @@ def review_card(request: AllocationView, context: ReviewContext | None = None) -
         text.quote(request.justification, 1200),
     ]
     buttons: list[Button] = []
+    mention: Mention | None = None
     if request.state == AllocationState.REQUESTED:
         lines += _for_reviewers(context, request.endorsed_by)
+        mention = reviewers
         buttons = [
             Button("approve", request.id, style=SUCCESS),
             Button("approve_part", request.id, label="Approve part"),
@@ -71,11 +79,19 @@ def review_card(request: AllocationView, context: ReviewContext | None = None) -
         if request.report:
             lines += ["**Report**", text.quote(request.report, 600)]
         buttons.append(Button("revoke", request.id, style=DANGER))
-    return _card(lines, f"-# P{request.project_id} · allocation {request.id}", colour, buttons)
+    return _card(lines, f"-# P{request.project_id} · allocation {request.id}", colour, buttons, mention)
 
 
-def change_card(change: ChangeView, request: AllocationView, context: ReviewContext | None = None) -> Card:
-    """The card of a request to change an allocation, with what reviewers need while it is open, then the decision."""
+def change_card(
+    change: ChangeView,
+    request: AllocationView,
+    context: ReviewContext | None = None,
+    reviewers: Mention | None = None,
+) -> Card:
+    """The card of a request to change an allocation, with what reviewers need while it is open, then the decision.
+
+    While it is open, it mentions the `reviewers`.
+    """
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
     asked, account = changed(change), request.account
@@ -88,8 +104,10 @@ def change_card(change: ChangeView, request: AllocationView, context: ReviewCont
         f"**The allocation** {in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
     ]
     buttons: list[Button] = []
+    mention: Mention | None = None
     if change.state == ChangeState.REQUESTED:
         lines += _for_reviewers(context, change.endorsed_by)
+        mention = reviewers
         buttons = [
             Button("approve_change", change.id, label="Approve", style=SUCCESS),
             Button("decline_change", change.id, label="Decline", style=DANGER),
@@ -99,7 +117,7 @@ def change_card(change: ChangeView, request: AllocationView, context: ReviewCont
         by = text.line(change.decided_by or "policy", 60)
         lines += [f"**{change.state.capitalize()} by {by}**", text.quote(change.reason, 800)]
     marker = f"-# P{request.project_id} · change {change.id} of allocation {request.id}"
-    return _card(lines, marker, colour, buttons)
+    return _card(lines, marker, colour, buttons, mention)
 
 
 def changed(change: ChangeView) -> str:
@@ -147,6 +165,6 @@ def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Se
     return lines
 
 
-def _card(lines: Sequence[str], marker: str, colour: int, buttons: Sequence[Button]) -> Card:
+def _card(lines: Sequence[str], marker: str, colour: int, buttons: Sequence[Button], mention: Mention | None) -> Card:
     row: list[ui.Item[Any]] = [ui.ActionRow(*buttons)] if buttons else []
-    return Card(texts(lines, marker), *row, colour=colour, marker=marker)
+    return Card(texts(lines, ended(marker, mention)), *row, colour=colour, marker=marker, mention=mention)

@@ -98,6 +98,7 @@ def waits_for(why: Why) -> str:
 
 def _progress(run: RunView) -> Sequence[str]:
     share = f" ({run.step * 100 // run.total_steps} %)" if run.total_steps else ""
+    stage = f" · stage {run.stage} of {len(run.stages)}" if run.stages else ""
     losses = [] if run.loss is None else [f"**Loss** {run.loss:.3f}"]
     if run.held_out is not None:
         losses.append(f"**held-out** {run.held_out:.3f} at step {run.held_out_step:,}")
@@ -109,7 +110,7 @@ def _progress(run: RunView) -> Sequence[str]:
     if run.kind == RunKind.PREPARE:
         return [" · ".join(speed)]
     return [
-        f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}",
+        f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
         " · ".join(speed),

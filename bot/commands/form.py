@@ -3,7 +3,7 @@
 What was written is never lost: where a form fails, its author gets the text back.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import discord
@@ -13,11 +13,14 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, take, taken
 from bot.buttons import Button, row
 from projects import cleaning
-from projects.errors import AwayError
+from projects.errors import AwayError, ConflictError, InvalidError
 
 MOST = 4000
 MOST_OPTIONS = 25
 """The options that Discord lets a select have."""
+DAY_SECONDS = 86400.0
+MENDABLE = (InvalidError, ConflictError)
+"""The refusals that other words in the form may overcome."""
 CLOSED = (
     "This form is closed, and nothing has changed: it was already sent, was opened long ago, or Stoa has restarted "
     "since. Use the command or the button again"
@@ -85,7 +88,8 @@ class Form(ui.Modal):
         away = isinstance(error, AwayError)
         prose = away or any(field.style is discord.TextStyle.paragraph for field in typed.values())
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
-        await errors.answer(interaction, error, written, Again(self, typed.values()) if away else None)
+        label = "Open the form again" if away else "Edit and resend" if isinstance(error, MENDABLE) else ""
+        await errors.answer(interaction, error, written, Again(self, label) if label else None)
 
     async def answer(self, interaction: Interaction) -> None:
         """Do the form's work, and answer with the result."""
@@ -98,20 +102,25 @@ class Form(ui.Modal):
 
 
 class Again(ui.View):
-    """The button that opens a form again with what was written in it."""
+    """The button that opens a form again, for a day, with what was written and chosen in it."""
 
-    def __init__(self, form: Form, typed: Iterable[ui.TextInput[Any]]) -> None:
-        super().__init__(timeout=form.timeout)
+    def __init__(self, form: Form, label: str) -> None:
+        super().__init__(timeout=DAY_SECONDS)
         self.form = form
-        for field in typed:
-            field.default = field.value
+        self.open_again.label = label
+        for field in form.fields.values():
+            if isinstance(field, ui.TextInput):
+                field.default = field.value or None
+            elif isinstance(field, ui.Select):
+                for option in field.options:
+                    option.default = option.value in field.values
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         """Take the press."""
         take(interaction)
         return True
 
-    @ui.button(label="Open the form again", style=discord.ButtonStyle.primary)
+    @ui.button(style=discord.ButtonStyle.primary)
     async def open_again(self, interaction: discord.Interaction[Any], _: ui.Button[Any]) -> None:
         """Open the form."""
         await interaction.response.send_modal(self.form)

@@ -7,7 +7,7 @@ from bot.cards.card import Card
 from bot.cards.project_card import project_card
 from bot.cards.run_card import run_card
 from bot.cards.sweep_card import sweep_card
-from bot.delivery import gatherings, outbox, post_buttons, posts
+from bot.delivery import follower_roles, gatherings, mentions, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
 from bot.delivery.done_buttons import DoneButtons
@@ -27,6 +27,7 @@ from projects.record import record
 from projects.record.record import EntryView
 
 MOST_RUNS = 1000
+ENDS_PROJECT = frozenset({"project.completed", "project.stopped"})
 MOST_POSTS = 8
 """The most posts of a feed in one turn; then the other feeds that wait have theirs."""
 
@@ -55,9 +56,12 @@ class LabFeed:
         channels = {Destination.RECORD: str(server.record), Destination.REVIEW: str(server.review)}
         entries = await self.app.read(outbox.unposted, record.LAB, MOST_POSTS + 1)
         for entry in entries[:MOST_POSTS]:
+            mention = await mentions.of(self.app, [entry])
             for destination in posts.destinations(entry, has_channel=True):
-                said = posts.render(entry, destination)
-                await self.sender.post(f"entry:{entry.id}:{destination}", channels[destination], said)
+                said = posts.render(entry, destination, mention=mention)
+                key = f"entry:{entry.id}:{destination}"
+                await self.sender.post(key, channels[destination], said, mention=mention)
+                mention = None
             await self.app.write(outbox.posted, entry)
             self.tombstones.note(entry)
         await self.tombstones.refresh()
@@ -127,17 +131,25 @@ class ProjectFeed:
             announces = await self.app.read(awards.has_granted, self.project_id)
         context = PostContext(project, channel_id, ran, sponsors)
         has_channel = channel_id is not None or closed
-        for destination in posts.destinations(entry, has_channel=has_channel, announces=announces):
+        person = await mentions.of(self.app, entries)
+        followers = await mentions.of_followers(self.app, entries)
+        *_, last = where = posts.destinations(entry, has_channel=has_channel, announces=announces)
+        for destination in where:
             target = await self._channel(destination, entry, context)
             if target is None:
                 continue
+            mention = person or (followers if destination is last else None)
             if len(entries) > 1:
-                key, said = gatherings.key(entries, destination), gatherings.render(entries)
+                key, said = gatherings.key(entries, destination), gatherings.render(entries, mention)
             else:
-                key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context)
-            sent = await self.sender.post(key, target, said, post_buttons.of(entries))
+                key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context, mention)
+            sent = await self.sender.post(key, target, said, post_buttons.of(entries), mention)
+            if sent is not None:
+                person = None  # the next posts of the entry do not mention them again
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
+        if entry.kind in ENDS_PROJECT:
+            await self.app.write(follower_roles.let_end, self.project_id)
 
     async def _channel(self, destination: Destination, entry: EntryView, context: PostContext) -> str | None:
         """The id of the channel or thread of a destination; None where a person has deleted it."""

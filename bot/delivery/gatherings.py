@@ -13,6 +13,7 @@ from sqlmodel import col, select
 
 from bot import text
 from bot.delivery.posts import BLANKED, Destination, marker, worded
+from bot.mention import Mention, ended
 from bot.tables import DiscordMessage
 from projects.record import record
 from projects.record.record import EntryView
@@ -47,9 +48,9 @@ def key(entries: Sequence[EntryView], destination: Destination) -> str:
     return f"{_prefix(first.stream)}{first.number}-{last.number}:{destination}"
 
 
-def render(entries: Sequence[EntryView]) -> str:
-    """The post of entries that share one: a line each, and a marker with the hash of the last of them."""
-    end = marker(entries[-1], since=entries[0].number)
+def render(entries: Sequence[EntryView], mention: Mention | None = None) -> str:
+    """The post of entries that share one: a line each, a mention, and a marker with the hash of the last of them."""
+    end = ended(marker(entries[-1], since=entries[0].number), mention)
     lines = [BLANKED if entry.payload is None else worded(entry.kind, entry.payload) for entry in entries]
     said = "\n".join(lines)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import discord
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from bot.app import App, in_delivery
 from bot.delivery import lease, notices, outbox
 from bot.delivery.feeds import LabFeed, ProjectFeed
+from bot.delivery.follower_roles import FollowerRoles
 from bot.delivery.lease import LostLeaseError
 from bot.delivery.notices import Notices
 from bot.delivery.sender import Sender
@@ -29,8 +31,8 @@ LONGEST_BACKOFF_SECONDS = 30.0
 DOUBLINGS = 6
 TRIES_BEFORE_NOTICE = 3
 TOO_MANY_REQUESTS = 429
-REPORT = "report what was deleted"
-"""The name of the one task that is no feed's."""
+REPORT, ROLES = "report what was deleted", "give roles to followers"
+"""The names of the tasks that are no feed's."""
 
 log = structlog.get_logger()
 
@@ -43,6 +45,7 @@ class Delivery:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
         self._notices = Notices(app, self._sender)
+        self._roles = FollowerRoles(app)
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MOST_FEEDS)
@@ -60,7 +63,8 @@ class Delivery:
                 try:
                     held = await self.app.write(lease.hold, guild, self.holder, settings.lease_seconds)
                     if held:
-                        self._report_deleted()
+                        self._start(REPORT, self._notices.report_deleted)
+                        self._start(ROLES, self._roles.update)
                         await self._round()
                     else:
                         await self._stop()
@@ -77,19 +81,19 @@ class Delivery:
             await self._stop()
             await self.app.write(lease.release, guild, self.holder)
 
-    def _report_deleted(self) -> None:
-        """Start telling the admins which channels and roles were deleted, beside the rounds: Discord may be slow."""
-        task = self._tasks.get(REPORT)
+    def _start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Start what is done beside the rounds, unless it is at work: Discord may be slow."""
+        task = self._tasks.get(name)
         if task is None or task.done():
-            self._tasks[REPORT] = asyncio.create_task(self._report(), name=REPORT)
+            self._tasks[name] = asyncio.create_task(self._try(name, work), name=name)
 
-    async def _report(self) -> None:
+    async def _try(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._notices.report_deleted()
+            await work()
         except AwayError:
             pass
         except Exception as error:
-            log.error("the admins could not be told which channels and roles were deleted", exc_info=error)
+            log.error("what is done beside the posts has failed; it is tried again", task=name, exc_info=error)
 
     async def _round(self) -> None:
         """Start the feeds that have something to do and are not running."""

@@ -9,6 +9,7 @@ import structlog
 from bot import text
 from bot.delivery.entry_text import TEXTS, Payload, general
 from bot.delivery.entry_text.phrases import line, quoted
+from bot.mention import Mention, ended
 from broker.runs.runs import RunKind, RunView
 from projects.projects import ProjectView
 from projects.record.record import LAB, EntryView
@@ -72,17 +73,22 @@ def marker(entry: EntryView, *, since: int | None = None) -> str:
     return f"-# {owner} · record {numbers} · {entry.hash[:8]}"
 
 
-def render(entry: EntryView, destination: Destination, context: PostContext | None = None) -> str:
-    """The post of an entry with its marker. It fits a Components V2 message, whatever members typed."""
+def render(
+    entry: EntryView,
+    destination: Destination,
+    context: PostContext | None = None,
+    mention: Mention | None = None,
+) -> str:
+    """The post of an entry with its mention and its marker. It fits a Components V2 message, whatever members typed."""
+    end = ended(marker(entry), mention)
     if entry.payload is None:
         said = BLANKED
     elif destination is Destination.ANNOUNCEMENTS and context is not None:
-        said = _announcement(entry.payload, context, text.CARD - text.length(marker(entry)) - 1)
+        said = _announcement(entry.payload, context, text.CARD - text.length(end) - 1)
     elif _opens(entry) and destination is Destination.PROPOSAL and context is not None and context.channel_id:
         said = f"🏛️ The project is under way and now has its own channel, <#{context.channel_id}>."
     else:
         said = worded(entry.kind, entry.payload)
-    end = marker(entry)
     return f"{text.bounded(said, text.CARD - text.length(end) - 1)}\n{end}"
 
 

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from bot.app import App
 from bot.cards.card import Card
 from bot.cards.review_card import change_card, review_card
+from bot.mention import Mention
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
 from broker.reports import review_context
@@ -23,13 +24,14 @@ async def cards(app: App, project_id: int, requests: Sequence[AllocationView]) -
     """The cards as they should be now, by the keys of their messages, and whether each waits for a decision."""
     asked, of_requests, of_changes = await app.read(_look, project_id, requests)
     about = {request.id: request for request in requests}
+    reviewers = Mention.role(app.server.reviewer_role)
     shown = {
-        f"allocation:{number}": (review_card(view, of_requests.get(number)), number in of_requests)
+        f"allocation:{number}": (review_card(view, of_requests.get(number), reviewers), number in of_requests)
         for number, view in about.items()
     }
     for change in asked:
         if change.allocation_id in about:
-            card = change_card(change, about[change.allocation_id], of_changes.get(change.id))
+            card = change_card(change, about[change.allocation_id], of_changes.get(change.id), reviewers)
             shown[f"change:{change.id}"] = (card, change.id in of_changes)
     return shown
 

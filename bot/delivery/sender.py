@@ -23,6 +23,7 @@ from bot.delivery import edit_budget, kept_file, lease, outbox
 from bot.delivery.edit_budget import EditBudget, OldMessageError
 from bot.delivery.kept_file import KeptFile
 from bot.delivery.lease import LostLeaseError
+from bot.mention import Mention
 from bot.tables import DiscordMessage
 from projects.db.columns import utcnow
 
@@ -38,6 +39,9 @@ TOO_MANY_OLD_EDITS = 30046
 PICTURES_KNOWN = 4096
 CLOSED = frozenset({50013, 50083, 160005})
 """Discord's codes for an archived or locked thread; the first also stands for a missing permission."""
+
+NOBODY = discord.AllowedMentions.none()
+"""Said with each edit too: without it, discord.py lets the edit of a card mention whoever stands in its text."""
 
 log = structlog.get_logger()
 
@@ -63,23 +67,30 @@ class Sender:
         # One post at a time in a channel: several at once could exceed what is left of Discord's limit there.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def post(self, key: str, channel_id: str, said: str, buttons: Sequence[ui.Item[Any]] = ()) -> str | None:
-        """Post a text whose last line is its marker.
+    async def post(
+        self,
+        key: str,
+        channel_id: str,
+        said: str,
+        buttons: Sequence[ui.Item[Any]] = (),
+        mention: Mention | None = None,
+    ) -> str | None:
+        """Post a text whose last line is its marker; whatever it says, it pings nobody but `mention`.
 
         Returns the message's id, or None where a person has deleted the message or its channel. Raises discord.NotFound
         while one of the lab's own channels is deleted and no other is chosen.
         """
         if not buttons and text.length(said) <= text.MESSAGE:
-            return await self._send(key, channel_id, said.splitlines()[-1], content=said)
+            return await self._send(key, channel_id, said.splitlines()[-1], content=said, mention=mention)
         view = ui.LayoutView(timeout=None)
         view.add_item(ui.TextDisplay(said))
         if buttons:
             view.add_item(ui.ActionRow(*buttons))
-        return await self._send(key, channel_id, said.splitlines()[-1], view=view)
+        return await self._send(key, channel_id, said.splitlines()[-1], view=view, mention=mention)
 
     async def send_card(self, key: str, channel_id: str, card: Card) -> str | None:
         """Send a card for the first time; returns and raises what `post` does."""
-        return await self._send(key, channel_id, card.marker, view=card, digest=card.digest)
+        return await self._send(key, channel_id, card.marker, view=card, digest=card.digest, mention=card.mention)
 
     async def edit_card(self, row: DiscordMessage, card: Card, name: str, picture: bytes | None) -> None:
         """Edit a card. `name` is the file name of the picture that it shows, `picture` the PNG where that is a new one.
@@ -95,7 +106,7 @@ class Sender:
                 files = [discord.File(io.BytesIO(picture), name)]
             elif name:
                 files = [await self._kept(row.key, message, name)]
-            edited = await message.edit(view=card, attachments=files)
+            edited = await message.edit(view=card, attachments=files, allowed_mentions=NOBODY)
             if name and (shown := kept_file.find(edited, name)):
                 if len(self._pictures) >= PICTURES_KNOWN:
                     self._pictures.clear()
@@ -156,9 +167,9 @@ class Sender:
             if message.flags.components_v2:
                 view = ui.LayoutView(timeout=None)
                 view.add_item(ui.TextDisplay(said))
-                await message.edit(view=view, attachments=[])
+                await message.edit(view=view, attachments=[], allowed_mentions=NOBODY)
             else:
-                await message.edit(content=said)
+                await message.edit(content=said, allowed_mentions=NOBODY)
 
         await self._edited(row, edit)
 
@@ -200,6 +211,7 @@ class Sender:
         content: str | None = None,
         view: ui.LayoutView | None = None,
         digest: str = "",
+        mention: Mention | None = None,
     ) -> str | None:
         row, certain = await self.app.write(self._intend, key, channel_id)
         if row.gone or row.message_id is not None:
@@ -215,10 +227,11 @@ class Sender:
             channel = self._channel(row.channel_id)
             async with asyncio.timeout(None if certain else REPEAT_SECONDS), self._turns[row.channel_id]:
                 await self.app.read(self._require_still, row)
+                pings = NOBODY if mention is None else mention.allowed
                 if view is None:
-                    message = await channel.send(content, nonce=row.nonce, suppress_embeds=True)
+                    message = await channel.send(content, nonce=row.nonce, suppress_embeds=True, allowed_mentions=pings)
                 else:
-                    message = await channel.send(view=view, nonce=row.nonce)
+                    message = await channel.send(view=view, nonce=row.nonce, allowed_mentions=pings)
         except discord.NotFound as error:
             if await self._to_be_replaced(row.channel_id, error):
                 await self.app.write(outbox.forget, key)

@@ -5,7 +5,7 @@ where.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from sqlmodel import col, select
 from broker import configs, corpus_copies
 from broker.allocations import pools
 from broker.allocations.pools import Pool
-from broker.store import Manifest
+from broker.store import LONGEST_NAME, Manifest, is_plain
 from projects import text
 from projects.db.columns import Base, foreign_key, integer, json_object, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -82,6 +82,8 @@ class Corpus(Base, table=True):
         return str(copies / self.copy_name / corpus_copies.place(self.path)[1])
 
 
+MOST_OF_A_NAME = LONGEST_NAME - 224
+"""Bytes of the name of an object of a copy, which leaves some to the store's own address and to the lab's API."""
 _LIVE = col(Corpus.retired_at).is_(None)
 Index("ix_corpora_name", col(Corpus.pool_id), col(Corpus.name), unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE)
 
@@ -211,6 +213,20 @@ def named(session: Session, *, pool: str, name: str) -> Corpus:
     if corpus is None:
         raise NotFoundError(f"The pool “{pool}” has no “{name[:64]}”; `stoa corpus list` shows what it has.")
     return corpus
+
+
+def check_names(corpus: Corpus, files: Iterable[str]) -> None:
+    """Raise InvalidError for a file whose name in the corpus other hosts could not have."""
+    folder = corpus_copies.folder(corpus_copies.copy_name(corpus.name, "0" * corpus_copies.HASH_DIGITS))
+    most = MOST_OF_A_NAME - len(folder)
+    for name in files:
+        if not is_plain(name) or len(name.encode()) > most:
+            shown = name if len(name) <= 60 else f"{name[:60]}…"
+            raise InvalidError(
+                f"Other hosts could not be given the file {shown!a} of “{corpus.name}”: with the folders that the "
+                f"corpus has it in, a name has at most {most} bytes, no backslash, and no character that cannot be "
+                "shown. Rename it, retire the corpus and add it again."
+            )
 
 
 def check_unchanged(session: Session, corpus: Corpus, files: Manifest) -> None:

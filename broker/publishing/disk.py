@@ -55,6 +55,11 @@ def is_low(settings: Settings) -> bool:
     return free_gib(settings) < settings.disk_floor_gib
 
 
+def is_scarce(settings: Settings) -> bool:
+    """Whether the free space is so near to the floor that what may go goes early."""
+    return free_gib(settings) < settings.disk_floor_gib * SCARCE
+
+
 def admits(settings: Settings, db: Database) -> bool:
     """Whether runs may start. A change is recorded once in the lab's stream."""
     free = free_gib(settings)
@@ -91,7 +96,7 @@ def tidy(settings: Settings, db: Database) -> int:
     A checkpoint is marked before it is removed, in a transaction that sees all runs that need it. A removal that was
     cut short is finished by the next call.
     """
-    scarce = free_gib(settings) < settings.disk_floor_gib * SCARCE
+    scarce = is_scarce(settings)
     with db.read() as session:
         spared = _here(
             settings, spare(session, keep=settings.keep_checkpoints, scarce=scarce, stored=bool(settings.store))

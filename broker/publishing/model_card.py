@@ -21,6 +21,7 @@ from broker.runs import runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
 from projects import projects
+from projects.errors import InvalidError
 from projects.text import cleaned
 from trainer import check, contract
 
@@ -132,16 +133,11 @@ def _card(
 
 def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Measured | None) -> list[tuple[str, str]]:
     """What the card's table of the training says, by name. The GPU-hours are those up to now."""
-    config = configs.read(run.config)
     pool = session.get_one(Pool, run.pool_id)
     facts = [
-        ("Parameters", f"{check.parameters(config):,}"),
         ("Hardware", f"{run.gpus} × {_plain(pool.gpu_type)}"),
         ("GPU-hours so far", f"{in_hours(runs.view(session, run.id).spent)}"),
-        ("Batch", f"{config.training.batch:,} sequences of {config.data.sequence_length:,} tokens"),
-        ("Peak learning rate", f"{config.optimizer.learning_rate:g}"),
-        ("Precision", config.training.precision),
-        ("Seed", str(config.training.seed)),
+        *_configured(run.config),
     ]
     if held_out is not None:
         bytes_a_token = _bytes_a_token(metadata)
@@ -150,8 +146,23 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
             ("Held-out loss", f"{held_out.value:.4f} nats per token{bits}, at step {held_out.step:,}"),
         )
     if version := str(metadata.get("code_version", "")):
-        facts.append(("Version of the trainer", f"`{version[:80]}`"))
+        facts.append(("Version of the trainer", _plain(version[:80])))
     return facts
+
+
+def _configured(text: str) -> list[tuple[str, str]]:
+    """The facts that the run's configuration says; none where an earlier version wrote one that is refused today."""
+    try:
+        config = configs.read(text)
+    except InvalidError:
+        return []
+    return [
+        ("Parameters", f"{check.parameters(config):,}"),
+        ("Batch", f"{config.training.batch:,} sequences of {config.data.sequence_length:,} tokens"),
+        ("Peak learning rate", f"{config.optimizer.learning_rate:g}"),
+        ("Precision", config.training.precision),
+        ("Seed", str(config.training.seed)),
+    ]
 
 
 def _bytes_a_token(metadata: Mapping[str, Any]) -> float:

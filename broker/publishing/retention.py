@@ -2,8 +2,8 @@
 
 A checkpoint goes once it is on the Hub, no disk has it (`disk.py` says which disks keep), and enough newer ones are
 whole in the store: as many as a run keeps on its disk, or one of a run that has ended. So the newest stay, from which
-a run goes on, and so does what a fork or a sample has been told to read, for that stays on the disk. Logs, metrics
-and prepared data stay too.
+a run goes on, and so does what a fork or a sample has been told to read, for that stays on the disk. Logs and metrics
+stay too.
 
 Any number of workers may do this: removing is done under a lock, and what was cut short is finished by the next.
 """
@@ -54,6 +54,10 @@ class Looked:
         at, before = self.runs.get(run_id, (-math.inf, 0))
         return before != known or time.monotonic() - at > AGAIN_SECONDS
 
+    def looked(self, run_id: int, known: int) -> None:
+        """Note that a run has been looked at."""
+        self.runs[run_id] = time.monotonic(), known
+
 
 def clear(settings: Settings, db: Database, looked: Looked) -> int:
     """Remove the checkpoints that are not needed in the store; returns the number removed. Raises StoreError."""
@@ -73,7 +77,7 @@ def clear(settings: Settings, db: Database, looked: Looked) -> int:
         if looked.is_due(run_id, known):
             store, keep = Store(settings), 1 if run.state in ENDED else settings.keep_checkpoints
             removed += sum(_remove(store, db, run, step) for step in _needless(store, run, rows, keep))
-            looked.runs[run_id] = time.monotonic(), known
+            looked.looked(run_id, known)
     if removed:
         log.info("checkpoints that are on the Hub were removed from the store", count=removed)
     return removed

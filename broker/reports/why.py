@@ -75,7 +75,7 @@ def why(session: Session, run_id: int) -> Why:
         explainer = _Explainer(session, snapshot.load(session))
         for placement in explainer.plan.queues[run.pool_id]:
             if placement.run.id == run_id:
-                return explainer.of(placement)
+                return _told_of_absence(session, explainer.of(placement), placement, run)
         refusal = explainer.plan.refusals[run_id]
     pool = session.get_one(Pool, run.pool_id)
     return Why(
@@ -295,16 +295,26 @@ def _called(project: Project) -> str:
     return f"P{project.id}" if project.hidden else project.title
 
 
+def _told_of_absence(session: Session, found: Why, placement: Placement, run: Run) -> Why:
+    """The same, with that no worker of the pool is there, should that be so."""
+    absence = hosts.absence(session, session.get_one(Pool, run.pool_id))
+    if not absence or placement.waits_for is WaitReason.DRAINED:
+        return found
+    reason = absence if placement.waits_for is None else f"{found.reason} {absence}"
+    return replace(found, reason=reason, expected=None)
+
+
 def _not_queued(session: Session, run: Run, pool: Pool) -> str:
     reason, queue = runs.reason(session, run).rstrip("."), registry.named(pool.runner).queue
     match run.state:
-        case RunState.STARTING if queue:
-            said = session.get_one(Attempt, (run.id, run.token)).waiting
-            why = _begun(said or "It has not said what it waits for")
-            return f"{_begun(queue)} decides when it starts. {why}."
         case RunState.STARTING:
-            said = session.get_one(Attempt, (run.id, run.token)).waiting
-            return f"{_begun(said)}." if said else hosts.absence(session, pool) or "It has its GPUs and is starting."
+            said, absence = session.get_one(Attempt, (run.id, run.token)).waiting, hosts.absence(session, pool)
+            if not said and absence:
+                return absence
+            if queue:
+                why = _begun(said or "It has not said what it waits for")
+                return f"{_begun(queue)} decides when it starts. {why}.{absence and f' {absence}'}"
+            return f"{_begun(said)}." if said else "It has its GPUs and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING if run.stops_as == RunState.QUEUED:

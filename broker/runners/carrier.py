@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ BEAT_SECONDS = 5.0
 LONGEST_PAUSE = 60.0
 AGAIN_SECONDS = 10.0
 TELL_SECONDS = 30.0
+MOST_TOLD = 200
+PART = "putting checkpoints and logs into the store"
+"""What the admins are told of, where the store does not take what is carried there."""
 QUIET_SECONDS = 300.0
 """Without a supervisor, an attempt counts as over once its folder has been still for so long."""
 
@@ -199,13 +202,12 @@ class Watch:
         except OSError as error:
             log.error("the carrier could not be started; trying again", error=str(error))
 
-    def trouble(self) -> str:
-        """Why the carrier cannot put something into the store now, in a sentence; empty where it can, or where that was
-        said a moment ago."""
+    def trouble(self, *, at_once: bool = False) -> str:
+        """Why the carrier cannot put something into the store now, in a sentence; empty where it can, or, unless
+        `at_once`, where that was said a moment ago."""
         said = ""
-        if time.monotonic() - self._told_at >= TELL_SECONDS:
-            with suppress(OSError):
-                said = (self._folder / TROUBLE_FILE).read_text()
+        if at_once or time.monotonic() - self._told_at >= TELL_SECONDS:
+            said = trouble_in(self._folder)
         if said:
             self._told_at = time.monotonic()
         return said
@@ -215,6 +217,20 @@ class Watch:
         if self._begun:
             with suppress(OSError):
                 (self._folder / OVER_FILE).write_text(json.dumps(status))
+
+
+def trouble_in(folder: Path) -> str:
+    """Why what an attempt leaves in its folder cannot be put into the store now, in a sentence; empty where it can."""
+    with suppress(OSError):
+        return (folder / TROUBLE_FILE).read_text()[:MOST_TOLD]
+    return ""
+
+
+def troubles(settings: Settings) -> Iterator[str]:
+    """Why what attempts that are over have left on this disk cannot be put into the store now."""
+    for path in sorted(settings.runs_dir.glob(f"*/attempt-*/{OVER_FILE}")):
+        if not (path.parent / DONE_FILE).exists() and (said := trouble_in(path.parent)):
+            yield said
 
 
 def spawn(settings: Settings, folder: Path, *options: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -248,7 +264,7 @@ def _end_with_old_keys(settings: Settings, folder: Path) -> None:
     """End the carrier of an attempt that was started with other settings of the store than these: it would try for
     ever."""
     ours = {f"{name}={value}".encode() for name, value in stores.environment(settings).items()}
-    names = (b"STOA_STORE", stores.GOOGLE_KEYS.encode())
+    names = (b"STOA_STORE", *(name.encode() for each in stores.KEYS.values() for name in each))
     with suppress(OSError, ValueError):
         process = Path("/proc") / str(int((folder / LOCK_FILE).read_text()))
         is_carrier = str(folder).encode() in (process / "cmdline").read_bytes().split(b"\0")

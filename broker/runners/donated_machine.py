@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ from broker.runners.pod import DRIVERS, GIVEN_UP
 from projects import cleaning
 
 ASK_SECONDS = 5.0
+KEEP_COPIES = timedelta(days=14)
+"""How long a copy of a corpus stays that no run has used."""
 POLL_SECONDS = 0.1
 RENEWALS_A_SILENCE = 6
 RENEW_SECONDS = 5.0
@@ -84,6 +87,7 @@ class DonatedMachine:
             while not self.leaves.is_set():
                 granted = self._trying(self._claim)
                 if granted is None:
+                    self._remove_copies()
                     self.leaves.wait(ASK_SECONDS)
                 else:
                     Pod(self, granted).run()
@@ -136,6 +140,14 @@ class DonatedMachine:
         if bool(away) != bool(self.was_away):
             self.say(f"{away}; it is asked again" if away else "the lab answers again")
         self.was_away = away
+
+    def _remove_copies(self) -> None:
+        """Remove the copies of corpora that no run has used here for a while: none is under way."""
+        home = self.home / corpus_copies.FOLDER
+        corpus_copies.clear_removed(home)
+        for copy in corpus_copies.here(home):
+            if datetime.now(UTC) - copy.used_at > KEEP_COPIES:
+                corpus_copies.remove(home, copy.name)
 
     def _clear(self) -> None:
         """End what another process has left running here, whose claims are no longer renewed."""

@@ -16,8 +16,10 @@ from broker import corpus_copies, publications
 from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
+from broker.corpus_copies import NoRoomError
 from broker.pieces import CARRIER
 from broker.publications import Disk, Publication
+from broker.publishing import copies
 from broker.runners import output, processes
 from broker.runs import folders, generation, preparing, runs
 from broker.runs.progress import Checkpoint
@@ -114,13 +116,14 @@ def bring_corpora(settings: Settings, db: Database, run: Run, hold: Hold, tell: 
     has no room for it.
     """
     with db.read() as session:
-        copies = [(each, session.get_one(Pool, each.pool_id).name) for each in preparing.copied(session, run)]
-    for corpus, pool in copies:
-        if fetch and (settings.corpora_dir / corpus.copy_name).is_dir():
+        found = [(each, session.get_one(Pool, each.pool_id).name) for each in preparing.copied(session, run)]
+    for corpus, pool in found:
+        wait = partial(_wait_for_other, hold, corpus)
+        if fetch and corpus_copies.use(settings.corpora_dir, corpus.copy_name, wait, owner=f"Run {run.id}"):
             continue
         if not settings.store:
             raise FileNotFoundError(f"{corpus.name} is in the store alone, and STOA_STORE is not set")
-        fetching = partial(_fetch_copy, settings, run, corpus, hold, tell) if fetch else partial(_look_at, corpus)
+        fetching = partial(_fetch_copy, settings, db, run, corpus, wait, tell) if fetch else partial(_look_at, corpus)
         mended = f"an operator sends it again with `stoa corpus push {corpus.name} --pool {pool} --again`"
         _patiently(settings, hold, partial(_undamaged, mended, fetching))
 
@@ -137,8 +140,14 @@ def _look_at(corpus: Corpus, store: Store) -> None:
     corpus_copies.look(store, corpus.copy_name)
 
 
-def _fetch_copy(settings: Settings, run: Run, corpus: Corpus, hold: Hold, tell: Hold, store: Store) -> None:
-    """Copy one corpus to this host."""
+def _wait_for_other(hold: Hold, corpus: Corpus, owner: str) -> None:
+    hold(f"{owner or 'Another run'} copies {corpus.name} from the store to this host")
+
+
+def _fetch_copy(
+    settings: Settings, db: Database, run: Run, corpus: Corpus, wait: Hold, tell: Hold, store: Store
+) -> None:
+    """Copy one corpus to this host, in the place of others that no run needs where there is no room beside them."""
     done, lock = 0, threading.Lock()
 
     def advance(size: int) -> None:
@@ -148,12 +157,20 @@ def _fetch_copy(settings: Settings, run: Run, corpus: Corpus, hold: Hold, tell: 
         here, of = filesize.decimal(done), filesize.decimal(corpus.bytes)
         tell(f"Copying {corpus.name} from the store: {here} of {of} are here")
 
-    def wait(owner: str) -> None:
-        hold(f"{owner or 'Another run'} copies {corpus.name} from the store to this host")
-
     floor = math.ceil(settings.disk_floor_gib * 2**30)
-    owner = f"Run {run.id}"
-    corpus_copies.fetch(store, corpus.copy_name, settings.corpora_dir, wait, owner=owner, floor=floor, advance=advance)
+    fetch = partial(
+        corpus_copies.fetch,
+        *(store, corpus.copy_name, settings.corpora_dir, wait),
+        owner=f"Run {run.id}",
+        floor=floor,
+        advance=advance,
+    )
+    try:
+        fetch()
+    except NoRoomError:
+        if not copies.remove_unneeded(settings, db, at_once=True):
+            raise
+        fetch()
 
 
 def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +52,14 @@ class StoppedError(Exception):
     """The pod was asked to end."""
 
 
+class UnpreparedError(Exception):
+    """The data could not be prepared; how that ended, and why in a sentence."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
 class Pod:
     """One pod of an attempt; `index` is the node's number. Only node 0 writes events, checkpoints and the outcome."""
 
@@ -81,6 +90,9 @@ class Pod:
             status = self.train()
         except StoppedError:
             return self.end(Outcome(status=Status.STOPPED, reason="it was asked to stop before it had begun"))
+        except UnpreparedError as error:
+            transient = error.status != Status.CONFIG
+            return self.end(Outcome(status=error.status, reason=error.reason, transient=transient))
         except DamagedError as error:
             return self.end(Outcome(status=Status.FAILED, reason=str(error), transient=True))
         except (OSError, subprocess.SubprocessError) as error:
@@ -198,7 +210,20 @@ class Pod:
         if values["data"].get("prepared"):
             return
         prepare = [*command[: command.index("train")], "data", "prepare", str(config), "--out", str(prepared)]
-        subprocess.run(prepare, env=environment(), check=True)
+        with tempfile.TemporaryFile() as said:
+            self.process = subprocess.Popen(prepare, env=environment(), stdin=subprocess.DEVNULL, stderr=said)
+            if self.asked:
+                self.process.terminate()
+            status = self.process.wait()
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        sys.stderr.write(text)
+        if self.asked:
+            raise StoppedError
+        if status:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            lines = [f"the preparation of the data was ended by {how}", *filter(str.strip, text.splitlines())]
+            raise UnpreparedError(_as_status(status), lines[-1] if status > 0 else lines[0])
         values["data"]["prepared"] = str(prepared)
         config.write_text(yaml.safe_dump(values, sort_keys=False))
 

@@ -4,13 +4,14 @@ A stray job runs on in its runner's queue though its attempt is over, because it
 """
 
 from contextlib import suppress
+from itertools import islice
 
 import structlog
 from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
-from broker.fence import Fence
-from broker.runners import processes, registry
+from broker.fence import Fence, tell
+from broker.runners import carrier, processes, registry
 from broker.runners.base import UnavailableError
 from broker.runs import attempts, settlement
 from broker.runs.attempts import OPEN, Attempt
@@ -97,3 +98,10 @@ def end_strays(settings: Settings, db: Database, pool_id: int) -> int:
         log.warning("stray jobs could not be looked for; trying again", why=str(error))
         return 0
     return len(strays)
+
+
+def tell_uncarried(settings: Settings, db: Database) -> None:
+    """Tell the admins, once a day, that the store does not take what ended runs have left on this disk: a supervisor
+    may have gone before its carrier had tried."""
+    for trouble in islice(carrier.troubles(settings), 1):
+        tell(db, carrier.PART, trouble)

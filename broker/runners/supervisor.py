@@ -44,7 +44,6 @@ from projects.settings import Settings, get_settings
 from trainer.contract import Status
 
 POLL_SECONDS = 0.2
-MOST_TOLD = 200
 LIBRARIES = 1 << 30
 """Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
 touch."""
@@ -348,6 +347,7 @@ class Supervisor:
                 if status is not None and not more:
                     self.runner.kill()  # nothing of the trainer is left once the run may start again
                     self._settle(elapsed, progress, self._ending(status))
+                    self._tell_trouble(at_once=True)
                     return
                 with self.db.write() as session:
                     told = leases.renew(
@@ -380,11 +380,11 @@ class Supervisor:
             elif self.stopped_at is None and self._disk_is_low():
                 self._stop(disk.PAUSED, EndReason.DISK_LOW)
 
-    def _tell_trouble(self) -> None:
+    def _tell_trouble(self, *, at_once: bool = False) -> None:
         """Tell the admins, once a day, that the store does not take what is carried there."""
-        if trouble := self.carrier.trouble() if self.carrier is not None else "":
+        if trouble := self.carrier.trouble(at_once=at_once) if self.carrier is not None else "":
             with suppress(*AWAY):
-                fence.tell(self.db, "putting checkpoints and logs into the store", trouble[:MOST_TOLD])
+                fence.tell(self.db, carrier.PART, trouble)
 
     def _read(self) -> Progress:
         """What the trainer has written since the last renewal; nothing new where its files cannot be read now."""

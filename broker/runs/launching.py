@@ -22,7 +22,7 @@ from projects.people import Actor, Person
 from projects.projects import Project
 from projects.quotas import QuotaKind
 from trainer import check as dry_run
-from trainer.check import Reading
+from trainer.check import Reading, Stage
 from trainer.config import TrainConfig
 
 LONGEST_TIME_LIMIT = 30 * 86_400
@@ -85,7 +85,8 @@ class Quote:
 
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
     it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
-    `reads` what it reads of the pool's corpora, and `copies` the bytes of those that the pool lacks, by name.
+    `stages` are those of the run, if it has any, `reads` what it reads of the pool's corpora, and `copies` the bytes of
+    those that the pool lacks, by name.
     """
 
     run: Run
@@ -100,6 +101,7 @@ class Quote:
     memory: int
     saves_at: int
     saves_after: float | None
+    stages: Sequence[Stage]
     reads: Sequence[Reading]
     copies: Mapping[str, int]
 
@@ -203,6 +205,7 @@ def quote(session: Session, order: Order) -> Quote:
         memory=report.memory_per_gpu,
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
+        stages=report.stages,
         reads=readings.of_run(session, pool.id, config, tokens),
         copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
     )

@@ -9,7 +9,7 @@ from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
-from broker import publications
+from broker import configs, publications
 from broker.allocations import ledger, nodes
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
@@ -157,7 +157,8 @@ class CheckpointLink:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token."""
+    """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token. `stages` has the last
+    step of each of its stages, if it has any."""
 
     id: int
     kind: RunKind
@@ -192,6 +193,12 @@ class RunView:
     delayed: str = ""
     nodes: int = 1
     sweep_id: int | None = None
+    stages: tuple[int, ...] = ()
+
+    @property
+    def stage(self) -> int:
+        """The number, from 1, of the stage that the run is in, or that it ended in."""
+        return min(sum(end <= self.step for end in self.stages) + 1, len(self.stages))
 
     @property
     def eta(self) -> int | None:
@@ -297,6 +304,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             ended_at=run.ended_at,
             delayed=published[run.id].delayed,
             sweep_id=run.sweep_id,
+            stages=configs.stage_ends(run.config),
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step in rows
     }

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from broker.allocations import hosts
 from broker.allocations.pools import Pool
-from broker.publishing import disk, publisher, retention
+from broker.publishing import copies, disk, prepared_data, publisher, retention
 from broker.publishing.retention import Looked
 from broker.runners import carrier, host_home, processes, reaper, registry, spawning
 from broker.runs import attempts, leases, runs
@@ -45,7 +46,6 @@ that stays silent for longer than that. A proxy that passes nothing on closes no
 
 log = structlog.get_logger()
 _log_again = Seldom()
-_looked = Looked()
 
 
 class TimedRequest(Request):
@@ -115,14 +115,35 @@ def _free_lost_runs(sender: Consumer, **_: object) -> None:
 
 @worker_ready.connect
 def _tend_disk(sender: Consumer, **_: object) -> None:
-    """Put into the store what this host did not get there before it was stopped, remove here what is safe there, and
-    there what nobody needs."""
-    if get_settings().store and not sender.hostname.startswith("publisher@"):
-        for work in (carrier.carry_left_over, _tidy, _clear):
-            threading.Thread(target=_each_minute, args=(work, get_settings()), daemon=True).start()
+    """Put into the store what this host did not get there before it was stopped, or say why not; remove here what is
+    safe there or can be fetched again, and there what nobody needs."""
+    if not get_settings().store or sender.hostname.startswith("publisher@"):
+        return
+    for work, pause in (
+        (carrier.carry_left_over, 60),
+        (_with_database(reaper.tell_uncarried), 60),
+        (_with_database(disk.tidy), 60),
+        (_with_database(partial(retention.clear, looked=Looked())), 60),
+        (_with_database(partial(prepared_data.clear, looked=Looked())), 60),
+        (_with_database(copies.remove_unneeded), 600),
+    ):
+        threading.Thread(target=_again_and_again, args=(work, pause, get_settings()), daemon=True).start()
 
 
-def _each_minute(work: Callable[[Settings], None], settings: Settings) -> None:
+def _with_database(work: Callable[[Settings, Database], object]) -> Callable[[Settings], None]:
+    """The work on a database that is closed after each time."""
+
+    def do(settings: Settings) -> None:
+        db = Database(settings.database)
+        try:
+            work(settings, db)
+        finally:
+            db.close()
+
+    return do
+
+
+def _again_and_again(work: Callable[[Settings], None], pause: float, settings: Settings) -> None:
     again = Seldom()
     while True:
         try:
@@ -130,23 +151,7 @@ def _each_minute(work: Callable[[Settings], None], settings: Settings) -> None:
         except Exception as error:
             if again.is_due():
                 log.warning("the disk or the store could not be looked after; trying again", error=str(error))
-        time.sleep(60)
-
-
-def _tidy(settings: Settings) -> None:
-    db = Database(settings.database)
-    try:
-        disk.tidy(settings, db)
-    finally:
-        db.close()
-
-
-def _clear(settings: Settings) -> None:
-    db = Database(settings.database)
-    try:
-        retention.clear(settings, db, _looked)
-    finally:
-        db.close()
+        time.sleep(pause)
 
 
 @worker_ready.connect

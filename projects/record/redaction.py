@@ -100,7 +100,7 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
         session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
     found = [*mentions.entries_about(session, discord_id), *mentions.chosen_entries(session, pattern, chosen)]
     if person is not None:
-        person.name = NAMELESS
+        person.name, person.notify = NAMELESS, people.Notify.MINE
         session.execute(delete(FormerName).where(col(FormerName.person_id) == person.id))
         session.flush()
     return sum(_bury(session, stream, found, by, because) for stream in sorted({entry.stream for entry in found}))

@@ -128,11 +128,17 @@ def show_answer(world: World, interaction: Interaction) -> Json:
     }
 
 
+def _chosen(item: Json) -> str | None:
+    """The label of the option of a select that is chosen at first."""
+    return next((str(option["label"]) for option in item.get("options", []) if option.get("default")), None)
+
+
 def _show_modal(modal: Json) -> Json:
-    shown = ("custom_id", "label", "type", "style", "value", "placeholder", "min_length", "max_length")
+    shown = ("custom_id", "label", "type", "style", "placeholder", "min_length", "max_length")
     fields = [
         {key: item.get(key) for key in shown}
         | {
+            "value": item.get("value", _chosen(item)),
             "required": item.get("required") is not False,
             "options": [option["label"] for option in item.get("options", [])],
         }
@@ -168,6 +174,10 @@ async def guild(request: web.Request) -> web.Response:
             "application_id": world.application_id,
             "users": {u["global_name"]: u["id"] for u in world.users.values() if not u.get("bot")},
             "roles": {role["name"]: role["id"] for role in world.roles.values()},
+            "holders": {
+                role["name"]: [m["user"]["global_name"] for m in world.members.values() if role["id"] in m["roles"]]
+                for role in world.roles.values()
+            },
             "channels": list(world.channels.values()),
             "bot_connected": server_of(request).gateway.connected,
         }
@@ -320,10 +330,7 @@ async def delete_role(request: web.Request) -> web.Response:
     role = next((role for role in world.roles.values() if role["name"] == name), None)
     if role is None or role["managed"] or role["id"] == world.guild_id:
         raise InputError(f"There is no role {name!r} that can be deleted.")
-    del world.roles[role["id"]]
-    for member in world.members.values():
-        member["roles"] = [role_id for role_id in member["roles"] if role_id != role["id"]]
-    world.dispatch("GUILD_ROLE_DELETE", {"guild_id": world.guild_id, "role_id": role["id"]})
+    world.delete_role(role["id"])
     return reply({})
 
 

@@ -30,6 +30,7 @@ KNOWN: dict[int, tuple[int, str]] = {
     50013: (403, "Missing Permissions"),
     50024: (400, "Cannot execute action on this channel type"),
     50027: (401, "Invalid Webhook Token"),
+    50028: (400, "Invalid Role"),
     50035: (400, "Invalid Form Body"),
     50045: (400, "File uploaded exceeds the maximum size"),
     50046: (400, "Invalid file uploaded"),

@@ -5,6 +5,7 @@ from aiohttp import web
 from sandbox.discord.errors import ApiError, Json
 from sandbox.discord.form import Form
 from sandbox.discord.permissions import ADMINISTRATOR, MANAGE_ROLES
+from sandbox.discord.state import World
 from sandbox.discord.wire import json_object, reply, world_of
 
 MAX_ROLES = 250
@@ -109,6 +110,29 @@ async def create_role(request: web.Request) -> web.Response:
     return reply(role)
 
 
+async def delete_role(request: web.Request) -> web.Response:
+    """A bot deletes only roles below its own."""
+    in_guild(request)
+    world = world_of(request)
+    world.require(None, MANAGE_ROLES)
+    role = _below_own(world, request.match_info["role_id"])
+    if role["id"] == world.guild_id:
+        raise ApiError(50028)
+    world.delete_role(role["id"])
+    return reply(status=204)
+
+
+def _below_own(world: World, role_id: str) -> Json:
+    """A role that the bot may change: one below its own; raises 10011 and 50013."""
+    role = world.roles.get(role_id)
+    if role is None:
+        raise ApiError(10011)
+    own = max(world.roles[role_id]["position"] for role_id in world.members[world.application_id]["roles"])
+    if role["managed"] or role["position"] >= own:
+        raise ApiError(50013)
+    return role
+
+
 async def member(request: web.Request) -> web.Response:
     in_guild(request)
     return reply(world_of(request).member(request.match_info["user_id"]))
@@ -129,12 +153,9 @@ async def change_role(request: web.Request) -> web.Response:
     in_guild(request)
     world = world_of(request)
     target = world.member(request.match_info["user_id"])
-    role = world.roles.get(request.match_info["role_id"])
-    if role is None:
-        raise ApiError(10011)
     world.require(None, MANAGE_ROLES)
-    own = max(world.roles[role_id]["position"] for role_id in world.members[world.application_id]["roles"])
-    if role["managed"] or role["position"] >= own or int(role["permissions"]) & ADMINISTRATOR:
+    role = _below_own(world, request.match_info["role_id"])
+    if int(role["permissions"]) & ADMINISTRATOR:
         raise ApiError(50013)
     target["roles"] = [role_id for role_id in target["roles"] if role_id != role["id"]]
     if request.method == "PUT":
@@ -153,6 +174,7 @@ ROUTES = [
     web.get("/guilds/{guild_id}", guild),
     web.get("/guilds/{guild_id}/roles", guild_roles),
     web.post("/guilds/{guild_id}/roles", create_role),
+    web.delete("/guilds/{guild_id}/roles/{role_id}", delete_role),
     web.get("/guilds/{guild_id}/members", members),
     web.get("/guilds/{guild_id}/members/{user_id}", member),
     web.put("/guilds/{guild_id}/members/{user_id}/roles/{role_id}", change_role),

@@ -183,6 +183,13 @@ class World:
         self.roles[role["id"]] = role
         return role
 
+    def delete_role(self, role_id: str) -> None:
+        """Deletes a role, which then nobody holds, and tells the gateway."""
+        del self.roles[role_id]
+        for member in self.members.values():
+            member["roles"] = [held for held in member["roles"] if held != role_id]
+        self.dispatch("GUILD_ROLE_DELETE", {"guild_id": self.guild_id, "role_id": role_id})
+
     def add_channel(
         self,
         name: str,

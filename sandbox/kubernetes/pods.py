@@ -19,6 +19,8 @@ from sandbox.kubernetes.objects import NODES, PODS, SECRETS, SERVICES, Objects, 
 DEFAULT_GRACE = 30
 ENDED = frozenset({"Succeeded", "Failed"})
 INDEX = "batch.kubernetes.io/job-completion-index"
+OF_THE_MACHINE = ("OMP_WAIT_POLICY",)
+"""What pods are given of this process's environment, as they share its machine."""
 
 
 @dataclass
@@ -128,7 +130,9 @@ class Pods:
         inside = self._inside(pod, main)
         command = [inside(word) for word in [*main.get("command", []), *main.get("args", [])]]
         paths = f"{self.images[main['image']]}:{os.environ['PATH']}"
-        environment = {"PATH": paths, "HOME": str(folder)} | {name: inside(told) for name, told in environment.items()}
+        own = {name: os.environ[name] for name in OF_THE_MACHINE if name in os.environ}
+        own |= {"PATH": paths, "HOME": str(folder)}
+        environment = own | {name: inside(told) for name, told in environment.items()}
         try:
             with (folder / "log").open("ab") as log:
                 process = subprocess.Popen(

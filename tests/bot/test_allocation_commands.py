@@ -77,7 +77,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=2)
     async with stale_cards(lab):
         assert (await ada.submit(withdraw, WHY)).text == "The request is withdrawn."
-        sentence = "This request has been withdrawn already, by Ada."
+        sentence = "This request was already withdrawn, by Ada."
         await refused(lab, rosa.submit(late, {"GPU-hours": "2", "Reason": "Yes."}), sentence)
         for label in shown.button_labels:
             await refused(lab, rosa.press(shown, label), sentence)
@@ -152,7 +152,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     assert [field.value for field in form.fields] == ["2", None]
     async with stale_cards(lab):
         await rosa.submit(form, {"GPU-hours more": "0.5", "Reason": "Half an hour."})
-        sentence = "This change has been approved already, by Rosa."
+        sentence = "This change was already approved, by Rosa."
         for label in first.button_labels:
             await refused(lab, rosa.press(first, label), sentence)
     post = await lab.guild.wait_for(

@@ -214,6 +214,13 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     assert "(https://there)" in said(moved_card(fork, "https://there"))
 
 
+async def test_a_runs_card_says_which_of_its_stages_it_is_in() -> None:
+    shown = replace(run("demo"), total_steps=10, stages=(4, 10))
+    for step, stage in ((0, 1), (3, 1), (4, 2), (10, 2)):
+        assert f"step {step} of 10 ({step * 10} %) · stage {stage} of 2\n" in said(run_card(replace(shown, step=step)))
+    assert "stage" not in said(run_card(replace(shown, stages=())))
+
+
 async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
     queued = replace(run("demo"), state=RunState.QUEUED, reason="")
 

@@ -1,5 +1,6 @@
 """Whatever members type, every message fits Discord's limits and carries no markup or mention of theirs."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from bot.cards.sweep_card import moved_sweep_card, sweep_card
 from bot.delivery import posts
 from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
+from bot.mention import Mention
 from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
@@ -100,6 +102,7 @@ def run(said: str) -> RunView:
         sample=said,
         started_at=None,
         ended_at=None,
+        stages=(2, 10),
     )
 
 
@@ -140,9 +143,8 @@ async def test_cards(said: str) -> None:
         checked(moved_sweep_card(many, "https://discord.com/channels/1/2/3"))
 
 
-@pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
-@pytest.mark.parametrize("kind", [*TEXTS, "something.else"])
-def test_posts(kind: str, said: str) -> None:
+def payload_of(kind: str, said: str) -> dict[str, Any]:
+    """A payload with all that the text of any entry needs; every text in it is `said`."""
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
     words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
     payload: dict[str, Any] = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
@@ -177,13 +179,21 @@ def test_posts(kind: str, said: str) -> None:
     payload |= {"sweep": 3, "points": said, "runs": list(range(64)), "cost": 7, "best": 3, "point": said}
     payload |= {"ends": dict.fromkeys(RunState, 9), "measure": "loss", "value": "3.141", "stops_as": "paused"}
     payload["people"] = everyone if kind == "project.completed" else 2
+    return payload
+
+
+@pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
+@pytest.mark.parametrize("kind", [*TEXTS, "something.else"])
+def test_posts(kind: str, said: str) -> None:
+    payload = payload_of(kind, said)
     told = EntryView(1, "project:1", 12, kind, "00112233445566", payload)
     context = PostContext(project(said), "5", [run(said)] * 30)
     for destination in posts.destinations(told, has_channel=True):
-        shown = posts.render(told, destination, context)
+        shown = posts.render(told, destination, context, Mention(2**63))
+        assert re.findall(r"<@[^>]*>|@everyone|@here", shown) == [f"<@{2**63}>"]
+        assert shown.splitlines()[-2] == f"-# For <@{2**63}>"
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
-        assert "@everyone" not in shown
         assert "GPU-seconds" not in shown
     for other in ({"sample": 2}, {"prepares": said}):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)

@@ -37,7 +37,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
 
     assert "You follow **Do small models dream?** now" in (await rosa.press(card, "Follow")).text
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "**Followers** 1" in m.text)
-    await refused(lab, rosa.press(card, "Follow"), f"You follow {TITLE} already.")
+    await refused(lab, rosa.press(card, "Follow"), f"You already follow {TITLE}.")
     assert "You are in" in (await rosa.command("project join", channel=channel.id)).text
     lab.confirm(1, "Rosa")
     lead = f"You lead {TITLE}: hand the lead over before you leave."
@@ -120,8 +120,9 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     moderators = "Only moderators can do this; the admins assign their role."
     for act in ("open", "hide", "unhide"):
         await refused(lab, ada.command(f"project {act}", **here), moderators)
-    scope = await ada.command("project scope", checkpoints="held", **here)
-    await ada.submit(scope, SCOPE)
+    scope = await ada.command("project scope", checkpoints="held", licence="MIT", **here)
+    await ada.submit(scope, SCOPE | {"Licence of the models": "CC0-1.0"})
+    assert "**Models** CC0-1.0" in (await ada.command("project show", **here)).text
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-"))
 
     unsaid = await ada.command("project pause", channel=channel.id)

@@ -1,5 +1,6 @@
 """Every built-in recipe is launched from Discord, on small corpora under the names of the real ones."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -59,6 +60,8 @@ async def test_a_recipe_is_launched(h100_lab: Shared, name: str) -> None:
     assert offer.message is not None
     assert f"Launch {name} on {gpus} GPU" in offer.text
     assert "of `h100`?" in offer.text
+    staged = ["**Stage 1** 460,000 steps", "**Stage 2** 18,000 steps"] if name == "comma-7b" else []
+    assert re.findall(r"\*\*Stage \d\*\* [0-9,]+ steps", offer.text) == staged
     launched = await ada.press(offer.message, "Launch")
     assert "is queued" in launched.text, launched.text
     run = lab.call(runs.load, int(launched.text.split("Run ")[1].split()[0]))
@@ -66,4 +69,4 @@ async def test_a_recipe_is_launched(h100_lab: Shared, name: str) -> None:
     recipe = load_recipe(name)
     assert run.total_steps == recipe.training.steps
     assert configs.read(run.config).stages == recipe.stages
-    assert len(recipe.stages) == (2 if name == "comma-7b" else 0)
+    assert lab.call(runs.view, run.id).stages == ((460_000, 478_000) if name == "comma-7b" else ())

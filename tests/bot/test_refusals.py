@@ -51,6 +51,28 @@ async def test_a_title(shared_lab: Shared, title: str, sentence: str) -> None:
     refused(lab, await lab.propose(Title=title), sentence, heads)
 
 
+async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    form = await ada.command("project complete", channel=channel.id)
+    empty = await ada.submit(form, {"Outcome": "Abandoned", "What was learnt": " \u200b "}, force=True)
+    assert empty.message is not None
+    assert empty.message.button_labels == ["Edit and resend"]
+    form = await ada.press(empty.message, "Edit and resend")
+    assert form.fields[0].value == "Abandoned"
+    filled = PROPOSAL | {"Title": "🧪🔥🧪"}
+    answer = await lab.propose(**filled)
+    for title in ("", "Is it mended?"):
+        assert answer.message is not None
+        assert answer.message.button_labels == ["Edit and resend"]
+        form = await ada.press(answer.message, "Edit and resend")
+        assert [field.value or "" for field in form.fields] == list(filled.values())
+        filled = PROPOSAL | {"Title": title}
+        answer = await ada.submit(form, filled, force=True)
+    assert "is proposed" in answer.text
+    await lab.guild.wait_for("proposals", lambda m: "Is it mended?" in m.text)
+
+
 @pytest.mark.parametrize("hours", ["-5", "0", "many", "NaN"])
 async def test_hours(shared_lab: Shared, hours: str) -> None:
     lab, channel = shared_lab
@@ -161,7 +183,7 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     await lab.person("Rosa").submit(first, {"GPU-hours": "0.5", "Reason": "Yes."})
     heads = lab.heads()
-    sentence = "This request has been approved already, by Rosa."
+    sentence = "This request was already approved, by Rosa."
     refused(lab, await lab.person("Omar").submit(second, {"Reason": "Yes, too."}), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Approve"), sentence, heads)
     refused(lab, await lab.person("Omar").press(card, "Decline"), sentence, heads)

@@ -218,7 +218,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(lab: Lab) -> None:
     assert answers.count("won") == 1
     winner = answers.index("won")
     state = AllocationState.DECLINED if winner % 2 else AllocationState.APPROVED
-    loser = f"This request has been {state} already, by Reviewer {winner}."
+    loser = f"This request was already {state}, by Reviewer {winner}."
     assert [answer for answer in answers if answer != "won"] == [loser] * (len(reviewers) - 1)
     granted = 0 if winner % 2 else HOUR
     assert lab.account(allocation).granted == granted

@@ -9,6 +9,8 @@ import yaml
 
 from broker import catalogue, publications
 from broker.publications import Repository
+from broker.publishing import model_card
+from broker.runs import comparison, runs
 from projects.errors import ConflictError, DomainError, ForbiddenError, InvalidError, NotFoundError
 from projects.people import Actor, LabRole
 from projects.record import record
@@ -95,6 +97,29 @@ def test_a_recipe_is_proposed_accepted_and_launched(lab: Lab) -> None:
         ("catalogue.accepted", "ours", "Well made."),
         ("catalogue.retired", "ours", "It leaks."),
     ]
+
+
+def test_a_recipe_of_stages_is_proposed_and_launched(lab: Lab) -> None:
+    """Its stages share the steps that a member asks for; views of the run and its model card tell of them."""
+    project = lab.project()
+    lab.allocation(project)
+    stages = [{"steps": 150}, {"steps": 50, "weights": {"python-docs": 1}, "decay": "linear"}]
+    with pytest.raises(InvalidError, match=r"which is no source of data\.sources"):
+        recipe(lab, yaml.safe_dump({"like": "demo", "stages": [stages[0], {"steps": 1, "weights": {"docs": 1}}]}))
+    recipe(lab, yaml.safe_dump({"like": "demo", "stages": stages}))
+    accept(lab, "ours")
+    run, plain = lab.launch(project, recipe="ours", overrides="steps=8"), lab.launch(project)
+    assert (lab.run(run).stages, lab.run(plain).stages) == ((6, 8), ())
+    assert [stage["steps"] for stage in yaml.safe_load(lab.row(run).config)["stages"]] == [6, 2]
+    assert "stages" not in lab.row(plain).config
+    with lab.db.read() as session:
+        cards = [model_card.renewed(session, of, "lab/run", 8, "---\n# x\n## Loading\n") for of in (run, plain)]
+        changed = {
+            difference.field for difference in comparison.differences(session, runs.views(session, [run, plain]))
+        }
+    assert "- Stages: 2, which end at the steps 6, 8\n" in cards[0]
+    assert "Stages" not in cards[1]
+    assert {"stages[0].steps", "stages[1].weights.python-docs", "stages[1].decay"} <= changed
 
 
 def test_a_recipe_names_a_dataset_and_takes_its_commit_and_licence(lab: Lab) -> None:

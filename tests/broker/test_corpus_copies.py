@@ -420,6 +420,26 @@ def test_nonsense_is_refused_before_anything_is_read(lab: Lab, conf: Settings, t
 
 
 @ONCE
+@pytest.mark.parametrize(
+    "name", [f"{'a' * 200}/{'b' * 200}/{'c' * 200}/{'d' * 200}", "back\\slash", "new\nline", "a\xa0b"]
+)
+def test_a_file_whose_name_other_hosts_could_not_be_given_is_not_sent(
+    lab: Lab, conf: Settings, tmp_path: Path, name: str
+) -> None:
+    lab.pool(HAS)
+    path = songs(tmp_path / "data")
+    odd = tmp_path / "data" / f"{name}.jsonl"
+    odd.parent.mkdir(parents=True, exist_ok=True)
+    odd.write_text('{"text": "la"}')
+    add(lab, HAS, path)
+    done = push(lab, conf)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith(f"Other hosts could not be given the file '{ascii(name)[1:-1][:40]}")
+    assert "a name has at most 774 bytes, no backslash, and no character that cannot be shown." in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@ONCE
 def test_a_store_that_refuses_a_corpus_is_one_sentence(lab: Lab, seaweed: Seaweed, tmp_path: Path) -> None:
     lab.pool(HAS)
     add(lab, HAS, songs(tmp_path / "data"))

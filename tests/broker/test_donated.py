@@ -1,6 +1,7 @@
 """Runs on donated machines, which reach the lab by its API alone: real machines, supervisors and trainers."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,11 @@ def said(folder: Path) -> str:
 @ONCE
 def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path, run: int) -> None:
     token = admit(lab, "ada", POOL)
+    old, young = (tmp_path / "ada" / "corpora" / f"{name}-0123456789ab" for name in ("old", "young"))
+    for copy in (old, young):
+        copy.mkdir(parents=True)
+        (copy / "a.jsonl").touch()
+    os.utime(old, (0, 0))
     with supervised(lab, tmp_path, run) as (supervisor, number, folder):
         never = "no machine of the pool garage has been heard from yet"
         wait_for(lambda: attempt(lab, run, number).waiting == never, "the reason")
@@ -98,6 +104,8 @@ def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path
         assert charged(lab, run, number) == 0
         with donated(served.address, tmp_path, "ada", token):
             assert supervisor.wait(PATIENCE) == 0
+            wait_for(lambda: not old.exists(), "the end of a copy that no run has used for long")
+    assert young.exists()
     assert lab.run(run).state == RunState.FINISHED, said(folder)
     assert lab.row(run).step == 4
     row = attempt(lab, run, number)

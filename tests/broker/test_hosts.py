@@ -14,6 +14,7 @@ from broker.allocations.hosts import Host
 from broker.allocations.pools import Pool
 from broker.reports import cluster, why
 from broker.runners import processes
+from broker.runs.attempts import Attempt
 from broker.scheduling import worker_host
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, NotFoundError
@@ -39,6 +40,11 @@ def serving(lab: Lab, pool: str) -> Sequence[str]:
 def numbers(lab: Lab, pool: str) -> str:
     with lab.db.read() as session:
         return hosts.gpu_numbers(session, pools.named(session, pool), "0,1")
+
+
+def reason(lab: Lab, run: int) -> str:
+    with lab.db.read() as session:
+        return why.why(session, run).reason
 
 
 def told(lab: Lab) -> list[str]:
@@ -146,6 +152,23 @@ def test_a_name_is_refused_while_another_machine_goes_by_it(
     assert pools_of(lab, name) == [], "the other one was silent, as this host is before it has restarted"
 
 
+def test_a_job_whose_worker_is_away_says_so_beside_what_its_engine_has_said(lab: Lab, project: int) -> None:
+    lab.pool("cluster", runner="slurm")
+    announce(lab, "login", "cluster")
+    allocation = lab.request(project, pool="cluster")
+    lab.approve(allocation)
+    run = lab.launch(project, allocation_id=allocation)
+    lab.admit(run)
+    assert reason(lab, run) == "Slurm decides when it starts. It has not said what it waits for."
+    silence(lab, "login")
+    with lab.db.read() as session:
+        absent = hosts.absence(session, pools.named(session, "cluster"))
+    assert reason(lab, run) == absent
+    with lab.db.write() as session:
+        session.execute(update(Attempt).values(waiting="PENDING (Resources)"))
+    assert reason(lab, run) == f"Slurm decides when it starts. PENDING (Resources). {absent}"
+
+
 def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: int) -> None:
     announce(lab, "lab")
     announce(lab, "donor", POOL)
@@ -156,9 +179,13 @@ def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: in
     with lab.db.read() as session:
         assert f"No worker of the pool “{POOL}” has been heard from since" in hosts.absence(session, local)
         [status] = cluster.status(session)
+        absent = hosts.absence(session, local)
+        waits = why.why(session, run)
+    assert (waits.reason, waits.expected) == (absent, None)
+    behind = lab.launch(1)
     lab.admit(run, 0, 1)
-    with lab.db.read() as session:
-        assert why.why(session, run).reason == hosts.absence(session, local), "a run that starts says what it waits for"
+    assert reason(lab, run) == absent, "a run that starts says what it waits for"
+    assert reason(lab, behind) == f"It waits for GPUs: 1 needed, 0 free on “{POOL}”. {absent}"
     assert [(host.name, host.is_away) for host in status.hosts] == [("donor", True)]
     with lab.db.write() as session, pytest.raises(NotFoundError, match="the hosts are: donor, lab"):
         hosts.remove(session, "nobody", "It is gone.")

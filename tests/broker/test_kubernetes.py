@@ -414,6 +414,30 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
     assert said(folder) == "b'met'\n"
 
 
+def test_data_that_two_nodes_cannot_prepare_end_the_run_with_the_trainers_sentence(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yml").write_text("data: {prepared: null}\n")
+    for status, transient in ((Status.CONFIG, False), (Status.FAILED, True)):
+        code = f"import os, sys; os.write(2, b'at work\\nThe corpus is gone.\\n'); sys.exit({status:d})"
+        runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2)
+        assert ended(runner) == status
+        told = json.loads((folder / "outcome.json").read_text())
+        assert (told["reason"], told["transient"]) == ("The corpus is gone.", transient)
+
+
+def test_a_job_that_is_stopped_while_its_nodes_prepare_data_ends_as_stopped(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text("data: {prepared: null}\n")
+    code = (
+        f"import os, pathlib, time; pathlib.Path({str(tmp_path)!r}, f'began{{os.getpid()}}').touch(); time.sleep(600)"
+    )
+    runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2, grace=600)
+    wait_for(lambda: runner.poll() is None and len(list(tmp_path.glob("began*"))) == 2, "two nodes at work")
+    runner.stop()
+    assert ended(runner) == 75
+    assert json.loads((folder / "outcome.json").read_text())["reason"] == "it was asked to stop before it had begun"
+
+
 @pytest.fixture
 def run(lab: Lab, cluster: Standin) -> int:
     """A queued run on a pool of Kubernetes'."""

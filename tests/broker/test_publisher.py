@@ -261,7 +261,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
         f"| Seed | {config.training.seed} |",
         # 4 nats, by ln 2 and the mean of 3 and 5 bytes a token.
         "| Held-out loss | 4.0000 nats per token, 1.4427 bits per byte, at step 2 |",
-        "| Version of the trainer | `abc123` |",
+        "| Version of the trainer | abc123 |",
     ):
         assert row_of_card in said
     assert rf"- Cite as: Sinks of \<attention\>, run {run}, step 2, by Ada, Grace." in said
@@ -285,6 +285,18 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     card = hub.api.model_info(repo(conf, forked), revision="step3").card_data
     assert card is not None
     assert card.base_model == repo(conf, run)
+
+
+def test_a_configuration_that_is_refused_today_stops_no_publication(
+    lab: Lab, conf: Settings, hub: Hub, run: int
+) -> None:
+    with lab.db.write() as session:
+        session.execute(text("UPDATE runs SET config = 'version: 1'"))
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    said = hub.read(repo(conf, run), "README.md", "step1")
+    assert "| Hardware | 1 × cpu |" in said
+    assert "| Parameters |" not in said
 
 
 def test_nothing_typed_becomes_markup_or_metadata(lab: Lab, conf: Settings, hub: Hub) -> None:

@@ -1,6 +1,7 @@
 """Retention in the store: what nobody needs there any more goes, and nothing else."""
 
 import os
+import signal
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +22,15 @@ from broker.reports.stored import Stored
 from broker.runs import runs
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
-from broker.store import Store, StoreError
+from broker.store import Store
 from projects.db.columns import utcnow
+from projects.db.database import Database
 from projects.errors import NotFoundError
 from projects.settings import Settings
 from tests.broker.lab import Lab, settings
 from tests.broker.test_control import fork
+from tests.forked import PARTS
+from tests.patience import PATIENCE
 from tests.seaweed import Seaweed, seaweed
 
 __all__ = ["seaweed"]
@@ -194,26 +198,15 @@ def test_a_host_that_is_gone_keeps_nothing_in_the_store(lab: Lab, conf: Settings
 
 
 @pytest.mark.parametrize("after", range(5))
-def test_a_removal_that_is_cut_short_leaves_nothing_that_is_taken_for_whole(
-    lab: Lab, conf: Settings, run: int, after: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_removal_that_is_killed_leaves_nothing_that_is_taken_for_whole(
+    lab: Lab, conf: Settings, run: int, after: int, tmp_path: Path
 ) -> None:
     write(lab, conf, run)
     publish(lab, run, STEPS)
     change(lab, run, (10,), disk=Disk.GONE)
-    removals = 0
-    remove = Store.remove
-
-    def remove_some(self: Store, name: str) -> None:
-        nonlocal removals
-        removals += 1
-        if removals > after:
-            raise StoreError("The process has ended.")
-        remove(self, name)
-
-    with monkeypatch.context() as cut:
-        cut.setattr(Store, "remove", remove_some)  # a process that ends between two removals
-        with pytest.raises(StoreError):
-            clear(lab, conf)
+    killed = PARTS.start(clear_and_die, conf, lab.db.url.render_as_string(hide_password=False), after)
+    killed.join(PATIENCE)
+    assert killed.exitcode == -signal.SIGKILL
     target = tmp_path / "pulled" / "step10"
     target.parent.mkdir()
     assert Store(conf).pull(place(lab, run, 10), target) == (after == 0)
@@ -223,6 +216,22 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_is_taken_for_whole(
     assert clear(lab, conf) == 1
     assert Store(conf).names(place(lab, run, 10)) == []
     assert left(lab, conf, run) == [20, 30, 40, 50]
+
+
+def clear_and_die(conf: Settings, database: str, after: int) -> None:
+    """Clear a store in a process that is killed before one of its removals, of which it has done so many."""
+    remove = Store.remove
+    removals = 0
+
+    def remove_some(self: Store, name: str) -> None:
+        nonlocal removals
+        if removals == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        removals += 1
+        remove(self, name)
+
+    Store.remove = remove_some  # type: ignore[method-assign]  # nothing but luck would kill it there from outside
+    retention.clear(conf, Database(database), Looked())
 
 
 def test_a_part_that_was_sent_goes_once_its_attempt_has_ended(lab: Lab, conf: Settings, run: int) -> None:

@@ -109,7 +109,7 @@ def test_who_may_not_what_is_not_there_and_what_is_so_already(lab: Lab, ours: in
         (ADA, ours, "2", ForbiddenError, "Only the admins can set shares"),
         (ROSA, ours, "2", ForbiddenError, "Only the admins can set shares"),
         (OMAR, 99, "2", NotFoundError, "There is no project 99"),
-        (OMAR, ours, "1", ConflictError, f"The share of P{ours} is 1 already"),
+        (OMAR, ours, "1", ConflictError, f"The share of P{ours} is already 1"),
     )
     for actor, project, typed, error, sentence in refusals:
         with pytest.raises(error, match=sentence):

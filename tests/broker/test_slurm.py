@@ -287,6 +287,27 @@ def test_what_waits_says_why_and_may_be_stopped(
         other.kill()
 
 
+def test_a_partition_that_closes_while_a_job_waits_holds_it_and_loses_nothing(
+    cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
+) -> None:
+    busy = start(LISTENS, gpus=16, nodes=2)
+    here(*busy, times=2)
+    runner, folder = start(LISTENS)
+    wait_for(lambda: runner.poll() is None and "Resources" in runner.waiting, "Slurm's reason")
+    job = runner.job
+    try:
+        cluster.ask("scontrol", "update", "partitionname=main", "state=inactive")
+        wait_for(lambda: runner.poll() is None and "PartitionInactive" in runner.waiting, "the new reason")
+        assert busy[0].poll() is None
+        busy[0].kill()
+        cluster.ask("scontrol", "update", "partitionname=main", "state=drain")  # what it has already may run
+        here(runner, folder)
+    finally:
+        cluster.ask("scontrol", "update", "partitionname=main", "state=up")
+    assert (runner.job, runner.waiting) == (job, "")
+    runner.kill()
+
+
 def test_the_end_of_slurms_time_is_a_checkpoint_too(
     cluster: Cluster, start: Callable[..., tuple[SlurmRunner, Path]]
 ) -> None:

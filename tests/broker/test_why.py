@@ -125,7 +125,7 @@ def test_schedulers_with_different_plans_pass_no_limit(lab: Lab, ours: int) -> N
     one = Limits(most_running_a_project=1)
     with lab.db.write() as session:
         scheduler.admit(session, Decision(first, (0,)), one)
-    with pytest.raises(ConflictError, match="1 runs of its project are under way"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="1 runs of its project are already under way"), lab.db.write() as session:
         scheduler.admit(session, Decision(second, (1,)), one)
     assert lab.run(second).state == RunState.QUEUED
 

@@ -59,8 +59,8 @@ def test_who_is_in_a_project_cannot_be_in_it_twice(school: School) -> None:
     before = school.everything()
     for act, actor, sentence in (
         (membership.follow, STRANGER, "You already follow “Sinks of attention”"),
-        (membership.follow, GRACE, "You are in “Sinks of attention” already"),
-        (membership.follow, ADA, "You are in “Sinks of attention” already"),
+        (membership.follow, GRACE, "You are already in “Sinks of attention”"),
+        (membership.follow, ADA, "You are already in “Sinks of attention”"),
     ):
         with pytest.raises(ConflictError, match=sentence):
             school.call(act, actor, project)

@@ -104,7 +104,7 @@ class Story(Hosts):
         """Start again what is down long enough, or has ended by itself."""
         for (name, _), process in list(self.running.items()):
             if process.poll() is not None:
-                raise AssertionError(f"the part of {name} ended by itself with status {process.returncode}")
+                raise AssertionError(f"the part of {name} ended by itself with status {process.poll()}")
         for name, again in list(self.down.items()):
             if time.monotonic() >= again:
                 del self.down[name]

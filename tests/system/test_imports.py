@@ -57,7 +57,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("policies",),
         ("quotas",),
         ("lifecycle",),
-        ("bans", "findings", "membership", "moderation", "updates"),
+        ("bans", "findings", "membership", "moderation", "notify", "updates"),
     ),
     "broker": (
         ("end_reasons", "fence", "lab_store", "store"),
@@ -82,7 +82,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("rate_limit", "renderer", "tables", "text", "turns"),
+        ("mention", "rate_limit", "renderer", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),

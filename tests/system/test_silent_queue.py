@@ -1,8 +1,9 @@
 """The queue's server falls silent, as behind a proxy that passes nothing on: connections stay open, nothing answers."""
 
-import subprocess
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from projects.db.database import Database
 from projects.settings import Settings
 from tests import forked
 from tests.broker.lab import Lab, settings
+from tests.forked import Forked
 from tests.outage import Relay
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
 from tests.system.test_queue_failover import Queue
 
 PARTS = ("worker", "publisher", "scheduler")
+MINUTE = timedelta(seconds=59)  # by a clock of the scheduler's, and told by another
 
 
 class Site:
@@ -31,20 +34,20 @@ class Site:
         self.queue = Queue(home)
         self.relay = Relay("127.0.0.1", self.queue.port)
         address = f"redis://127.0.0.1:{self.relay.port}/0"
-        self.settings: Settings = settings(home / "home", redis_url=address, tick_seconds=0.3, worker_concurrency=1)
+        self.settings: Settings = settings(home / "home", redis_url=address, worker_concurrency=1)
         self.db = Database(self.settings.database)
         self.db.migrate()
         self.lab = Lab(self.db)
         self.lab.pool()
         python = python_with_trainer(home, "import time; time.sleep(3600)")
-        self.running = {part: self._start(str(python), part) for part in PARTS}
+        self.running = {part: self._start(python, part) for part in PARTS}
         for part in PARTS:
             wait_for(partial(self.has_said, part, "ready"), f"a {part} that is ready")
 
-    def _start(self, python: str, part: str) -> "subprocess.Popen[bytes]":
-        command, given = [python, "-m", "cli.main", part], environment(self.settings, part)
-        with (self.home / f"{part}.log").open("ab") as log:
-            return subprocess.Popen(command, env=given, stdout=log, stderr=log, start_new_session=True)
+    def _start(self, python: Path, part: str) -> Forked:
+        log, given = self.home / f"{part}.log", environment(self.settings, part)
+        log.touch()
+        return forked.module("cli.main", log, given, part, python=python, session=True)
 
     def log(self, part: str) -> str:
         return (self.home / f"{part}.log").read_text()
@@ -76,7 +79,7 @@ class Site:
         """Send the publisher a message."""
         code = f"from broker.scheduling import tasks; tasks.notify_publish({run})"
         log, given = self.home / "sent.log", environment(self.settings, "scheduler")
-        assert forked.Forked(code, log, given).wait(PATIENCE) == 0
+        assert Forked(code, log, given).wait(PATIENCE) == 0
 
     def close(self) -> None:
         for process in self.running.values():
@@ -109,7 +112,9 @@ def test_every_part_notices_a_silent_queue_waits_and_goes_on(site: Site) -> None
     for part in ("worker", "publisher"):
         wait_for(partial(site.has_said, part, "Connection to broker lost"), f"the {part} to notice")
         wait_for(partial(site.has_beaten, part, site.beat(part)), f"the {part} to say that it lives")
-    assert site.log("scheduler").count("the queue could not be reached") == 1, "one line a minute"
+    said = [line.split()[0] for line in site.log("scheduler").splitlines() if "the queue could not be reached" in line]
+    at = [datetime.fromisoformat(moment) for moment in said]
+    assert all(later - earlier >= MINUTE for earlier, later in pairwise(at)), "one line a minute"
     assert all(process.poll() is None for process in site.running.values())
     site.relay.pass_on()
     wait_for(partial(site.is_claimed, second), "the run that waited to start")

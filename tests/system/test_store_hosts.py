@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pytest
 from sqlalchemy import update
 
 from broker import store as stores
@@ -18,11 +21,12 @@ from projects.db.columns import utcnow
 from projects.settings import Settings
 from tests.broker.copying import HAS, LACKS, add, launch, projects, propose, push, songs
 from tests.broker.lab import settings
+from tests.databases import database_url, postgres
 from tests.patience import wait_for
 from tests.seaweed import SECRET, Seaweed, seaweed
 from tests.system.worker_hosts import LAB, Hosts
 
-__all__ = ["seaweed"]
+__all__ = ["database_url", "postgres", "seaweed"]
 
 # Each attempt does ten steps more than the checkpoint that it is given; the second one is the last.
 TRAINER = """
@@ -65,8 +69,8 @@ waited = partial(wait_for, every=0.5)
 class StoreHosts(Hosts):
     """Two hosts, whose workers serve all pools."""
 
-    def __init__(self, home: Path, given: Settings) -> None:
-        super().__init__(home, NAMES, given=given, stop_grace_seconds=5.0)
+    def __init__(self, home: Path, given: Settings, **how: Any) -> None:
+        super().__init__(home, NAMES, given=given, stop_grace_seconds=5.0, **how)
         self.lab.pool()
         self.start(LAB, "scheduler")
 
@@ -95,20 +99,28 @@ class StoreHosts(Hosts):
 
 
 @contextmanager
-def hosts(home: Path, given: Settings) -> Iterator[StoreHosts]:
-    there = StoreHosts(home, given)
+def hosts(home: Path, given: Settings, **how: Any) -> Iterator[StoreHosts]:
+    there = StoreHosts(home, given, **how)
     try:
         yield there
     finally:
         there.close()
 
 
-def test_a_run_goes_on_at_its_last_checkpoint_when_its_host_is_lost_for_good(seaweed: Seaweed, tmp_path: Path) -> None:
-    with hosts(tmp_path, seaweed.settings(settings(tmp_path / "lab"), prefix="lost")) as lab:
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_run_goes_on_at_its_last_checkpoint_when_its_host_is_lost_for_good(
+    seaweed: Seaweed, database_url: str, tmp_path: Path
+) -> None:
+    """Each host is a container that reaches PostgreSQL, Valkey and the store over TCP, and shares nothing else."""
+    given = seaweed.settings(settings(tmp_path / "lab"), prefix="lost")
+    with hosts(tmp_path, given, database_url=database_url, in_containers=True) as lab:
         lab.add("here")
         run = lab.launch()
         waited(lambda: lab.has_done(run, 10) and lab.in_store(run, 1, 10), "a checkpoint in the store")
+        inside = psutil.Process(lab.running["here", "worker"].pid).children(recursive=True)
+        assert any("trainer" in process.cmdline() for process in inside)
         lab.lose("here")
+        assert not any(process.is_running() for process in inside), "all of the host has ended at once"
         lab.add("there")
         waited(lambda: lab.lab.run(run).state in ENDED, "the run's end on the other host")
         assert lab.lab.run(run).state == RunState.FINISHED

@@ -24,6 +24,7 @@ from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 from tests.environment import bare
 from tests.patience import PATIENCE, until
+from tests.system.forked_parts import ForkedParts
 
 SOON = {"lease_seconds": 3.0}
 """A bot's settings by which another takes over its delivery soon."""
@@ -131,11 +132,11 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
 
 async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
-    parts = Parts(tmp_path / "logs")
+    parts = ForkedParts(tmp_path / "logs")
     console = Console(quiet=True)
     try:
         stage = await set_stage(tmp_path, parts, bot=SOON)
-        stage.override = "steps=24"
+        stage.override = "steps=24, batch=4, micro_batch=2, sequence_length=32"
         for act in (story.propose, story.join, story.confirm, story.scope, story.request, story.approve):
             await act(stage, console)
             if act in (story.propose, story.scope):

@@ -35,7 +35,8 @@ def test_runs_on_two_clusters_at_once(clusters: dict[str, Cluster], tmp_path: Pa
     lab = hosts.lab
 
     def work() -> None:
-        hosts.start("here", "worker", python=hosts.python("here", TRAINER.replace("END", "None")))
+        serves = [word for name in clusters for word in ("--pool", name)]
+        hosts.start("here", "worker", *serves, python=hosts.python("here", TRAINER.replace("END", "None")))
 
     def runs_on(name: str) -> list[int]:
         """The numbers of the jobs that run on a cluster."""

@@ -15,9 +15,11 @@ from broker.runs.attempts import Attempt
 from cli.services import environment
 from projects.db.database import Database
 from projects.settings import Settings
+from tests import forked
 from tests.broker.lab import POOL, Lab, settings
 from tests.broker.test_publisher import checkpoint
 from tests.containers import contained
+from tests.forked import Forked
 from tests.patience import PATIENCE
 from tests.standin import python_with_trainer
 from tests.system import processes
@@ -48,12 +50,12 @@ class Hosts:
             "database_url": database_url or f"sqlite:///{home / 'stoa.db'}",
             "redis_url": f"redis://127.0.0.1:{self.queue.port}/0",
         }
-        own = {"lease_seconds": 60.0, "tick_seconds": 0.3, "worker_concurrency": 1}
+        own = {"lease_seconds": 60.0, "worker_concurrency": 1}
         base = (given or settings(home)).model_dump() | place | own | changes
         self.settings = {
             name: Settings.model_validate(base | {"home": home / name, "host_name": name}) for name in (*names, LAB)
         }
-        self.running: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+        self.running: dict[tuple[str, str], subprocess.Popen[bytes] | Forked] = {}
         self.db = Database(self.settings[LAB].database)
         self.db.migrate()
         self.lab = Lab(self.db)
@@ -61,13 +63,17 @@ class Hosts:
     def start(self, host: str, part: str, *options: str, python: Path | None = None) -> None:
         """Start a part of a host and wait for nothing."""
         (self.home / host).mkdir(exist_ok=True)
+        log, given = self.home / host / f"{part}.log", environment(self.settings[host], part)
+        # A forked process is not found by the home it names: a part that starts others begins anew.
+        if part == "scheduler" and python is None:
+            self.running[host, part] = forked.module("cli.main", log, given, part, *options, session=True)
+            return
         command = [str(python or sys.executable), "-m", "cli.main", part, *options]
         if self.in_containers and host != LAB:
             command = contained(host, command)
-        given = environment(self.settings[host], part)
-        with (self.home / host / f"{part}.log").open("ab") as log:
+        with log.open("ab") as out:
             self.running[host, part] = subprocess.Popen(
-                command, env=given, stdout=log, stderr=log, start_new_session=True
+                command, env=given, stdout=out, stderr=out, start_new_session=True
             )
 
     def python(self, host: str, trainer: str) -> Path:

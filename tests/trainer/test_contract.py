@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
-from tests.trainer.conftest import run_trainer, start_trainer, write_config
+from tests.trainer.conftest import TINY, run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
 from trainer.checkpoint import folders, metadata
 from trainer.contract import checkpoint_folder
@@ -177,12 +178,16 @@ def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: 
     assert len([event for event in lines(out / "events.jsonl") if event["event"] in ("started", "finished")]) == 2
 
 
-def test_hosts_with_other_configurations_do_not_train_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["configuration", "prepared corpus"])
+def test_hosts_that_start_otherwise_do_not_train_together(what: str, finished: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.2", 0)) as free:
         port = free.getsockname()[1]
     hosts = []
-    for number, rate in enumerate((0.01, 0.5)):
-        config = write_config(tmp_path / f"{number}.yml", {"optimizer": {"learning_rate": rate}})
+    for number in range(2):
+        sections = {"optimizer": {"learning_rate": 0.01 + number / 2}}
+        if what == "prepared corpus":
+            sections = {"data": TINY["data"] | {"prepared": str(prepared_beside(finished, tmp_path / f"data{number}"))}}
+        config = write_config(tmp_path / f"{number}.yml", sections)
         options = ("--hosts", "2", "--host", str(number), "--rendezvous", f"127.0.0.2:{port}")
         hosts.append(start_trainer("train", config, "--out", tmp_path / "out", *options))
     try:
@@ -192,9 +197,16 @@ def test_hosts_with_other_configurations_do_not_train_together(tmp_path: Path) -
             with suppress(ProcessLookupError):
                 os.killpg(host.pid, signal.SIGKILL)
             host.wait(PATIENCE)
-    assert outcome(tmp_path / "out")["reason"] == (
-        "The configuration of rank 1 is not that of rank 0; start all hosts alike."
-    )
+    assert outcome(tmp_path / "out")["reason"] == f"The {what} of rank 1 is not that of rank 0; start all hosts alike."
+
+
+def prepared_beside(finished: Path, folder: Path) -> Path:
+    """A copy of a run's data whose manifest tells of another text than those of other copies."""
+    shutil.copytree(finished / "data", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sources"][0]["train"]["sha256"] = folder.name
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.mark.parametrize(

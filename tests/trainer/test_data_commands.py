@@ -170,11 +170,13 @@ def test_inspect_holds_prepared_files_against_their_manifest(tmp_path: Path) -> 
 
 def test_mixtures() -> None:
     assert run.invoke(app, ["mixtures"]).stdout.splitlines() == [
-        "common-pile: 31 sources by weight",
+        "common-pile: 31 sources by weight, and weights by name: cooldown",
         "pile: 22 sources by epochs",
         "pile-deduplicated: 1 source by weight",
     ]
     assert "LicenseRef-Public" in run.invoke(app, ["mixtures", "pile"]).stdout
+    [doab] = [line for line in run.invoke(app, ["mixtures", "common-pile"]).stdout.splitlines() if "doab " in line]
+    assert [cell.strip() for cell in doab.split("│")[3:5]] == ["18", "6"]
     assert run.invoke(app, ["mixtures", "heap"]).exit_code == 78
 
 

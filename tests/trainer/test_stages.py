@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.trainer.conftest import TINY, run_trainer, write_config
@@ -15,10 +16,13 @@ from trainer import stages
 from trainer.check import check
 from trainer.checkpoint.resume import find_starting_point
 from trainer.config import ConfigError, TrainConfig, dump, load, load_recipe, parse
+from trainer.contract import Status
 from trainer.data.corpus import Corpus
 from trainer.data.order import BLOCK, Order, StagedOrder
+from trainer.distributed.parallel_dims import ParallelDims
 from trainer.lr_schedule import learning_rate
 from trainer.stages import StageConfig
+from trainer.train import train
 
 DOCS = {"python-docs": 1.0}
 TWO: list[dict[str, Any]] = [{"steps": 8}, {"steps": 4, "weights": DOCS, "peak_ratio": 0.5, "decay": "linear"}]
@@ -67,9 +71,13 @@ def test_comma_has_the_published_stages() -> None:
     percent = {name: round(100 * count / sum(cooldown.tokens.values()), 1) for name, count in cooldown.tokens.items()}
     assert len(percent) == 15
     assert (percent["stackv2_edu"], percent["wikimedia"], percent["cccc"]) == (17.2, 16.0, 11.5)
-    assert "18,000 steps, rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
+    assert "18,000 steps, learning rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
     assert config.saves.is_due(460_000, 478_000)
     assert not config.saves.is_due(455_000, 478_000)
+    assert written().saves.first_after(5, 12) == 8
+    # A member's learning rate is that of all stages, each in its proportion.
+    hotter = load_recipe("comma-7b", {"learning_rate": "2e-3"})
+    assert rate(hotter, 460_000) == pytest.approx(2 * ends_at, rel=1e-4)
 
 
 def test_stages_share_the_steps_in_proportion() -> None:
@@ -181,6 +189,8 @@ def test_a_run_of_two_stages(staged: Path, finished: Path, tmp_path: Path) -> No
     resume from the boundary or before it is the same to the bit."""
     saved = [event["step"] for event in lines(staged / "events.jsonl") if event["event"] == "checkpoint"]
     assert saved == [0, 1, 2, 4, 5, 8, 10, 12]
+    begun = [event["message"] for event in lines(staged / "events.jsonl") if "begins" in event.get("message", "")]
+    assert begun == ["stage 1 of 2 begins: 8 steps", "stage 2 of 2 begins: 4 steps, on python-docs"]
     metrics = lines(staged / "metrics.jsonl")
     assert metrics[0]["loss"] == lines(finished / "metrics.jsonl")[0]["loss"]
     assert [line["lr"] for line in metrics] == [rate(load(staged / "config.yml"), step) for step in range(12)]
@@ -204,6 +214,29 @@ def test_a_run_of_two_stages(staged: Path, finished: Path, tmp_path: Path) -> No
         assert result.returncode == 0, result.stderr
         losses = [line["loss"] for line in lines(out / "metrics.jsonl")]
         assert losses == [line["loss"] for line in metrics[step:]]
+
+
+def test_a_run_that_is_paused_in_each_stage_and_between_them_is_the_same(staged: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path / "tiny.yml", {"data": {"prepared": str(staged / "data")}})
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stages": TWO}))
+    config, dims = load(path), ParallelDims(0, 1, torch.device("cpu"), 1, 1)
+
+    def measured(out: Path) -> list[dict[str, Any]]:
+        return lines(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
+
+    def go(out: Path, until: int) -> tuple[Status, int]:
+        """Train, with a stop that is asked for while step `until` is done."""
+        out.mkdir(exist_ok=True)
+        start = find_starting_point(config, out)
+        return train(config, out, start, dims, lambda: len(measured(out)) >= until - 1)
+
+    assert go(tmp_path / "whole", 99) == (Status.DONE, 12)
+    assert [go(tmp_path / "paused", until) for until in (3, 8, 10)] == [(Status.STOPPED, step) for step in (3, 8, 10)]
+    assert go(tmp_path / "paused", 99) == (Status.DONE, 12)
+    whole, paused = ([(m["loss"], m["lr"]) for m in measured(tmp_path / out)] for out in ("whole", "paused"))
+    assert paused == whole
+    told = [event.get("message", "") for event in lines(tmp_path / "paused" / "events.jsonl")]
+    assert [message[:18] for message in told if "begins" in message] == ["stage 1 of 2 begin", "stage 2 of 2 begin"]
 
 
 def test_stages_change_on_wish_and_never_what_was_read(staged: Path, tmp_path: Path) -> None:
@@ -244,4 +277,4 @@ def test_check_tells_the_stages(staged: Path, tmp_path: Path) -> None:
         {"python-docs": 1536, "python-stdlib": 1536}
     )
     said = " ".join(run_trainer("check", path).stdout.split())
-    assert "4 steps, rate 0.005 → 0.002: 1.0 k of python-docs" in said
+    assert "4 steps, learning rate 0.005 → 0.002: 1.0 k of python-docs" in said

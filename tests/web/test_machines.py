@@ -174,10 +174,14 @@ def test_a_claim_reads_and_writes_what_a_trainer_does(lab: Lab, client: httpx2.C
     large = tmp_path / "large"
     large.mkdir()
     (large / "weights").write_bytes(b"12345678" * 2**18)
+    deep = Path("é" * 120, "long" * 60, f"{'n' * 240}, the end")
+    (large / deep).parent.mkdir(parents=True)
+    (large / deep).write_bytes(b"la")
     store.push(large, f"{own}/checkpoints/step3")
     assert store.pull(f"{own}/checkpoints/step3", tmp_path / "again")
     assert (tmp_path / "again" / "weights").read_bytes() == (large / "weights").read_bytes()
-    assert store.names(f"{own}/checkpoints/step3") == ["weights", "whole"]
+    assert (tmp_path / "again" / deep).read_bytes() == b"la"
+    assert store.names(f"{own}/checkpoints/step3") == ["weights", "whole", "é" * 120]
     store.write(f"{own}/outcome.json", json.dumps({"status": 75}).encode())
     assert ada.ask("POST", "settle", json={"status": 75}) == 200
     assert wait_end(runner) == 75
@@ -279,7 +283,7 @@ def refused(own: str) -> Iterator[tuple[str, str, dict[str, Any], int]]:
         "%2Fetc/passwd",
         f"{own}/checkpoints/step1/a%00b",
         f"{own}/checkpoints/step1/..%5C..%5Corder.json",
-        f"{own}/checkpoints/step1/{'a' * 600}",
+        f"{own}/checkpoints/step1/{'a' * 1200}",
     ):
         yield "PUT", f"objects/{name}", {"content": b"{}"}, 400
         yield "GET", f"objects/{name}", {}, 400

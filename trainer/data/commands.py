@@ -20,7 +20,7 @@ from rich.table import Table
 
 from trainer.config import load
 from trainer.contract import CorpusKind
-from trainer.data.config import SourceConfig, mixture, mixture_names
+from trainer.data.config import SourceConfig, mixture, mixture_names, named_weights
 from trainer.exits import one_sentence
 from trainer.folder_lock import locked_beside
 from trainer.schema import ConfigError
@@ -152,17 +152,20 @@ def mixtures(name: Annotated[str | None, typer.Argument(help="Show the sources o
             for each in mixture_names():
                 sources = mixture(each)
                 count = "1 source" if len(sources) == 1 else f"{len(sources)} sources"
-                print(f"{each}: {count} by {'weight' if 'weight' in sources[0] else 'epochs'}")
+                by_name = ", ".join(named_weights(each))
+                others = f", and weights by name: {by_name}" if by_name else ""
+                print(f"{each}: {count} by {'weight' if 'weight' in sources[0] else 'epochs'}{others}")
             return
         try:
             listed = [SourceConfig.model_validate(source) for source in mixture(name)]
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        table = Table()
-        for key in ("source", "licence", "weight" if listed[0].weight else "epochs", "place"):
+        named, table = named_weights(name), Table()
+        for key in ("source", "licence", "weight" if listed[0].weight else "epochs", *named, "place"):
             table.add_column(key, overflow="fold")
         for source in listed:
-            table.add_row(source.name, source.licence, f"{source.share:g}", source.path or source.dataset)
+            own = [f"{weights[source.name]:g}" if source.name in weights else "" for weights in named.values()]
+            table.add_row(source.name, source.licence, f"{source.share:g}", *own, source.path or source.dataset)
         Console().print(table)
 
 

@@ -231,11 +231,17 @@ def mixture_weights(name: str | None, weights: str) -> dict[str, float]:
         raise ValueError(
             f"The weights {weights[:60]!r} are a name, which only a data.mixture has; give weights by source."
         )
-    known = _mixture_file(str(name)).get("weights", {})
+    known = named_weights(str(name))
     if weights not in known:
         has = ", ".join(known) or "none"
         raise ValueError(f"The mixture {name} has no weights {weights[:60]!r}; those that it has by name are {has}.")
-    return dict(known[weights])
+    return known[weights]
+
+
+def named_weights(name: str) -> dict[str, dict[str, float]]:
+    """The weights that a mixture of this package has by name, such as those of a cool-down, each by source. Raises
+    ValueError for an unknown name."""
+    return dict(_mixture_file(name).get("weights", {}))
 
 
 def _mixture_file(name: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Corpus:
         self._shares = self._weights
         if config.stages:
             weights = [stages_of.weights_in(stage, names, usual) for stage in config.stages]
-            ends = [end * config.training.batch for end in stages_of.ends(config.stages)]
+            ends = [end * config.training.batch for end in config.stage_ends]
             self.order = StagedOrder(weights, ends, self._rows, seed)
             self._shares = np.array(stages_of.shares(config.stages, names, usual))
         if config.data.order == "stored":

@@ -121,6 +121,12 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return content
 
 
+def content_of(manifest: Mapping[str, Any]) -> list[Any]:
+    """What tells prepared data from others: the hashes of their tokenizer and of each source's tokens."""
+    sources = [[source["name"], *(source[split]["sha256"] for split in SPLITS)] for source in manifest["sources"]]
+    return [manifest["tokenizer"]["sha256"], sources]
+
+
 def verify(folder: Path, prefix: str = "", largest: float = CHECKED_BYTES) -> None:
     """Raise ConfigError unless the prepared files whose names begin with `prefix` have their checksums.
 

@@ -7,6 +7,7 @@ the most communication.
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from trainer import hardware
 from trainer.code_version import code_version
 from trainer.config import ConfigError, ParallelConfig
+from trainer.data.prepare import content_of, manifest_of
 from trainer.distributed.ranks import Assignment
 
 TIMEOUT = timedelta(minutes=30)
@@ -106,10 +108,11 @@ def init_distributed(assignment: Assignment, parallel: ParallelConfig) -> Parall
 
 
 def _require_same_start(assignment: Assignment) -> None:
-    """Raise ConfigError on every rank unless all ranks have the same configuration, checkpoint and code: each host was
-    started by hand."""
+    """Raise ConfigError on every rank unless all have the same configuration, data, checkpoint and code: each host was
+    started by hand. Prepared data may lie at another place on each host, and are the same by their content."""
     mine = {
-        "configuration": assignment.config.model_dump(mode="json"),
+        "configuration": assignment.config.model_dump(mode="json", exclude={"data": {"prepared"}}),
+        "prepared corpus": _prepared(assignment.config.data.prepared),
         "checkpoint to go on from": (assignment.start.step, assignment.start.parent),
         "version of the trainer": code_version(),
     }
@@ -119,6 +122,14 @@ def _require_same_start(assignment: Assignment) -> None:
         for what, ours in everyone[0].items():
             if theirs[what] != ours:
                 raise ConfigError(f"The {what} of rank {rank} is not that of rank 0; start all hosts alike.")
+
+
+def _prepared(folder: str | None) -> object:
+    """What the folder of prepared data holds, by its hashes; None where there is none."""
+    try:
+        return None if folder is None else content_of(manifest_of(Path(folder)))
+    except ConfigError:
+        return None
 
 
 def with_groups(dims: ParallelDims) -> ParallelDims:

@@ -6,6 +6,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from bot.commands.project.forms import ProposeForm, ScopeForm
+from bot.delivery import follower_roles
 from projects import lifecycle, membership, projects
 
 HELPS = "**Next** Say hello in its channel or thread; `/stoa help` there shows what you can do."
@@ -29,7 +30,8 @@ async def followed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(membership.follow, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
     title = text.line(project.title, 160)
-    return f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+    said = f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+    return " ".join(filter(None, [said, await follower_roles.remark(interaction.client, project_id)]))
 
 
 async def confirmed(interaction: Interaction, entry_id: int) -> str:

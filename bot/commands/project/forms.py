@@ -55,14 +55,16 @@ class ProposeForm(Form):
 
 
 class ScopeForm(Form):
-    """The scope of a project; its release policy and licence were chosen with the command."""
+    """The scope of a project; its release policy was chosen with the command."""
 
     def __init__(self, project_id: int, release_policy: str, licence: str) -> None:
-        self.project_id, self.release_policy, self.licence = project_id, release_policy, licence
+        self.project_id, self.release_policy = project_id, release_policy
         self.goal = long(USUAL, "What will exist at the end that does not exist today?")
         self.plan = long(LONG, "The steps to it, and who does them")
         self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you estimated them")
         self.release = long(BRIEF, "Models, data, code, a report: what others can use")
+        options = [discord.SelectOption(label=each, default=each == licence) for each in projects.LICENCES]
+        self.licence: ui.Select[Any] = ui.Select(options=options)
         super().__init__(
             "The scope of the project",
             {
@@ -70,6 +72,7 @@ class ScopeForm(Form):
                 "Plan": self.plan,
                 "Estimate of compute": self.compute,
                 "What will be released": self.release,
+                "Licence of the models": self.licence,
             },
         )
 
@@ -85,7 +88,7 @@ class ScopeForm(Form):
             compute=self.compute.value,
             release=self.release.value,
             release_policy=self.release_policy,
-            licence=self.licence,
+            licence=self.licence.values[0],
             min_people=app.settings.min_people,
         )
         project = await app.read(projects.view, self.project_id)

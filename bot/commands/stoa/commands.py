@@ -1,9 +1,11 @@
 """`/stoa …`: setup, help, and what only admins do; the domain decides who may."""
 
 import functools
+from collections.abc import Mapping
 
 import discord
 from discord import app_commands
+from discord.app_commands import Choice
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
@@ -22,9 +24,9 @@ from bot.commands.stoa.forms import (
 from broker.allocations import pools, reservations, shares, sponsor_shares
 from broker.reports import cluster
 from broker.reviews import inventory
-from projects import bans, policies, projects, rights
+from projects import bans, notify, policies, projects, rights
 from projects.errors import ConflictError, InvalidError, NotFoundError
-from projects.people import Actor
+from projects.people import Actor, Notify
 from projects.record import record, redaction
 from projects.rights import Act
 
@@ -86,6 +88,31 @@ async def setup(
 async def help_here(interaction: Interaction) -> None:
     """Show the commands that the table of rights allows the user in this channel."""
     await buttons.show_help(interaction, 0)
+
+
+NOTIFY: Mapping[Notify, str] = {
+    Notify.ALL: "You are mentioned in what concerns you, and in the news of all projects that you work on or follow.",
+    Notify.MINE: (
+        "You are mentioned in what concerns you: the ends of your runs, what is decided about your requests, who joins "
+        "a project that you lead, and the news of projects that you follow."
+    ),
+    Notify.NONE: "Nothing mentions you.",
+}
+
+
+@stoa.command(name="notify", description="Choose what mentions you; without a choice, show what does")
+@app_commands.describe(what="all: also news of projects you work on; mine: what concerns you; none: nothing")
+@app_commands.choices(what=[Choice(name=each, value=each) for each in Notify])
+async def choose_mentions(interaction: Interaction, what: str | None = None) -> None:
+    """Set what mentions the user, and answer with what does."""
+    await acknowledge(interaction)
+    app, who = interaction.client, actor(interaction)
+    if what is not None:
+        await app.write(notify.choose, who, Notify(what))
+    chosen = await app.read(notify.chosen, who)
+    other = ", ".join(f"“{each}”" for each in Notify if each != chosen)
+    said = f"“{chosen}” is set. {NOTIFY[chosen]} `/stoa notify` changes that to {other}."
+    await errors.reply(interaction, said)
 
 
 @stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")

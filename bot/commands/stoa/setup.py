@@ -72,8 +72,9 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         if changed or not app.server.by_admins:
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
         await app.reload_server()
-        said = _said(found, made, changed)
-        return said if guild.me.guild_permissions.pin_messages else f"{said}\n{UNPINNED}"
+        permissions = guild.me.guild_permissions
+        said = _said(found, made, changed, server.lacking_to_mention(permissions))
+        return said if permissions.pin_messages else f"{said}\n{UNPINNED}"
 
 
 def _demand_apart(found: Mapping[str, Target]) -> None:
@@ -172,7 +173,7 @@ async def _make(guild: discord.Guild, name: str, found: Mapping[str, Target]) ->
         raise ConflictError(f"Discord did not say whether it has made “{new.name}”: use /stoa setup again.") from error
 
 
-def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object]) -> str:
+def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, object], lacking: str) -> str:
     lines = ["Stoa is set up." if changed else "Stoa is already set up: nothing was changed."]
     for name, target in found.items():
         new = NEW[name]
@@ -181,6 +182,8 @@ def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, ob
         lines.append(f"- {new.label}: {shown}{how}")
     if set(made).intersection(server.ROLES):
         lines.append("Give people the new roles in the server's settings, under Members.")
+    if lacking:
+        lines.append(f"So that reviewers and followers are mentioned, grant the bot's role {lacking}, under Roles.")
     return "\n".join(lines)
 
 

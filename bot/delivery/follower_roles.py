@@ -1,0 +1,241 @@
+"""The role of each project that its news mention: made for its first follower, given, taken, and deleted at the end.
+
+The bot gives the role to whoever the news of the project are to mention (`notify.hears_news`). Where the server has as
+many roles as Discord allows, or the bot may not manage roles, a project has none and its news mention nobody.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import aiohttp
+import discord
+import structlog
+from sqlalchemy import and_, delete
+from sqlalchemy.orm import Session
+from sqlmodel import col, select
+
+from bot import server
+from bot.app import App
+from bot.mention import Mention
+from bot.tables import DiscordRole, DiscordRoleHolder
+from projects import notify
+from projects.db.columns import utcnow
+from projects.people import Person
+from projects.projects import ENDED, Membership, Project
+
+MOST_ROLES = 250
+"""The most roles that Discord allows a server."""
+AT_ONCE = 20
+KEPT_FOR = timedelta(days=7)
+"""For so long the role of an ended project stays, so that its last news can be read as a mention."""
+PAUSE_SECONDS, REFUSED_SECONDS = 1.0, 60.0
+REASON = "The followers of a project"
+UNKNOWN_ROLE = 10011
+
+Holding = tuple[int, str]
+"""A project's number and the Discord id of somebody who holds its role, or is to hold it."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the roles of the server lack; `over` are the projects whose role is to be deleted."""
+
+    give: Sequence[Holding]
+    take: Sequence[Holding]
+    over: Sequence[int]
+
+
+class FollowerRoles:
+    """Brings the roles of all projects to what they should be, a few changes at a time."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self._not_before = 0.0
+
+    async def update(self) -> None:
+        """Make the next changes; what Discord refuses is tried again in a minute."""
+        guild = self.app.get_guild(self.app.server.guild)
+        if guild is None or guild.unavailable or not guild.me.guild_permissions.manage_roles:
+            return
+        if time.monotonic() < self._not_before:
+            return
+        self._not_before = time.monotonic() + PAUSE_SECONDS
+        changes = await self.app.read(_changes)
+        work = [partial(self._take, guild, *held) for held in changes.take]
+        work += [partial(self._delete, guild, project_id) for project_id in changes.over]
+        work += [partial(self._give, guild, *held) for held in changes.give]
+        for each in work:
+            try:
+                await each()
+            except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+                self._not_before = time.monotonic() + REFUSED_SECONDS
+                log.warning("a role cannot be changed; it is tried again", reason=str(error))
+
+    async def _give(self, guild: discord.Guild, project_id: int, discord_id: str) -> None:
+        role_id = await self._role(guild, project_id)
+        member = None if role_id is None else await _member(guild, discord_id)
+        if role_id is None:
+            return
+        if member is not None:
+            try:
+                await member.add_roles(discord.Object(role_id), reason=REASON)
+            except discord.NotFound as error:
+                await self._lost(project_id, error)
+                return
+        # Who has left the server is noted too, or would be looked for again and again.
+        await self.app.write(_held, project_id, discord_id)
+
+    async def _take(self, guild: discord.Guild, project_id: int, discord_id: str) -> None:
+        row = await self.app.read(_row, project_id)
+        member = await _member(guild, discord_id)
+        if row is not None and not row.gone and member is not None:
+            try:
+                await member.remove_roles(discord.Object(int(row.role_id)), reason=REASON)
+            except discord.NotFound as error:
+                await self._lost(project_id, error)
+        await self.app.write(_not_held, project_id, discord_id)
+
+    async def _role(self, guild: discord.Guild, project_id: int) -> int | None:
+        """The id of the project's role, which is made if need be; None where the server has no room for another."""
+        row = await self.app.read(_row, project_id)
+        if row is not None:
+            return None if row.gone else int(row.role_id)
+        if len(guild.roles) >= MOST_ROLES:
+            return None
+        name = f"P{project_id} followers"
+        # One that was made just before a crash is found again.
+        role = next(
+            (role for role in await guild.fetch_roles() if role.name == name and not role.permissions.value), None
+        )
+        if role is None:
+            role = await guild.create_role(
+                name=name, permissions=discord.Permissions.none(), mentionable=False, reason=REASON
+            )
+        await self.app.write(_made, project_id, str(role.id))
+        return role.id
+
+    async def _delete(self, guild: discord.Guild, project_id: int) -> None:
+        row = await self.app.read(_row, project_id)
+        role = None if row is None else guild.get_role(int(row.role_id))
+        if role is not None:
+            try:
+                await role.delete(reason="The project has ended")
+            except discord.NotFound as error:
+                await self._lost(project_id, error)
+        await self.app.write(_gone, project_id)
+
+    async def _lost(self, project_id: int, error: discord.NotFound) -> None:
+        """Note that somebody has deleted a project's role: it is not made again. Raises any other `error`."""
+        if error.code != UNKNOWN_ROLE:
+            raise error
+        log.warning("a project's role was deleted; its news mention nobody", project=project_id)
+        await self.app.write(_gone, project_id)
+
+
+async def mention(app: App, project_id: int) -> Mention | None:
+    """The mention of a project's followers; None while the project has no role."""
+    row = await app.read(_row, project_id)
+    guild = app.get_guild(app.server.guild)
+    if row is None or row.gone or guild is None or guild.get_role(int(row.role_id)) is None:
+        return None
+    return Mention.role(int(row.role_id))
+
+
+async def remark(app: App, project_id: int) -> str:
+    """A sentence for somebody who follows a project whose news will mention nobody; empty where they will."""
+    guild = app.get_guild(app.server.guild)
+    row = await app.read(_row, project_id)
+    if guild is None:
+        return ""
+    if row is not None:
+        there = not row.gone and guild.get_role(int(row.role_id)) is not None
+        return "" if there else "Its news mention nobody, as its role was deleted."
+    if lacking := server.lacking_to_mention(guild.me.guild_permissions):
+        return f"Its news mention nobody until an admin grants the bot's role {lacking}."
+    if len(guild.roles) >= MOST_ROLES:
+        return f"Its news mention nobody for now, as Discord allows no more than {MOST_ROLES} roles in a server."
+    return ""
+
+
+async def _member(guild: discord.Guild, discord_id: str) -> discord.Member | None:
+    """A member of the server; None for somebody who has left it."""
+    try:
+        return await guild.fetch_member(int(discord_id))
+    except discord.NotFound:
+        return None
+
+
+def _changes(session: Session) -> Changes:
+    hears = (
+        select(Membership.project_id, Person.discord_id)
+        .join(Person, col(Person.id) == Membership.person_id)
+        .join(Project, col(Project.id) == Membership.project_id)
+        .where(notify.hears_news())
+    )
+    holds = and_(
+        col(DiscordRoleHolder.project_id) == Membership.project_id,
+        col(DiscordRoleHolder.discord_id) == Person.discord_id,
+    )
+    give = (
+        hears.outerjoin(DiscordRoleHolder, holds)
+        .outerjoin(DiscordRole, col(DiscordRole.project_id) == Membership.project_id)
+        .where(col(DiscordRoleHolder.discord_id).is_(None), col(DiscordRole.gone).is_not(True))
+        # A project without a role comes last, as the server may have no room for it.
+        .order_by(col(DiscordRole.project_id).is_(None), col(Membership.project_id), col(Person.discord_id))
+        .limit(AT_ONCE)
+    )
+    still = hears.where(
+        col(Membership.project_id) == DiscordRoleHolder.project_id,
+        col(Person.discord_id) == DiscordRoleHolder.discord_id,
+    )
+    take = (
+        select(DiscordRoleHolder.project_id, DiscordRoleHolder.discord_id)
+        .join(Project, col(Project.id) == DiscordRoleHolder.project_id)
+        .where(col(Project.stage).not_in(ENDED), ~still.correlate(DiscordRoleHolder).exists())
+        .limit(AT_ONCE)
+    )
+    over = (
+        select(DiscordRole.project_id)
+        .join(Project, col(Project.id) == DiscordRole.project_id)
+        .where(col(Project.stage).in_(ENDED), ~col(DiscordRole.gone), col(DiscordRole.ends_at) < utcnow())
+        .limit(AT_ONCE)
+    )
+    return Changes(
+        [(number, who) for number, who in session.execute(give)],
+        [(number, who) for number, who in session.execute(take)],
+        session.scalars(over).all(),
+    )
+
+
+def let_end(session: Session, project_id: int) -> None:
+    """Note that a project has ended, so that its role is deleted in a week."""
+    row = session.get(DiscordRole, project_id)
+    if row is not None and row.ends_at is None:
+        row.ends_at = utcnow() + KEPT_FOR
+
+
+def _row(session: Session, project_id: int) -> DiscordRole | None:
+    return session.get(DiscordRole, project_id)
+
+
+def _made(session: Session, project_id: int, role_id: str) -> None:
+    session.add(DiscordRole(project_id=project_id, role_id=role_id))
+
+
+def _gone(session: Session, project_id: int) -> None:
+    session.get_one(DiscordRole, project_id).gone = True
+    session.execute(delete(DiscordRoleHolder).where(col(DiscordRoleHolder.project_id) == project_id))
+
+
+def _held(session: Session, project_id: int, discord_id: str) -> None:
+    session.merge(DiscordRoleHolder(project_id=project_id, discord_id=discord_id))
+
+
+def _not_held(session: Session, project_id: int, discord_id: str) -> None:
+    held = col(DiscordRoleHolder.project_id) == project_id
+    session.execute(delete(DiscordRoleHolder).where(held, col(DiscordRoleHolder.discord_id) == discord_id))

@@ -1,0 +1,137 @@
+"""The role of a project's followers: made, given and taken as people choose, mentioned by news, gone after the end."""
+
+import asyncio
+from datetime import timedelta
+
+import aiohttp
+import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from bot.delivery.follower_roles import MOST_ROLES
+from bot.tables import DiscordRole
+from broker.runs import settlement
+from broker.runs.progress import Ending, Progress
+from projects import lifecycle, projects, updates
+from projects.db.columns import utcnow
+from projects.projects import Outcome
+from sandbox.discord import permissions
+from sandbox.people import Channel
+from tests.bot.conftest import Lab
+from tests.bot.test_mentions import delivered, pinged
+from tests.bot.test_run_commands import launched, start
+from tests.patience import PATIENCE, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Shared = tuple[Lab, Channel]
+ROLE = "P1 followers"
+
+
+async def held_by(lab: Lab, *names: str, role: str = ROLE, gone: bool = False) -> None:
+    """Wait until just these hold the role of a project, or until it is `gone`."""
+    async with asyncio.timeout(PATIENCE):
+        while (held := await lab.guild.holders(role)) is None or gone or sorted(held) != sorted(names):
+            if gone and held is None:
+                return
+            await asyncio.sleep(0.05)
+
+
+def end_week(session: Session) -> None:
+    """Let the week after the end of every project be over."""
+    session.execute(update(DiscordRole).values(ends_at=utcnow() - timedelta(seconds=1)))
+
+
+def is_gone(session: Session, project: int) -> bool:
+    """Whether the bot knows that a project's role was deleted."""
+    return session.get_one(DiscordRole, project).gone
+
+
+async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants_none(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, omar = lab.person("Ada"), lab.person("Omar")
+    assert await lab.guild.holders(ROLE) is None
+    lab.call(updates.post_update, lab.actor("Ada"), 1, "Nobody follows yet.")
+    await delivered(lab)
+    await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MENTION_EVERYONE)
+    followed = await omar.command("project follow", channel=channel.id)
+    lacks = "until an admin grants the bot's role Mention @everyone, @here, and All Roles."
+    assert followed.text.endswith(f"Its news mention nobody {lacks}")
+    await lab.guild.set_permissions("Stoa", permissions.BOT)
+    await omar.command("project leave", channel=channel.id)
+    followed = await omar.command("project follow", channel=channel.id)
+    assert followed.text.endswith("/project join lets you contribute.")
+    await held_by(lab, "Omar")
+    lab.call(updates.post_update, lab.actor("Ada"), 1, "Somebody follows.")
+    await delivered(lab)
+    role = (await lab.guild.call("GET", "/guild"))["roles"][ROLE]
+    assert pinged(lab, "**Ada** reports:") == [(), (role,)]
+
+    shown = await ada.command("stoa notify")
+    assert shown.ephemeral
+    assert shown.text.startswith("“mine” is set. You are mentioned in what concerns you: the ends of your runs")
+    assert (await ada.command("stoa notify", what="all")).text.startswith("“all” is set. You are mentioned in what")
+    await held_by(lab, "Ada", "Omar")
+    heads = lab.heads()
+    assert (await omar.command("stoa notify", what="none")).text.startswith("“none” is set. Nothing mentions you.")
+    assert lab.heads() == heads, "the record does not tell of it"
+    await held_by(lab, "Ada")
+    await omar.command("stoa notify", what="mine")
+    await held_by(lab, "Ada", "Omar")
+    await ada.command("stoa notify", what="none")
+    await held_by(lab, "Omar")
+    pings = []
+    for _ in range(2):
+        run = await launched(lab, channel, time_limit="2m")
+        lab.call(settlement.settle, run, start(lab, run), 1.0, Progress(0, 0), Ending(0), 0)
+        await delivered(lab)
+        pings += [pinged(lab, f"Run {run} is finished")]
+        await ada.command("stoa notify", what="mine")
+    assert pings == [[(), (role,)], [("Ada",), ()]], "the first run of a project is news, and Ada wanted no mention"
+    await omar.command("project leave", channel=channel.id)
+    await held_by(lab)
+
+
+async def test_the_end_mentions_the_role_which_is_deleted_a_week_later(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    await lab.person("Omar").command("project follow", channel=channel.id)
+    await held_by(lab, "Omar")
+    role = (await lab.guild.call("GET", "/guild"))["roles"][ROLE]
+    lab.call(lifecycle.complete, lab.actor("Ada"), 1, outcome=Outcome.RESULT, learnt="It does, <@&5>.")
+    await delivered(lab)
+    assert pinged(lab, "has completed the project") == [()]
+    assert pinged(lab, "This project is completed") == [(role,)]
+    lab.call(end_week)
+    await held_by(lab, role=ROLE, gone=True)
+
+
+async def test_a_role_that_was_deleted_or_has_no_room_is_not_made_and_who_follows_hears_so(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    grace, omar = map(lab.person, ("Grace", "Omar"))
+    for title in ("Of a role that is deleted", "Of a role that has no room"):
+        await lab.propose(Title=title)
+    await omar.command("project follow", channel="general", project=2)
+    await held_by(lab, "Omar", role="P2 followers")
+    await omar.delete_role("P2 followers")
+    answer = await grace.command("project follow", channel="general", project=2)
+    assert answer.text.endswith("Its news mention nobody, as its role was deleted.")
+    lab.call(updates.post_update, lab.actor("Ada"), 2, "Nobody is told.")
+    await until(lambda: lab.call(is_gone, 2))
+    await delivered(lab)
+    assert pinged(lab, "Nobody is told.") == [()]
+    assert await lab.guild.holders("P2 followers") is None
+
+    await lab.guild.enforce_limits(False)
+    there = (await lab.guild.call("GET", "/guild"))["roles"]
+    roles = f"{lab.guild.info['discord']}/api/v10/guilds/{lab.guild.info['guild_id']}/roles"
+    headers = {"Authorization": f"Bot {lab.guild.info['bot_token']}"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for number in range(MOST_ROLES - len(there)):
+            async with http.post(roles, json={"name": f"Role {number}", "permissions": "0"}) as made:
+                assert made.status == 200
+    for person in (omar, grace):
+        answer = await person.command("project follow", channel="general", project=3)
+        assert answer.text.startswith("You follow **Of a role that has no room** now; ")
+        assert answer.text.endswith("mention nobody for now, as Discord allows no more than 250 roles in a server.")
+    assert lab.call(projects.view, 3).followers == 2
+    assert "P3 followers" not in (await lab.guild.call("GET", "/guild"))["roles"]
