@@ -11,7 +11,7 @@ from projects.projects import ENDED, ProjectView, Stage
 def of_project(
     project: ProjectView, requests: Sequence[AllocationView], runs: Sequence[RunView], *, min_people: int
 ) -> str:
-    """What has to be done next, and by whom; empty for a project that has ended."""
+    """What has to be done next, and who does it; empty for a project that has ended."""
     if project.stage in ENDED:
         return ""
     if project.stage == Stage.PAUSED:

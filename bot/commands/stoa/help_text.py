@@ -142,7 +142,7 @@ def start(commands: Sequence[Any], here: Standing, *, review: int, manages: bool
 
 
 def of_topic(commands: Sequence[Any], here: Standing, number: int, *, review: int) -> ui.LayoutView:
-    """All that the person can do of a topic, given by its number, under the role that lets them do it."""
+    """All that the person can do of a topic, under the role that lets them do it; `number` is the topic's."""
     title, groups = TOPICS[number % len(TOPICS)]
     known = {name: said for name, said in _flat(commands) if name.startswith(tuple(groups))}
     lines = [f"## {title}"]
