@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from bot.app import App
-from bot.delivery import edit_budget, outbox, posts
+from bot.delivery import edit_budget, outbox
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.posts import Destination
 from bot.delivery.sender import LockedThreadError, Sender
