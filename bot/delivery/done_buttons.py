@@ -50,12 +50,11 @@ class DoneButtons:
         """Take the buttons from under all posts that are done."""
         if not self.due:
             return
-        for entry, row in await self.app.read(_done, self.stream):  # few, as each is edited once
+        for row in await self.app.read(_done, self.stream):  # few, as each is edited once
             budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
             budget.edited(row.key, row.channel_id, age=age)
-            said = posts.render(entry, Destination(row.key.rpartition(":")[2]))
             try:
-                await self.sender.rewrite(row, said, bare=True)
+                await self.sender.rewrite(row, None)
             except OldMessageError as error:
                 self._rests_until = time.monotonic() + error.retry_after
                 budget.refused(row.channel_id, error.retry_after)
@@ -66,18 +65,17 @@ class DoneButtons:
         self._behind = False
 
 
-def _done(session: Session, stream: str) -> Sequence[tuple[EntryView, DiscordMessage]]:
-    """The posts that are done and still have their buttons, with their entries."""
+def _done(session: Session, stream: str) -> Sequence[DiscordMessage]:
+    """The posts that are done and still have their buttons."""
     entries = record.of_kinds(session, stream, DONE_BY.keys() | frozenset().union(*DONE_BY.values()))
-    done = {
-        f"entry:{entry.id}:{destination}": entry
+    done = [
+        f"entry:{entry.id}:{destination}"
         for place, entry in enumerate(entries)
         for destination in Destination
         if entry.payload is not None and any(_answers(later, entry) for later in entries[place + 1 :])
-    }
+    ]
     shows = col(DiscordMessage.message_id).is_not(None) & ~col(DiscordMessage.gone) & (DiscordMessage.digest == "")
-    rows = session.scalars(select(DiscordMessage).where(col(DiscordMessage.key).in_(done), shows))
-    return [(done[row.key], row) for row in rows]
+    return session.scalars(select(DiscordMessage).where(col(DiscordMessage.key).in_(done), shows)).all()
 
 
 def _answers(later: EntryView, entry: EntryView) -> bool:

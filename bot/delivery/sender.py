@@ -152,24 +152,26 @@ class Sender:
             raise LostPictureError(f"The card {key} does not show {name}.")
         return known
 
-    async def rewrite(self, row: DiscordMessage, said: str, *, bare: bool = False) -> None:
+    async def rewrite(self, row: DiscordMessage, said: str | None) -> None:
         """Replace the text of a post, which is a plain message or a Components V2 one, and take its buttons away.
 
-        A post that says so already keeps them, unless it is to be `bare`.
+        A post that says so already keeps them. None leaves the text as it is.
 
         Raises OldMessageError and LockedThreadError.
         """
 
         async def edit() -> None:
             message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
-            if _said(message) == said and not bare:
+            shown = _said(message)
+            if shown == said:
                 return
+            new = shown if said is None else said
             if message.flags.components_v2:
                 view = ui.LayoutView(timeout=None)
-                view.add_item(ui.TextDisplay(said))
+                view.add_item(ui.TextDisplay(new))
                 await message.edit(view=view, attachments=[], allowed_mentions=NOBODY)
             else:
-                await message.edit(content=said, allowed_mentions=NOBODY)
+                await message.edit(content=new, allowed_mentions=NOBODY)
 
         await self._edited(row, edit)
 
