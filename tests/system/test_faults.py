@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ from broker.runs import attempts, launching, runs
 from broker.runs.attempts import Attempt
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, Run, RunState
-from cli.services import Parts, environment
+from cli.services import environment
+from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.errors import ConflictError
 from projects.record import record
@@ -31,11 +34,14 @@ from projects.settings import Settings
 from tests.broker.lab import ADA, Lab, settings
 from tests.patience import PATIENCE, wait_for
 from tests.system import processes
+from tests.system.forked_parts import ForkedParts
 from tests.system.processes import Watch
 
 LEASE = 60.0  # an heir has most of it to come in, and a slow machine takes its time to start one
 GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
+LOOK = 0.5
+"""Seconds between two looks at all processes of the machine."""
 SMALL = "batch=2, micro_batch=2, sequence_length=32"
 SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
 SECRET = "a-discord-token-nobody-may-see"
@@ -45,7 +51,7 @@ class Stoa:
     """One installation on SQLite with its parts up, and what a test asks of it."""
 
     def __init__(self, home: Path) -> None:
-        self.parts = Parts(home / "logs")
+        self.parts = ForkedParts(home / "logs", anew=("worker", "publisher"))  # in whose environments a test looks
         described = home / "sandbox" / "sandbox.json"
         command = [sys.executable, "-m", "sandbox", "--dir", str(described.parent)]
         self.parts.start("sandbox", command, dict(os.environ), described.exists)
@@ -54,7 +60,6 @@ class Stoa:
             home,
             lease_seconds=LEASE,
             stop_grace_seconds=GRACE,
-            tick_seconds=0.3,
             hub_endpoint=hub["hub"],
             hub_token=hub["hub_token"],
             hub_namespace="faults",
@@ -101,6 +106,10 @@ class Stoa:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
+    def has_done(self, run: int, token: int, step: int) -> bool:
+        """Whether an attempt has logged a step or a later one."""
+        return max(self.steps(run, token), default=0) >= step
+
     def checkpoints(self, run: int, token: int) -> list[int]:
         """The steps of an attempt's whole checkpoints."""
         names = (path.name.removeprefix("step") for path in self.folder(run, token).glob("checkpoints/step*"))
@@ -125,6 +134,16 @@ class Stoa:
             limit = attempt.charged + seconds
             attempt.reserved = runs.load(session, run).time_limit = limit
         return limit
+
+    def kill_supervisor(self, run: int, token: int) -> int:
+        """The pid of the attempt's supervisor, which is killed; it has missed the renewals of a third of its lease."""
+        dead = self.supervisor(run, token)
+        os.kill(dead, signal.SIGKILL)
+        wait_for(lambda: not processes.command(dead), "the supervisor is gone")
+        with self.db.write() as session:
+            attempts.lock(session, run)
+            session.get_one(Attempt, (run, token)).lease_until = utcnow() + timedelta(seconds=LEASE * 2 / 3 - 1)
+        return dead
 
     def charged(self, run: int, token: int) -> int:
         with self.db.read() as session:
@@ -152,7 +171,7 @@ class Stoa:
     def is_over(self, run: int) -> None:
         """Wait until nothing of a run is left: no process, nothing reserved, nothing that waits to be published."""
         wait_for(lambda: self.state(run) in ENDED, "the run ends")
-        wait_for(lambda: not self._processes(run), "its processes are gone")
+        wait_for(lambda: not self._processes(run), "its processes are gone", LOOK)
         with self.db.read() as session:
             folders = [row.folder for row in session.scalars(select(Publication).where(Publication.run_id == run))]
         wait_for(lambda: len(self.published(run)) == len(folders), "its checkpoints are published")
@@ -205,6 +224,8 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
         stoa.trains(run, 1, more=len(stoa.steps(run, 1)) + 2)
         assert (stoa.supervisor(run, 1), *processes.trainers(stoa.folder(run, 1))) == before
         stoa.parts.start_stoa(stoa.settings, "worker")
+        for step in range(50, 501, 50):
+            wait_for(partial(stoa.has_done, run, 1, step), f"step {step}")
         wait_for(lambda: stoa.state(run) in ENDED, "the run ends")
         for sample in stoa.samples(run):  # what its sample reserves is none of its own
             with suppress(ConflictError):
@@ -227,9 +248,11 @@ def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: St
     run = stoa.launch(steps=100_000)
     with Watch(stoa.settings.runs_dir, run) as watch:
         stoa.trains(run, 1)
-        dead, trainers = stoa.supervisor(run, 1), processes.trainers(stoa.folder(run, 1))
-        os.kill(dead, signal.SIGKILL)
-        wait_for(lambda: processes.supervisor(stoa.settings.home, run, 1) not in (None, dead), "another supervisor")
+        trainers = processes.trainers(stoa.folder(run, 1))
+        dead = stoa.kill_supervisor(run, 1)
+        wait_for(
+            lambda: processes.supervisor(stoa.settings.home, run, 1) not in (None, dead), "another supervisor", LOOK
+        )
         stoa.trains(run, 1, more=len(stoa.steps(run, 1)) + 2)
         assert processes.trainers(stoa.folder(run, 1)) == trainers, "the trainer has noticed nothing"
 
