@@ -190,7 +190,7 @@ def test_posts(kind: str, said: str) -> None:
     context = PostContext(project(said), "5", [run(said)] * 30)
     for destination in posts.destinations(told, has_channel=True):
         shown = posts.render(told, destination, context, Mention(2**63))
-        assert re.findall(r"<@[^>]*>|@everyone|@here", shown) == [f"<@{2**63}>"]
+        assert re.findall(r"<@[!&]?\d+>|@everyone|@here", shown) == [f"<@{2**63}>"]
         assert shown.splitlines()[-2] == f"-# For <@{2**63}>"
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
