@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sqlalchemy.orm import Session
+
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
@@ -13,6 +15,7 @@ from broker.reports import run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
 from broker.runs.runs import RunState
 from projects import lifecycle
+from projects.people import Actor
 from projects.rights import Act
 
 
@@ -73,11 +76,15 @@ async def rerun(interaction: Interaction, run_id: int) -> None:
 
 async def launch_run(interaction: Interaction, allocation_id: int) -> None:
     """Open the form of a run that draws on the allocation."""
-    app = interaction.client
-    allocation = await app.read(allocations.view, allocation_id)
-    await app.read(lifecycle.check_may, actor(interaction), allocation.project_id, Act.USE_COMPUTE)
-    recipes = await app.read(catalogue.recipes)
-    await interaction.response.send_modal(LaunchForm(allocation.project_id, allocation_id, recipes))
+    project_id, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
+    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, recipes))
+
+
+def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, list[str]]:
+    """The project of an allocation, and the recipes; raises unless the actor may launch runs there."""
+    project_id = allocations.view(session, allocation_id).project_id
+    lifecycle.check_may(session, who, project_id, Act.USE_COMPUTE)
+    return project_id, catalogue.recipes(session)
 
 
 async def launch(interaction: Interaction, plan_id: int) -> None:
