@@ -89,7 +89,7 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     await omar.command("stoa notify", what="mine")
     await ada.command("stoa notify", what="mine")
     await held_by(lab, "Omar")
-    pings = []
+    pings: list[list[tuple[str, ...]]] = []
     for _ in range(2):
         run = await launched(lab, channel, time_limit="2m")
         await delivered(lab)
