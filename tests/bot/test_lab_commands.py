@@ -136,7 +136,7 @@ async def test_shares(shared_lab: Shared) -> None:
         ({"Share": "nan"}, "A share is a number from 0.01 to 1,000, such as 0.5, 1 or 2; “nan” is not."),
         ({"Project": "mine"}, "The project is its number, such as 3."),
         ({"Project": "99"}, "There is no project 99"),
-        ({"Share": "2.50"}, "The share of P1 is 2.5 already."),
+        ({"Share": "2.50"}, "The share of P1 is already 2.5."),
     ):
         form = await omar.command("stoa shares", project=1)
         assert (await omar.submit(form, fields | {"Project": "1"} | typed)).text.startswith(said)
