@@ -206,7 +206,7 @@ async def _ask_discord(settings: Settings) -> list[Finding]:
             return [*findings, Finding("Discord's server", f"the bot is not in {settings.guild_id}", advice)]
         findings.append(Finding("Discord's server", guild.name))
         advice = "Grant it to the bot's role in the server's settings, under Roles."
-        findings.append(_permissions("the bot's role", IN_GUILD, me.guild_permissions, advice))
+        findings.append(_permissions("the bot's role", IN_GUILD | TO_MENTION, me.guild_permissions, advice))
         known = _server(settings)
         for name in ("reviewer", "moderator", "admin"):
             role = getattr(known, f"{name}_role")

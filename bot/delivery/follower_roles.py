@@ -1,11 +1,11 @@
 """The role of each project that its news mention: made for its first follower, given, taken, and deleted at the end.
 
-The bot gives the role to whoever the news of the project are to mention (`notify.hears_news`). Where the server has as
-many roles as Discord allows, or the bot may not manage roles, a project has none and its news mention nobody.
+The bot gives the role to whoever the news of the project are to mention (`notify.hears_news`). Where the server has
+`MOST_ROLES`, or the bot may not manage roles, a project has none and its news mention nobody.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,8 @@ from sqlmodel.sql.expression import Select
 
 from bot import server
 from bot.app import App
+from bot.delivery import lease
+from bot.delivery.lease import LostLeaseError
 from bot.mention import Mention
 from bot.tables import DiscordRole, DiscordRoleHolder
 from projects import notify
@@ -27,14 +29,15 @@ from projects.db.columns import utcnow
 from projects.people import Person
 from projects.projects import ENDED, Membership, Project
 
-MOST_ROLES = 250
-"""The most roles that Discord allows a server."""
+MOST_ROLES = 200
+"""With so many roles in the server the bot makes no more: Discord allows 250, and people need some too."""
 AT_ONCE = 20
 KEPT_FOR = timedelta(days=7)
 """For so long the role of an ended project stays, so that its last news can be read as a mention."""
 PAUSE_SECONDS, REFUSED_SECONDS = 1.0, 60.0
 REASON = "The followers of a project"
 UNKNOWN_ROLE = 10011
+SERVER_ERROR = 500
 
 Holding = tuple[int, str]
 """A project's number and the Discord id of somebody who holds its role, or is to hold it."""
@@ -54,28 +57,41 @@ class Changes:
 class FollowerRoles:
     """Brings the roles of all projects to what they should be, a few changes at a time."""
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __init__(self, app: App, holder: str) -> None:
+        self.app, self.holder = app, holder
         self._not_before = 0.0
+        # Until when the role of a project waits that Discord has refused to change, by the project's number.
+        self._refused: dict[int, float] = {}
 
     async def update(self) -> None:
-        """Make the next changes; what Discord refuses is tried again in a minute."""
+        """Make the next changes; what Discord refuses is tried again in a minute, and the other roles do not wait."""
         guild = self.app.get_guild(self.app.server.guild)
         if guild is None or guild.unavailable or not guild.me.guild_permissions.manage_roles:
             return
-        if time.monotonic() < self._not_before:
+        now = time.monotonic()
+        if now < self._not_before:
             return
-        self._not_before = time.monotonic() + PAUSE_SECONDS
-        changes = await self.app.read(_changes)
-        work = [partial(self._take, guild, *held) for held in changes.take]
-        work += [partial(self._delete, guild, project_id) for project_id in changes.over]
-        work += [partial(self._give, guild, *held) for held in changes.give]
-        for each in work:
+        self._not_before = now + PAUSE_SECONDS
+        self._refused = {project_id: until for project_id, until in self._refused.items() if until > now}
+        changes = await self.app.read(_changes, list(self._refused))
+        work = [(held[0], partial(self._take, guild, *held)) for held in changes.take]
+        work += [(project_id, partial(self._delete, guild, project_id)) for project_id in changes.over]
+        work += [(held[0], partial(self._give, guild, *held)) for held in changes.give]
+        for project_id, change in work:
+            if project_id in self._refused:
+                continue
             try:
-                await each()
+                await change()
+            except LostLeaseError:
+                log.warning("the lease went to another process, which gives the roles to followers")
+                return
             except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
-                self._not_before = time.monotonic() + REFUSED_SECONDS
-                log.warning("a role cannot be changed; it is tried again", reason=str(error))
+                log.warning("a role cannot be changed; it is tried again", project=project_id, reason=str(error))
+                if isinstance(error, discord.HTTPException) and error.status < SERVER_ERROR:
+                    self._refused[project_id] = time.monotonic() + REFUSED_SECONDS
+                else:
+                    self._not_before = time.monotonic() + REFUSED_SECONDS
+                    return
 
     async def _give(self, guild: discord.Guild, project_id: int, discord_id: str) -> None:
         role_id = await self._role(guild, project_id)
@@ -108,26 +124,29 @@ class FollowerRoles:
             return None if row.gone else int(row.role_id)
         if len(guild.roles) >= MOST_ROLES:
             return None
-        name = f"P{project_id} followers"
         # One that was made just before a crash is found again.
-        role = next(
-            (role for role in await guild.fetch_roles() if role.name == name and not role.permissions.value), None
-        )
+        role = next((role for role in await guild.fetch_roles() if _is_of(role, project_id)), None)
         if role is None:
+            await self.app.read(lease.require, str(guild.id), self.holder)
             role = await guild.create_role(
-                name=name, permissions=discord.Permissions.none(), mentionable=False, reason=REASON
+                name=_name(project_id), permissions=discord.Permissions.none(), mentionable=False, reason=REASON
             )
-        await self.app.write(_made, project_id, str(role.id))
+        await self.app.write(self._made, project_id, role)
         return role.id
+
+    def _made(self, session: Session, project_id: int, role: discord.Role) -> None:
+        """Note the role of a project, which may have ended meanwhile. Raises LostLeaseError."""
+        lease.require(session, str(role.guild.id), self.holder)
+        session.add(DiscordRole(project_id=project_id, role_id=str(role.id)))
+        if session.get_one(Project, project_id).stage in ENDED:
+            let_end(session, project_id)
 
     async def _delete(self, guild: discord.Guild, project_id: int) -> None:
         row = await self.app.read(_row, project_id)
-        role = None if row is None else guild.get_role(int(row.role_id))
-        if role is not None:
-            try:
+        for role in await guild.fetch_roles():
+            # Discord may have made a second one, whose answer was lost.
+            if _is_of(role, project_id) or (row is not None and str(role.id) == row.role_id):
                 await role.delete(reason="The project has ended")
-            except discord.NotFound as error:
-                await self._lost(project_id, error)
         await self.app.write(_gone, project_id)
 
     async def _lost(self, project_id: int, error: discord.NotFound) -> None:
@@ -155,14 +174,22 @@ async def remark(app: App, project_id: int) -> str:
     row = await app.read(_row, project_id)
     if guild is None:
         return ""
-    if row is not None:
-        there = not row.gone and guild.get_role(int(row.role_id)) is not None
-        return "" if there else "Its news mention nobody, as its role was deleted."
+    if row is not None and (row.gone or guild.get_role(int(row.role_id)) is None):
+        return "Its news mention nobody, as its role was deleted."
     if lacking := server.lacking_to_mention(guild.me.guild_permissions):
         return f"Its news mention nobody until an admin grants the bot's role {lacking}."
-    if len(guild.roles) >= MOST_ROLES:
-        return f"Its news mention nobody for now, as Discord allows no more than {MOST_ROLES} roles in a server."
+    if row is None and len(guild.roles) >= MOST_ROLES:
+        return f"Its news mention nobody for now: with {MOST_ROLES} roles in the server, the bot makes no more."
     return ""
+
+
+def _name(project_id: int) -> str:
+    return f"P{project_id} followers"
+
+
+def _is_of(role: discord.Role, project_id: int) -> bool:
+    """Whether a role looks like one that the bot has made for a project."""
+    return role.name == _name(project_id) and not role.permissions.value
 
 
 async def _member(guild: discord.Guild, discord_id: str) -> discord.Member | None:
@@ -193,7 +220,8 @@ def _holds_too_much() -> Select[int, str]:
     )
 
 
-def _changes(session: Session) -> Changes:
+def _changes(session: Session, but: Collection[int]) -> Changes:
+    """The next changes, for all projects `but` these."""
     holds = and_(
         col(DiscordRoleHolder.project_id) == Membership.project_id,
         col(DiscordRoleHolder.discord_id) == Person.discord_id,
@@ -207,16 +235,18 @@ def _changes(session: Session) -> Changes:
             col(DiscordRoleHolder.discord_id).is_(None),
             col(DiscordRole.gone).is_not(True),
             col(Project.stage).not_in(ENDED),
+            col(Project.id).not_in(but),
         )
         # A project without a role comes last, as the server may have no room for it.
         .order_by(col(DiscordRole.project_id).is_(None), col(Membership.project_id), col(Person.discord_id))
         .limit(AT_ONCE)
     )
-    take = _holds_too_much().limit(AT_ONCE)
+    take = _holds_too_much().where(col(DiscordRoleHolder.project_id).not_in(but)).limit(AT_ONCE)
     over = (
         select(DiscordRole.project_id)
         .join(Project, col(Project.id) == DiscordRole.project_id)
         .where(col(Project.stage).in_(ENDED), ~col(DiscordRole.gone), col(DiscordRole.ends_at) < utcnow())
+        .where(col(Project.id).not_in(but))
         .limit(AT_ONCE)
     )
     return Changes(
@@ -233,6 +263,17 @@ def let_end(session: Session, project_id: int) -> None:
         row.ends_at = utcnow() + KEPT_FOR
 
 
+def give_again(session: Session, discord_id: int) -> None:
+    """Let the roles be given again that somebody is to hold, who may have left the server or lost them by hand."""
+    is_to_hold = _hears().where(Person.discord_id == str(discord_id)).subquery()
+    session.execute(
+        delete(DiscordRoleHolder).where(
+            col(DiscordRoleHolder.discord_id) == str(discord_id),
+            col(DiscordRoleHolder.project_id).in_(select(is_to_hold.c.project_id)),
+        )
+    )
+
+
 def _holds_in_vain(session: Session, project_id: int) -> bool:
     query = _holds_too_much().where(col(DiscordRoleHolder.project_id) == project_id).limit(1)
     return session.execute(query).first() is not None
@@ -240,10 +281,6 @@ def _holds_in_vain(session: Session, project_id: int) -> bool:
 
 def _row(session: Session, project_id: int) -> DiscordRole | None:
     return session.get(DiscordRole, project_id)
-
-
-def _made(session: Session, project_id: int, role_id: str) -> None:
-    session.add(DiscordRole(project_id=project_id, role_id=role_id))
 
 
 def _gone(session: Session, project_id: int) -> None:

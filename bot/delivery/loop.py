@@ -45,7 +45,7 @@ class Delivery:
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self._sender = Sender(app, self.holder)
         self._notices = Notices(app, self._sender)
-        self._roles = FollowerRoles(app)
+        self._roles = FollowerRoles(app, self.holder)
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MOST_FEEDS)

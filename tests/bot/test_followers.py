@@ -8,18 +8,20 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from bot.delivery.follower_roles import MOST_ROLES
+from bot.delivery.follower_roles import AT_ONCE, MOST_ROLES
 from bot.tables import DiscordRole
 from broker.runs import settlement
 from broker.runs.progress import Ending, Progress
-from projects import lifecycle, projects, updates
+from projects import lifecycle, membership, projects, updates
 from projects.db.columns import utcnow
+from projects.people import Actor
 from projects.projects import Outcome
 from sandbox.discord import permissions
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from tests.bot.test_mentions import delivered, pinged
 from tests.bot.test_run_commands import launched, start
+from tests.discord_openapi import recorded
 from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,6 +49,22 @@ def is_gone(session: Session, project: int) -> bool:
     return session.get_one(DiscordRole, project).gone
 
 
+def has_role(session: Session, project: int) -> bool:
+    """Whether the bot has made the role of a project."""
+    return session.get(DiscordRole, project) is not None
+
+
+def ends(session: Session, project: int) -> bool:
+    """Whether a project's role is to be deleted."""
+    return session.get_one(DiscordRole, project).ends_at is not None
+
+
+def looked_for_roles(lab: Lab) -> int:
+    """How often the bot has asked for the roles of the server."""
+    asked = recorded(lab.root / "sandbox", "exchanges.jsonl")
+    return sum(one["method"] == "GET" and one["path"].endswith("/roles") for one in asked)
+
+
 async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants_none(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
@@ -58,6 +76,7 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     lacks = "until an admin grants the bot's role Mention @everyone, @here, and All Roles."
     assert followed.text.endswith(f"Its news mention nobody {lacks}")
     await lab.guild.set_permissions("Stoa", permissions.BOT)
+    await lab.guild.fault(r"POST /guilds/\d+/roles$", cut=True, status=503)  # Discord makes two of it
     await omar.command("project leave", channel=channel.id)
     followed = await omar.command("project follow", channel=channel.id)
     assert followed.text.endswith("/project join lets you contribute.")
@@ -72,6 +91,9 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     assert shown.text.startswith("“mine” is set. You are mentioned in what concerns you: the ends of your runs")
     assert (await ada.command("stoa notify", what="all")).text.startswith("“all” is set. You are mentioned in what")
     await held_by(lab, "Ada", "Omar")
+    await lab.guild.set_roles("Ada", [])
+    await ada.command("stoa notify", what="all")
+    await held_by(lab, "Ada", "Omar")
     heads = lab.heads()
     assert (await omar.command("stoa notify", what="none")).text.startswith(
         "“none” is set. Nothing mentions you, except requests"
@@ -80,6 +102,10 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     await held_by(lab, "Ada")
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_ROLES)
     assert (await ada.command("stoa notify", what="none")).text.startswith("“none” is set.")
+    rosa = lab.person("Rosa")
+    followed = await rosa.command("project follow", channel=channel.id)
+    assert followed.text.endswith("Its news mention nobody until an admin grants the bot's role Manage Roles.")
+    await rosa.command("project leave", channel=channel.id)
     lab.call(updates.post_update, lab.actor("Ada"), 1, "Her role cannot be taken.")
     await delivered(lab)
     assert pinged(lab, "Her role cannot be taken.") == [()]
@@ -116,21 +142,45 @@ async def test_the_end_mentions_the_role_which_is_deleted_a_week_later(shared_la
     await held_by(lab, role=ROLE, gone=True)
 
 
+async def test_a_role_that_is_refused_holds_up_no_other_and_one_made_at_the_end_is_deleted_too(
+    shared_lab: Shared,
+) -> None:
+    lab, _ = shared_lab
+    grace, omar = lab.actor("Grace"), lab.person("Omar")
+    for title in ("Of refused roles", "Of a role that comes late"):
+        lab.call(lifecycle.propose, grace, title, title=title, question="Who?", why="To see.", needs="Anybody.")
+    await delivered(lab)
+    await lab.guild.fault(r"GET /guilds/\d+/members/90\d\d$", count=1000, status=403)
+    for number in range(AT_ONCE + 1):
+        lab.call(membership.follow, Actor(9000 + number, f"Follower {number}"), 2)
+    await omar.command("project follow", channel="general", project=2)
+    await until(lambda: lab.call(has_role, 2))
+    await lab.guild.fault(r"POST /guilds/\d+/roles$", delay=600)
+    looks = looked_for_roles(lab)
+    await omar.command("project follow", channel="general", project=3)
+    await until(lambda: looked_for_roles(lab) > looks)
+    lab.call(lifecycle.stop, grace, 3, reason="It is over before its role is made.")
+    await delivered(lab)
+    await lab.guild.clear_faults()
+    await held_by(lab, "Omar", role="P3 followers")
+    assert lab.call(ends, 3)
+
+
 async def test_a_role_that_was_deleted_or_has_no_room_is_not_made_and_who_follows_hears_so(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     grace, omar = map(lab.person, ("Grace", "Omar"))
     for title in ("Of a role that is deleted", "Of a role that has no room"):
         await lab.propose(Title=title)
-    await omar.command("project follow", channel="general", project=2)
-    await held_by(lab, "Omar", role="P2 followers")
-    await omar.delete_role("P2 followers")
-    answer = await grace.command("project follow", channel="general", project=2)
+    await omar.command("project follow", channel="general", project=4)
+    await held_by(lab, "Omar", role="P4 followers")
+    await omar.delete_role("P4 followers")
+    answer = await grace.command("project follow", channel="general", project=4)
     assert answer.text.endswith("Its news mention nobody, as its role was deleted.")
-    lab.call(updates.post_update, lab.actor("Ada"), 2, "Nobody is told.")
-    await until(lambda: lab.call(is_gone, 2))
+    lab.call(updates.post_update, lab.actor("Ada"), 4, "Nobody is told.")
+    await until(lambda: lab.call(is_gone, 4))
     await delivered(lab)
     assert pinged(lab, "Nobody is told.") == [()]
-    assert await lab.guild.holders("P2 followers") is None
+    assert await lab.guild.holders("P4 followers") is None
 
     await lab.guild.enforce_limits(False)
     there = (await lab.guild.call("GET", "/guild"))["roles"]
@@ -141,8 +191,8 @@ async def test_a_role_that_was_deleted_or_has_no_room_is_not_made_and_who_follow
             async with http.post(roles, json={"name": f"Role {number}", "permissions": "0"}) as made:
                 assert made.status == 200
     for person in (omar, grace):
-        answer = await person.command("project follow", channel="general", project=3)
-        assert answer.text.startswith("You follow **Of a role that has no room** now; ")
-        assert answer.text.endswith("mention nobody for now, as Discord allows no more than 250 roles in a server.")
-    assert lab.call(projects.view, 3).followers == 2
-    assert "P3 followers" not in (await lab.guild.call("GET", "/guild"))["roles"]
+        answer = await person.command("project follow", channel="general", project=5)
+        assert answer.text.startswith("You now follow **Of a role that has no room**; ")
+        assert answer.text.endswith("for now: with 200 roles in the server, the bot makes no more.")
+    assert lab.call(projects.view, 5).followers == 2
+    assert "P5 followers" not in (await lab.guild.call("GET", "/guild"))["roles"]

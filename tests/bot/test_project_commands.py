@@ -35,7 +35,7 @@ async def test_people_come_and_go(shared_lab: Shared) -> None:
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("-# P1 · project"))
     assert card.button_labels == ["Join", "Follow"]
 
-    assert "You follow **Do small models dream?** now" in (await rosa.press(card, "Follow")).text
+    assert "You now follow **Do small models dream?**;" in (await rosa.press(card, "Follow")).text
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "**Followers** 1" in m.text)
     await refused(lab, rosa.press(card, "Follow"), f"You already follow {TITLE}.")
     assert "You are in" in (await rosa.command("project join", channel=channel.id)).text

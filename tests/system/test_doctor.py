@@ -184,14 +184,15 @@ def test_what_the_admins_chose_in_discord_counts(well: Settings, tmp_path: Path)
 def test_permissions_that_the_bot_lacks_are_named(well: Settings, world: dict[str, Any]) -> None:
     roles = {role["name"]: role["permissions"] for role in _roles(world)}
     name = next(name for name in roles if name.lower() == "stoa")
-    manage_channels = 1 << 4
+    manage_channels, manage_roles = 1 << 4, 1 << 28
+    lacking = manage_channels | manage_roles
     bits = int(roles[name])
-    call("PUT", f"{world['discord']}/sandbox/roles/permissions", {"role": name, "permissions": bits & ~manage_channels})
+    call("PUT", f"{world['discord']}/sandbox/roles/permissions", {"role": name, "permissions": bits & ~lacking})
     try:
         wrong = [finding for finding in doctor.check_discord(well) if not finding.ok]
     finally:
         call("PUT", f"{world['discord']}/sandbox/roles/permissions", {"role": name, "permissions": bits})
-    assert "the bot lacks Manage Channels" in [finding.found for finding in wrong]
+    assert "the bot lacks Manage Channels, Manage Roles" in [finding.found for finding in wrong]
     assert all("Grant it" in finding.advice for finding in wrong)
 
 

@@ -27,10 +27,11 @@ async def joined(interaction: Interaction, project_id: int) -> str:
 
 async def followed(interaction: Interaction, project_id: int) -> str:
     """Make the user a follower, and return the answer."""
+    await interaction.client.write(follower_roles.give_again, interaction.user.id)
     await interaction.client.write(membership.follow, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
     title = text.line(project.title, 160)
-    said = f"You follow **{title}** now; /project leave ends that, /project join lets you contribute."
+    said = f"You now follow **{title}**; /project leave ends that, /project join lets you contribute."
     return " ".join(filter(None, [said, await follower_roles.remark(interaction.client, project_id)]))
 
 

@@ -21,6 +21,7 @@ from bot.commands.stoa.forms import (
     ChangePoolForm,
     SetShareForm,
 )
+from bot.delivery import follower_roles
 from broker.allocations import pools, reservations, shares, sponsor_shares
 from broker.reports import cluster
 from broker.reviews import inventory
@@ -100,7 +101,7 @@ NOTIFY: Mapping[Notify, str] = {
 }
 
 
-@stoa.command(name="notify", description="Choose what mentions you; without a choice, show what does")
+@stoa.command(name="notify", description="Choose when you are mentioned; leave empty to see your setting")
 @app_commands.describe(what="all: also news of projects you work on; mine: what concerns you; none: nothing")
 @app_commands.choices(what=[Choice(name=each, value=each) for each in Notify])
 async def choose_mentions(interaction: Interaction, what: str | None = None) -> None:
@@ -109,6 +110,7 @@ async def choose_mentions(interaction: Interaction, what: str | None = None) -> 
     app, who = interaction.client, actor(interaction)
     if what is not None:
         await app.write(notify.choose, who, Notify(what))
+        await app.write(follower_roles.give_again, who.discord_id)
     chosen = await app.read(notify.chosen, who)
     other = ", ".join(f"“{each}”" for each in Notify if each != chosen)
     said = f"“{chosen}” is set. {NOTIFY[chosen]} `/stoa notify` changes that to {other}."

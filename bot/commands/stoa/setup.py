@@ -183,7 +183,7 @@ def _said(found: Mapping[str, Target], made: list[str], changed: Mapping[str, ob
     if set(made).intersection(server.ROLES):
         lines.append("Give people the new roles in the server's settings, under Members.")
     if lacking:
-        lines.append(f"So that reviewers and followers are mentioned, grant the bot's role {lacking}, under Roles.")
+        lines.append(f"To let Stoa mention reviewers and followers, grant the bot's role {lacking}, under Roles.")
     return "\n".join(lines)
 
 
