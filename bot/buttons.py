@@ -1,7 +1,7 @@
 """Buttons that outlive a restart: their id says what they do to what, and each press reads the present state."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self
 
 import discord
@@ -48,6 +48,14 @@ class Button(ui.DynamicItem[ui.Button[Any]], template=r"(?P<act>[a-z_]+):(?P<id>
             await _handlers[self.act](interaction, self.number)
         except Exception as error:
             await errors.answer(interaction, error)
+
+
+def row(buttons: Sequence[Button]) -> ui.View:
+    """Buttons under a private answer that is plain text."""
+    view = ui.View(timeout=None)
+    for button in buttons:
+        view.add_item(button)
+    return view
 
 
 def register(handlers: Mapping[str, Handler]) -> None:

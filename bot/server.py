@@ -15,6 +15,8 @@ from projects.record import record
 from projects.settings import Settings
 
 CHANNELS = ("proposals", "review", "announcements", "record")
+MAY_LACK = ("general",)
+"""The channels that Stoa can do without."""
 CATEGORIES = ("lab_category", "projects_category")
 ROLES = ("reviewer_role", "moderator_role", "admin_role")
 
@@ -47,6 +49,7 @@ class Server:
     admin_role: int
     lab_category: int = 0
     projects_category: int = 0
+    general: int = 0
     by_admins: bool = False
 
     @classmethod
@@ -85,7 +88,9 @@ def load(session: Session, settings: Settings) -> Server:
     known = {field.name for field in fields(Server)}
     rows = session.scalars(select(DiscordPurpose).where(DiscordPurpose.guild_id == str(server.guild)))
     chosen = {row.name: int(row.discord_id) for row in rows if row.name in known}
-    return replace(server, **chosen, by_admins=bool(chosen))
+    server = replace(server, **chosen, by_admins=bool(chosen))
+    others = {getattr(server, name) for name in CHANNELS}
+    return replace(server, general=0) if server.general in others else server
 
 
 def lacking_to_mention(permissions: Permissions) -> str:

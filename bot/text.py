@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
 
 from rich import filesize
 
@@ -55,6 +57,12 @@ def code(value: str, most: int) -> str:
     return f"`{bounded(' '.join(visible(value).split()).replace('`', 'ˋ').replace('@', '@' + ZERO_WIDTH), most)}`"
 
 
+def block(value: str, most: int) -> str:
+    """`value` as a block of code of several lines. Backticks are replaced, as they cannot be escaped there."""
+    said = visible(value).strip("\n").replace("`", "ˋ").replace("@", f"@{ZERO_WIDTH}")
+    return f"```\n{bounded(said, most)}\n```"
+
+
 def quote(value: str, most: int) -> str:
     """`value` as an escaped block quote."""
     lines = [escape(part.strip()) for part in visible(value).splitlines() if part.strip()]
@@ -75,6 +83,25 @@ def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = ME
         kept.append(entry)
     more = max(len(entries), of) - len(kept)
     return "\n".join(filter(None, [*kept, f"-# and {more:,} more" if more else "", end]))
+
+
+def when(moment: datetime, style: Literal["D", "R", "f"] = "f") -> str:
+    """A moment as Discord shows it to each reader in their own zone: the day (D), the day and time (f), how far (R)."""
+    return f"<t:{int(moment.timestamp())}:{style}>"
+
+
+def day(said: str) -> str:
+    """The day of an entry, written as in ISO 8601, as Discord shows it; a day without a time is its noon in UTC."""
+    try:
+        moment = datetime.fromisoformat(said)
+    except ValueError:
+        return line(said, 120)
+    return when(moment if moment.tzinfo else moment.replace(hour=12, tzinfo=UTC), "D")
+
+
+def period(begins: datetime, ends: datetime) -> str:
+    """A period as Discord shows it."""
+    return f"from {when(begins)} until {when(ends)}"
 
 
 def duration(seconds: float) -> str:

@@ -376,7 +376,7 @@ def _apart(which: str, theirs: datetime) -> Finding:
 
 def invitation(settings: Settings) -> str:
     """The address at which an admin invites the bot; raises InvalidError where Discord does not know the token."""
-    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, *TO_MENTION, "embed_links"], True))
+    wanted = discord.Permissions(**dict.fromkeys([*IN_GUILD, *TO_MENTION, "embed_links", "pin_messages"], True))
     try:
         application = asyncio.run(asyncio.wait_for(_application(settings), 6 * PATIENCE_SECONDS))
     except discord.LoginFailure as error:

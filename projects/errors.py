@@ -21,5 +21,9 @@ class ConflictError(DomainError):
     """The act does not fit the current state: it comes too late or too early."""
 
 
+class OverError(ConflictError):
+    """The act comes too late for good: no other input would make it possible."""
+
+
 class AwayError(DomainError):
     """The database cannot be reached now; the same act may succeed in some minutes."""

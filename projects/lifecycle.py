@@ -9,7 +9,7 @@ from sqlmodel import select
 from projects import people, policies, projects, quotas, rights, text
 from projects.db import transition
 from projects.db.columns import utcnow
-from projects.errors import ConflictError, InvalidError
+from projects.errors import ConflictError, InvalidError, OverError
 from projects.people import Actor
 from projects.projects import (
     ENDED,
@@ -184,7 +184,7 @@ def complete(session: Session, actor: Actor, project_id: int, *, outcome: str, l
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.COMPLETE)
     if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is already {project.stage}.")
+        raise OverError(f"“{project.title}” is already {project.stage}.")
     if outcome not in set(Outcome):
         raise InvalidError(f"The outcome is one of: {', '.join(Outcome)}.")
     if project.stage not in {Stage.ACTIVE, Stage.PAUSED} and outcome != Outcome.ABANDONED:
@@ -220,7 +220,7 @@ def check_may(
     project = projects.load(session, project_id)
     rights.check(session, actor, project, act)
     if project.stage in ENDED and act not in AFTER_THE_END:
-        raise ConflictError(f"“{project.title}” is {project.stage}; this can no longer be done.")
+        raise OverError(f"“{project.title}” is {project.stage}; this can no longer be done.")
     if to is not None:
         _check_move(project, to)
     return projects.view(session, project_id)
@@ -258,9 +258,9 @@ def move(session: Session, project: Project, to: Stage) -> None:
 
 def _check_unscoped(project: Project) -> None:
     if project.stage in ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
+        raise OverError(f"“{project.title}” is {project.stage}; its scope stays as it is.")
     if Stage.SCOPED not in TRANSITIONS[Stage(project.stage)]:
-        raise ConflictError(f"“{project.title}” is {project.stage}: its scope is already written.")
+        raise OverError(f"“{project.title}” is {project.stage}: its scope is already written.")
 
 
 def _check_move(project: Project, to: Stage) -> None:

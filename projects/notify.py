@@ -6,7 +6,7 @@ from sqlmodel import col
 
 from projects import people
 from projects.people import NAMELESS, Actor, Notify, Person
-from projects.projects import ENDED, Membership, Project, ProjectRole
+from projects.projects import Membership, ProjectRole
 
 
 def choose(session: Session, actor: Actor, notify: Notify) -> None:
@@ -26,9 +26,9 @@ def mentionable(person: Person) -> bool:
 
 
 def hears_news() -> ColumnElement[bool]:
-    """Whether the news of a project mention somebody, in a query of `Membership` with its `Person` and `Project`.
+    """Whether the news of a project mention somebody, in a query of `Membership` with its `Person`.
 
-    They do of followers, and of those who work on the project where they want all; not once it has ended.
+    They do of followers, and of those who work on the project where they want all.
     """
     return and_(
         or_(
@@ -37,5 +37,4 @@ def hears_news() -> ColumnElement[bool]:
         ),
         col(Person.banned).is_(None),
         col(Person.name) != NAMELESS,
-        col(Project.stage).not_in(ENDED),
     )

@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 
 from projects import lifecycle, people, projects, quotas, rights, text
-from projects.errors import ConflictError, ForbiddenError
+from projects.errors import ConflictError, ForbiddenError, OverError
 from projects.people import Actor
 from projects.projects import Project, ReleasePolicy
 from projects.quotas import QuotaKind
@@ -17,7 +17,7 @@ def post_update(session: Session, actor: Actor, project_id: int, said: str) -> E
     project = projects.lock(session, project_id)
     person = rights.require(session, actor, project, Act.POST_UPDATE)
     if project.stage in projects.ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; it takes no more updates.")
+        raise OverError(f"“{project.title}” is {project.stage}; it takes no more updates.")
     update = text.prose("The update", said, most=text.LONGEST)
     quotas.check(session, actor, QuotaKind.UPDATE, project_id)
     return record.append(session, record.project_stream(project_id), "project.update", by=person, text=update)
@@ -28,7 +28,7 @@ def change_needs(session: Session, actor: Actor, project_id: int, needs: str) ->
     project = projects.lock(session, project_id)
     lead = rights.require(session, actor, project, Act.CHANGE_NEEDS)
     if project.stage in projects.ENDED:
-        raise ConflictError(f"“{project.title}” is {project.stage}; it no longer needs anybody.")
+        raise OverError(f"“{project.title}” is {project.stage}; it no longer needs anybody.")
     said = text.prose("Who is needed", needs, most=text.BRIEF, required=False)
     if said == project.needs:
         raise ConflictError("The project already says exactly this.")

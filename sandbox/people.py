@@ -65,6 +65,7 @@ class Message:
     attachments: list[Attachment]
     nonce: str | None
     flags: int
+    pinned: bool
     thread_id: str | None
     ephemeral: bool
     created_at: str

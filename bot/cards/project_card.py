@@ -7,6 +7,7 @@ from discord import ui
 
 from bot import text
 from bot.buttons import Button
+from bot.cards import next_step
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
 from bot.cards.review_card import REQUESTS
 from bot.cards.run_card import RUNS
@@ -33,8 +34,12 @@ def project_card(
     runs: Sequence[RunView],
     *,
     channel_id: str | None,
+    min_people: int,
 ) -> Card:
-    """The card of a project: its stage, question, scope, people, newest requests and newest runs."""
+    """The card of a project: its stage, question, scope, people, newest requests and runs, and what comes next.
+
+    `min_people` is how many people it takes to begin.
+    """
     emoji, colour, stage = STAGES[project.stage]
     home = f" · in <#{channel_id}>" if channel_id else ""
     head = [
@@ -60,7 +65,8 @@ def project_card(
     standing = sorted(requests, key=lambda request: request.state not in OPEN)
     compute = [_request_line(request) for request in standing[:3]] + [_run_line(run) for run in runs[:4]]
     marker = f"-# P{project.id} · project"
-    parts = sections([head, asks, scope, people, compute], marker)
+    comes = next_step.of_project(project, requests, runs, min_people=min_people)
+    parts = sections([head, asks, scope, people, compute, [comes]], marker)
     if project.stage not in ENDED:
         join = Button("join", project.id, style=discord.ButtonStyle.success)
         parts.append(ui.ActionRow(join, Button("follow", project.id)))

@@ -50,7 +50,7 @@ def review_card(
     lines = [
         f"### {emoji} {text.gpu_hours(request.size)} {does} {text.line(request.project, 160)}",
         f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
-        f"({text.line(request.gpu_type, 60)}) until {request.until:%Y-%m-%d}{renewal}.",
+        f"({text.line(request.gpu_type, 60)}) until {text.when(request.until, 'D')}{renewal}.",
         text.quote(request.justification, 1200),
     ]
     buttons: list[Button] = []
@@ -74,7 +74,7 @@ def review_card(
     if request.state in LIVE:
         if request.half_until is not None:
             half = text.gpu_hours(request.account.committed)
-            lines.append(f"**Second half** {half}, to be released on a report by {request.half_until:%Y-%m-%d}")
+            lines.append(f"**Second half** {half}, to be released on a report by {text.when(request.half_until, 'D')}")
             buttons.append(Button("release_half", request.id, label="Release second half", style=SUCCESS))
         if request.report:
             lines += ["**Report**", text.quote(request.report, 600)]
@@ -99,7 +99,7 @@ def change_card(
     lines = [
         f"### {emoji} {asked} for {text.line(request.project, 160)}",
         f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
-        f"until {request.until:%Y-%m-%d}.",
+        f"until {text.when(request.until, 'D')}.",
         text.quote(change.justification, 1200),
         f"**The allocation** {in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
     ]
@@ -123,7 +123,7 @@ def change_card(
 def changed(change: ChangeView) -> str:
     """What a change asks for: “2 GPU-hours more and an end on 2030-01-01”."""
     wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
-    wants += [f"an end on {change.until:%Y-%m-%d}"] if change.until else []
+    wants += [f"an end on {text.when(change.until, 'D')}"] if change.until else []
     return " and ".join(wants)
 
 

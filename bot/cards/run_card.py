@@ -158,6 +158,9 @@ def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
     row.add_item(Button("config", run.id))
     if run.checkpoints:
         row.add_item(Button("sample", run.id))
+    if run.state == RunState.FAILED:
+        row.add_item(Button("log", run.id))
+        row.add_item(Button("rerun", run.id))
     return row
 
 

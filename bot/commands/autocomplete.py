@@ -12,6 +12,8 @@ from broker import catalogue
 from broker.allocations import allocations, pools
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.catalogue import CatalogueState
+from broker.reports import cluster
+from broker.reports.cluster import PoolOffer
 from broker.reviews import changes
 from broker.runs import preparing
 from projects import policies, projects
@@ -20,6 +22,8 @@ from projects.policies import Policies
 from projects.record import record
 
 MOST_CHOICES = 25
+LONGEST = 100
+"""The most characters that Discord takes in a choice."""
 T = TypeVar("T", int, str)
 
 
@@ -52,9 +56,15 @@ async def entry_numbers(interaction: Interaction, typed: str) -> list[Choice[int
 
 
 async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The pools whose name fits."""
-    names = await interaction.client.read(pools.names)
-    return _choices([(name, name) for name in names if len(name) <= 100], typed)
+    """The pools whose name or type fits, each with its type, what of it is free, and its price."""
+    offers = [pool for pool in await interaction.client.read(cluster.offers) if len(pool.name) <= LONGEST]
+    return _choices([(_offered(pool), pool.name) for pool in offers], typed)
+
+
+def _offered(pool: PoolOffer) -> str:
+    what = "core" if pool.gpu_type.casefold() == "cpu" else "GPU"
+    has = f"{pool.free:,} of {text.count(pool.gpus, what)} free"
+    return text.bounded(f"{pool.name} · {pool.gpu_type}, {has}, price {pool.price_weight:g}", LONGEST)
 
 
 async def limit_names(_: Interaction, typed: str) -> list[Choice[str]]:

@@ -81,7 +81,7 @@ def _pool(pool: PoolStatus) -> str:
 def _reservations(reserved: Sequence[ReservationView]) -> str:
     """A line for each of a pool's first reservations."""
     lines = [
-        f"\n-# {text.count(one.gpus, 'GPU')} reserved for P{one.project_id} {one.period}"
+        f"\n-# {text.count(one.gpus, 'GPU')} reserved for P{one.project_id} {text.period(one.begins_at, one.ends_at)}"
         for one in reserved[:MOST_RESERVATIONS]
     ]
     more = f"\n-# and {len(reserved) - MOST_RESERVATIONS} more" if len(reserved) > MOST_RESERVATIONS else ""
@@ -122,7 +122,7 @@ def _hosts(serving: Sequence[HostView], under_way: Mapping[str, Sequence[str]]) 
 
 def _host(host: HostView, under_way: Sequence[str]) -> str:
     if host.is_away:
-        return f"⚠️ {text.line(host.name, 40)} away since {host.seen_at:%F %H:%M} UTC"
+        return f"⚠️ {text.line(host.name, 40)} away since {text.when(host.seen_at)}"
     has = [text.line(kind, 80) for kind in hosts.gpu_kinds(host)]
     has += [f"{host.facts['free_gib']:,.0f} GiB of disk free"] if "free_gib" in host.facts else []
     has += under_way[:MOST_HOST_RUNS]
@@ -157,7 +157,7 @@ def _machine(name: str, presence: Presence | None) -> str:
     if presence is None:
         return f"⚠️ {text.line(name, 40)} never heard from"
     if presence.is_away:
-        return f"⚠️ {text.line(name, 40)} away since {presence.at:%F %H:%M} UTC"
+        return f"⚠️ {text.line(name, 40)} away since {text.when(presence.at)}"
     has = [text.line(donated_presence.has(presence), 80), *([f"run {presence.run}"] if presence.run else [])]
     return f"{text.line(name, 40)} ({', '.join(has)})"
 

@@ -3,8 +3,7 @@
 What was written is never lost: where a form fails, its author gets the text back.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import discord
@@ -12,13 +11,14 @@ from discord import ui
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, take, taken
+from bot.buttons import Button, row
 from projects import cleaning
-from projects.errors import AwayError, ConflictError, InvalidError
+from projects.errors import AwayError, ConflictError, InvalidError, OverError
 
 MOST = 4000
-DAY_SECONDS = 86400.0
-MENDABLE = (InvalidError, ConflictError)
-"""The refusals that other words in the form may overcome."""
+MOST_OPTIONS = 25
+"""The options that Discord lets a select have."""
+HOUR_SECONDS, DAY_SECONDS = 3600.0, 86400.0
 CLOSED = (
     "This form is closed, and nothing has changed: it was already sent, was opened long ago, or Stoa has restarted "
     "since. Use the command or the button again"
@@ -51,11 +51,23 @@ def long(most: int, placeholder: str = "", default: str = "", *, required: bool 
     )
 
 
+def choice(options: Sequence[tuple[str, str]]) -> ui.Select[Any]:
+    """A select for one of the options, each given as label and value; the command's own option finds the others."""
+    shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST_OPTIONS]]
+    few = f"{MOST_OPTIONS} of {len(options):,}; the command's option finds the others"
+    return ui.Select(options=shown, placeholder=few if len(options) > MOST_OPTIONS else None)
+
+
 class Form(ui.Modal):
-    """A form that is acknowledged privately at once, and answered once `send` has done its work."""
+    """A form that is acknowledged privately at once, and answered once `send` has done its work.
+
+    `then` are the buttons under the answer, for what comes next.
+    """
+
+    then: Sequence[Button] = ()
 
     def __init__(self, title: str, fields: Mapping[str, ui.Item[Any]]) -> None:
-        super().__init__(title=text.bounded(title, 45), timeout=3600)
+        super().__init__(title=text.bounded(title, 45), timeout=HOUR_SECONDS)
         self.fields = fields
         for label, component in fields.items():
             self.add_item(ui.Label(text=label, component=component))
@@ -74,16 +86,18 @@ class Form(ui.Modal):
         away = isinstance(error, AwayError)
         prose = away or any(field.style is discord.TextStyle.paragraph for field in typed.values())
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
-        label = "Open the form again" if away else "Edit and resend" if isinstance(error, MENDABLE) else ""
+        mendable = isinstance(error, (InvalidError, ConflictError)) and not isinstance(error, OverError)
+        label = "Open the form again" if away else "Edit and resend" if mendable else ""
         await errors.answer(interaction, error, written, Again(self, label) if label else None)
 
     async def answer(self, interaction: Interaction) -> None:
         """Do the form's work, and answer with the result."""
-        await errors.reply(interaction, await self.send(interaction))
+        said = await self.send(interaction)
+        await errors.reply(interaction, said, offer=row(self.then) if self.then else None)
 
-    @abstractmethod
     async def send(self, interaction: Interaction) -> str:
-        """Do what the form is for, and return the answer."""
+        """Do what the form is for, and return the answer; a form that answers with a card overrides `answer`."""
+        raise NotImplementedError
 
 
 class Again(ui.View):
@@ -92,6 +106,7 @@ class Again(ui.View):
     def __init__(self, form: Form, label: str) -> None:
         super().__init__(timeout=DAY_SECONDS)
         self.form = form
+        form.timeout = DAY_SECONDS + HOUR_SECONDS  # a form that has timed out cannot be opened again
         self.open_again.label = label
         for field in form.fields.values():
             if isinstance(field, ui.TextInput):

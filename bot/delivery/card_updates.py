@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from bot.app import App
 from bot.cards.card import Card
 from bot.cards.project_card import project_card
+from bot.cards.welcome_card import project_welcome
 from bot.delivery import edit_budget, outbox, review_card_updates
 from bot.delivery.edit_budget import BUSY, OLD, OLD_AGE, OldMessageError
 from bot.delivery.run_card_updates import RunCardUpdater
@@ -107,8 +108,11 @@ class CardUpdater:
             project, requests, newest, channel_id = await self.app.read(card_contents, self.project_id)
             if project.stage not in ENDED:
                 await self.move(project.id)
-            card = project_card(project, requests, newest, channel_id=channel_id)
+            least = self.app.settings.min_people
+            card = project_card(project, requests, newest, channel_id=channel_id, min_people=least)
             waiting = [await self._update(f"project:{project.id}", str(server.proposals), card, urgent=urgent)]
+            if channel_id is not None:
+                waiting.append(await self._welcome(project, requests, newest, channel_id))
             review_cards = await review_card_updates.cards(self.app, project.id, requests)
             for key, (card, is_open) in review_cards.items():
                 if is_open:
@@ -119,6 +123,18 @@ class CardUpdater:
             self._urgent = urgent and bool(self._waiting)
         await self._runs.refresh()
         await self._sweeps.refresh()
+
+    async def _welcome(
+        self, project: ProjectView, requests: Sequence[AllocationView], newest: Sequence[RunView], channel_id: str
+    ) -> IsTurn | None:
+        """Keep the welcome that is pinned in the project's channel up to date; returns what `_update` does."""
+        key = f"welcome:project:{project.id}"
+        if project.stage in ENDED and await self.app.read(outbox.message, key) is None:
+            return None
+        card = project_welcome(project, requests, newest, min_people=self.app.settings.min_people)
+        is_turn = await self._update(key, channel_id, card, urgent=False)
+        await self.sender.pin(key)
+        return is_turn
 
     async def move(self, project_id: int) -> None:
         """Forget the project's card and thread if `/stoa setup` has chosen another channel, so that they move there."""

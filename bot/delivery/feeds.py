@@ -10,10 +10,12 @@ from bot.cards.sweep_card import sweep_card
 from bot.delivery import follower_roles, gatherings, mentions, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
+from bot.delivery.done_buttons import DoneButtons
 from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
 from bot.delivery.sender import Sender
 from bot.delivery.tombstones import Tombstones
+from bot.delivery.welcomes import Welcomes
 from bot.renderer import Renderer
 from broker.allocations import awards
 from broker.reviews import inventory
@@ -31,11 +33,12 @@ MOST_POSTS = 8
 
 
 class LabFeed:
-    """The feed of the lab's own stream, posted in the channel of the public record."""
+    """The feed of the lab's own stream, posted in the channel of the public record, with the welcomes for newcomers."""
 
     def __init__(self, app: App, sender: Sender) -> None:
         self.app, self.sender = app, sender
         self.tombstones = Tombstones(app, sender, record.LAB)
+        self.welcomes = Welcomes(app, sender)
 
     @property
     def behind(self) -> bool:
@@ -44,8 +47,8 @@ class LabFeed:
 
     @property
     def due(self) -> bool:
-        """Whether such a post may be edited now."""
-        return self.tombstones.due
+        """Whether such a post may be edited now, or a welcome has to be."""
+        return self.tombstones.due or self.welcomes.due
 
     async def catch_up(self) -> bool:
         """Post some of the new entries, then blank a post; returns whether more entries wait."""
@@ -62,6 +65,7 @@ class LabFeed:
             await self.app.write(outbox.posted, entry)
             self.tombstones.note(entry)
         await self.tombstones.refresh()
+        await self.welcomes.refresh()
         return len(entries) > MOST_POSTS
 
 
@@ -74,6 +78,7 @@ class ProjectFeed:
         self.channels = ProjectChannels(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
         self.cards = CardUpdater(app, sender, renderer, project_id)
+        self.done_buttons = DoneButtons(app, sender, project_id)
 
     @property
     def behind(self) -> bool:
@@ -83,7 +88,7 @@ class ProjectFeed:
     @property
     def due(self) -> bool:
         """Whether the feed should run now, as such a card or post may be edited."""
-        return self.cards.due or self.tombstones.due
+        return self.cards.due or self.tombstones.due or self.done_buttons.due
 
     async def catch_up(self) -> bool:
         """Post some of the new entries, then blank a post and bring the cards up to date.
@@ -101,9 +106,11 @@ class ProjectFeed:
             for entry in told:
                 self.tombstones.note(entry)
                 self.cards.note(entry)
+                self.done_buttons.note(entry)
             entries = entries[len(told) :] or await self.app.read(outbox.unposted, stream)
         await self.tombstones.refresh()
         await self.cards.refresh()
+        await self.done_buttons.refresh()
         return bool(entries)
 
     async def _post(self, entries: Sequence[EntryView]) -> None:
@@ -126,18 +133,19 @@ class ProjectFeed:
         has_channel = channel_id is not None or closed
         person = await mentions.of(self.app, entries)
         followers = await mentions.of_followers(self.app, entries)
-        *_, last = where = posts.destinations(entry, has_channel=has_channel, announces=announces)
+        where = posts.destinations(entry, has_channel=has_channel, announces=announces)
+        theirs = where[-1] if person is None or len(where) > 1 else None
         for destination in where:
             target = await self._channel(destination, entry, context)
             if target is None:
                 continue
-            mention = person or (followers if destination is last else None)
+            mention = (followers if destination is theirs else None) or person
             if len(entries) > 1:
                 key, said = gatherings.key(entries, destination), gatherings.render(entries, mention)
             else:
                 key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context, mention)
             sent = await self.sender.post(key, target, said, post_buttons.of(entries), mention)
-            if sent is not None:
+            if sent is not None and mention is person:
                 person = None  # the next posts of the entry do not mention them again
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
@@ -187,7 +195,7 @@ class ProjectFeed:
         thread_id, gone = await self.channels.find(key)
         if thread_id is not None or gone:
             return thread_id
-        card = project_card(project, (), (), channel_id=None)
+        card = project_card(project, (), (), channel_id=None, min_people=self.app.settings.min_people)
         message_id = await self.sender.send_card(f"project:{project.id}", proposals, card)
         if message_id is None:
             await self.channels.deleted(key)

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import and_, delete
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
+from sqlmodel.sql.expression import Select
 
 from bot import server
 from bot.app import App
@@ -138,10 +139,12 @@ class FollowerRoles:
 
 
 async def mention(app: App, project_id: int) -> Mention | None:
-    """The mention of a project's followers; None while the project has no role."""
+    """The mention of a project's followers; None while it has no role, or somebody holds it who wants no mention."""
     row = await app.read(_row, project_id)
     guild = app.get_guild(app.server.guild)
     if row is None or row.gone or guild is None or guild.get_role(int(row.role_id)) is None:
+        return None
+    if await app.read(_holds_in_vain, project_id):
         return None
     return Mention.role(int(row.role_id))
 
@@ -170,35 +173,46 @@ async def _member(guild: discord.Guild, discord_id: str) -> discord.Member | Non
         return None
 
 
-def _changes(session: Session) -> Changes:
-    hears = (
+def _hears() -> Select[int, str]:
+    """Who is to hold the role of which project."""
+    return (
         select(Membership.project_id, Person.discord_id)
         .join(Person, col(Person.id) == Membership.person_id)
-        .join(Project, col(Project.id) == Membership.project_id)
         .where(notify.hears_news())
     )
+
+
+def _holds_too_much() -> Select[int, str]:
+    """Who holds the role of which project, and is not to hold it."""
+    still = _hears().where(
+        col(Membership.project_id) == DiscordRoleHolder.project_id,
+        col(Person.discord_id) == DiscordRoleHolder.discord_id,
+    )
+    return select(DiscordRoleHolder.project_id, DiscordRoleHolder.discord_id).where(
+        ~still.correlate(DiscordRoleHolder).exists()
+    )
+
+
+def _changes(session: Session) -> Changes:
     holds = and_(
         col(DiscordRoleHolder.project_id) == Membership.project_id,
         col(DiscordRoleHolder.discord_id) == Person.discord_id,
     )
     give = (
-        hears.outerjoin(DiscordRoleHolder, holds)
+        _hears()
+        .join(Project, col(Project.id) == Membership.project_id)
+        .outerjoin(DiscordRoleHolder, holds)
         .outerjoin(DiscordRole, col(DiscordRole.project_id) == Membership.project_id)
-        .where(col(DiscordRoleHolder.discord_id).is_(None), col(DiscordRole.gone).is_not(True))
+        .where(
+            col(DiscordRoleHolder.discord_id).is_(None),
+            col(DiscordRole.gone).is_not(True),
+            col(Project.stage).not_in(ENDED),
+        )
         # A project without a role comes last, as the server may have no room for it.
         .order_by(col(DiscordRole.project_id).is_(None), col(Membership.project_id), col(Person.discord_id))
         .limit(AT_ONCE)
     )
-    still = hears.where(
-        col(Membership.project_id) == DiscordRoleHolder.project_id,
-        col(Person.discord_id) == DiscordRoleHolder.discord_id,
-    )
-    take = (
-        select(DiscordRoleHolder.project_id, DiscordRoleHolder.discord_id)
-        .join(Project, col(Project.id) == DiscordRoleHolder.project_id)
-        .where(col(Project.stage).not_in(ENDED), ~still.correlate(DiscordRoleHolder).exists())
-        .limit(AT_ONCE)
-    )
+    take = _holds_too_much().limit(AT_ONCE)
     over = (
         select(DiscordRole.project_id)
         .join(Project, col(Project.id) == DiscordRole.project_id)
@@ -217,6 +231,11 @@ def let_end(session: Session, project_id: int) -> None:
     row = session.get(DiscordRole, project_id)
     if row is not None and row.ends_at is None:
         row.ends_at = utcnow() + KEPT_FOR
+
+
+def _holds_in_vain(session: Session, project_id: int) -> bool:
+    query = _holds_too_much().where(col(DiscordRoleHolder.project_id) == project_id).limit(1)
+    return session.execute(query).first() is not None
 
 
 def _row(session: Session, project_id: int) -> DiscordRole | None:

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 import discord
+import structlog
 
 from bot.app import App
 from bot.delivery import follower_roles
 from bot.mention import Mention
 from broker.reports import concerned
 from projects.record.record import EntryView
+
+log = structlog.get_logger()
 
 
 async def of(app: App, entries: Sequence[EntryView]) -> Mention | None:
@@ -33,12 +36,17 @@ async def of_followers(app: App, entries: Sequence[EntryView]) -> Mention | None
 
 
 async def _is_here(app: App, discord_id: int) -> bool:
-    """Whether somebody is a member of the server; Discord is asked, as the bot is not told of all members."""
+    """Whether somebody is a member of the server; Discord is asked, as the bot is not told of all members.
+
+    A post does not wait for its mention: where Discord refuses to say, they count as away.
+    """
     guild = app.get_guild(app.server.guild)
     if guild is None:
         return False
     try:
         await guild.fetch_member(discord_id)
-    except discord.NotFound:
+    except discord.HTTPException as error:
+        if not isinstance(error, discord.NotFound):
+            log.warning("a post mentions nobody, as Discord does not say who is in the server", reason=str(error))
         return False
     return True

@@ -68,6 +68,17 @@ def unblanked_posts(session: Session, stream: str) -> Sequence[tuple[EntryView, 
     return [(EntryView(entry.id, stream, entry.number, entry.kind, entry.hash, None), row) for entry, row in rows]
 
 
+def pin_of(key: str) -> str:
+    """The key of the row that says that a message was pinned."""
+    return f"pin:{key}"
+
+
+def pinned(session: Session, row: DiscordMessage) -> None:
+    """Note that a message was pinned."""
+    note = DiscordMessage(key=pin_of(row.key), channel_id=row.channel_id, nonce="", message_id=row.message_id)
+    session.merge(note)
+
+
 def message_gone(session: Session, key: str) -> None:
     """Note that a person has deleted a message or its channel: the message is not sent again."""
     row = session.get(DiscordMessage, key)
@@ -77,7 +88,7 @@ def message_gone(session: Session, key: str) -> None:
 
 def forget(session: Session, key: str, thread: str = "") -> None:
     """Delete the rows of a message, of the thread under it and of the live cards there, so that new ones are made."""
-    session.execute(delete(DiscordMessage).where(col(DiscordMessage.key) == key))
+    session.execute(delete(DiscordMessage).where(col(DiscordMessage.key).in_([key, pin_of(key)])))
     row = session.get(DiscordChannel, thread)
     if row is not None:
         live = col(DiscordMessage.key).startswith("run:") | col(DiscordMessage.key).startswith("sweep:")

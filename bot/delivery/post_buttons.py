@@ -6,20 +6,29 @@ import discord
 
 from bot import text
 from bot.buttons import Button
+from bot.delivery.entry_text.run import trains
 from projects.projects import ProjectRole
 from projects.record.record import EntryView
 
 MOST_IN_A_ROW, LONGEST_LABEL = 5, 80
 
-# By kind of entry: the act, label and style of each button. The act's number is the allocation's, else the project's;
-# that of a newcomer's joining is the entry's own.
+# By kind of entry: the act, label and style of each button. The act's number is the run's or the allocation's, else the
+# project's; that of a newcomer's joining is the entry's own.
 BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
     "project.lead_offered": (
         ("accept_lead", "Accept", discord.ButtonStyle.success),
         ("decline_lead", "Decline", discord.ButtonStyle.secondary),
     ),
     "project.joined": (("confirm", "Confirm", discord.ButtonStyle.success),),
+    "project.proposed": (("scope", "Write the scope", discord.ButtonStyle.secondary),),
+    "project.activated": (("request", "Ask for GPU time", discord.ButtonStyle.primary),),
+    "project.channel_opened": (("request", "Ask for GPU time", discord.ButtonStyle.primary),),
     "allocation.asked": (("answer", "Answer", discord.ButtonStyle.primary),),
+    "allocation.approved": (("launch_run", "Launch a run", discord.ButtonStyle.success),),
+    "run.failed": (
+        ("log", "Log", discord.ButtonStyle.secondary),
+        ("rerun", "Rerun", discord.ButtonStyle.secondary),
+    ),
 }
 
 
@@ -40,7 +49,9 @@ def _of(entry: EntryView) -> Sequence[Button]:
     """The buttons of one entry; none where the entry was blanked."""
     if entry.payload is None or entry.project_id is None:
         return ()
-    number = entry.payload.get("allocation", entry.project_id)
+    if entry.kind == "run.failed" and not trains(entry.payload):
+        return ()
+    number = entry.payload.get("run", entry.payload.get("allocation", entry.project_id))
     if entry.kind == "project.joined":
         if entry.payload.get("role") != ProjectRole.NEWCOMER:
             return ()

@@ -63,6 +63,7 @@ class Sender:
         self.holder = holder
         self.budget = EditBudget()
         self._pictures: dict[str, KeptFile] = {}
+        self._not_pinned: set[str] = set()
         # One post at a time in a channel: several at once could exceed what is left of Discord's limit there.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -120,6 +121,28 @@ class Sender:
             await self.app.write(outbox.sent, row.key, row.message_id or "")  # so that it is drawn again
             raise
 
+    async def pin(self, key: str) -> None:
+        """Pin a message that was sent, once: whoever unpins it has decided so.
+
+        A crash before this is noted lets the next process pin it again, which changes nothing.
+        """
+        row = await self.app.read(outbox.message, key)
+        if row is None or row.gone or row.message_id is None or key in self._not_pinned:
+            return
+        if await self.app.read(outbox.message, outbox.pin_of(key)) is not None:
+            return
+        try:
+            await self._channel(row.channel_id).get_partial_message(int(row.message_id)).pin()
+        except discord.NotFound as error:
+            await self._deleted(key, error)
+        except discord.HTTPException as error:
+            if error.status >= 500:
+                raise
+            self._not_pinned.add(key)  # until the next start
+            log.warning("Discord does not let the bot pin a message", key=key, reason=error.text)
+        else:
+            await self.app.write(outbox.pinned, row)
+
     async def _kept(self, key: str, message: discord.PartialMessage, name: str) -> KeptFile:
         """The picture of that name which a card shows; looked up once, as edits tell of it afterwards."""
         known = self._pictures.pop(key, None)
@@ -129,22 +152,26 @@ class Sender:
             raise LostPictureError(f"The card {key} does not show {name}.")
         return known
 
-    async def rewrite(self, row: DiscordMessage, said: str) -> None:
-        """Replace the text of a post, which is a plain message or a Components V2 one.
+    async def rewrite(self, row: DiscordMessage, said: str | None) -> None:
+        """Replace the text of a post, which is a plain message or a Components V2 one, and take its buttons away.
+
+        A post that says so already keeps them. None leaves the text as it is.
 
         Raises OldMessageError and LockedThreadError.
         """
 
         async def edit() -> None:
             message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
-            if _said(message) == said:
+            shown = _said(message)
+            if shown == said:
                 return
+            new = shown if said is None else said
             if message.flags.components_v2:
                 view = ui.LayoutView(timeout=None)
-                view.add_item(ui.TextDisplay(said))
+                view.add_item(ui.TextDisplay(new))
                 await message.edit(view=view, attachments=[], allowed_mentions=NOBODY)
             else:
-                await message.edit(content=said, allowed_mentions=NOBODY)
+                await message.edit(content=new, allowed_mentions=NOBODY)
 
         await self._edited(row, edit)
 

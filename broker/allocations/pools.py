@@ -335,6 +335,11 @@ def largest_in(session: Session, name: str) -> int:
     return largest(session, named(session, name).id)
 
 
+def most_by_name(session: Session) -> dict[str, int]:
+    """What `largest` returns for each pool, by the pools' names."""
+    return {pool.name: largest(session, pool.id) for pool in every(session)}
+
+
 def names(session: Session) -> list[str]:
     """The names of all pools."""
     return list(session.scalars(select(Pool.name).order_by(col(Pool.name))))

@@ -15,7 +15,7 @@ from broker.allocations.pools import Pool
 from broker.allocations.reservations import ReservationView
 from broker.runners import registry
 from broker.runs import attempts, runs
-from broker.runs.runs import Run
+from broker.runs.runs import ACTIVE, Run, RunState
 from broker.scheduling import fairshare, snapshot
 from projects.projects import Project
 
@@ -62,6 +62,28 @@ class ProjectUse:
     spent: int
     lately: float
     share: float
+
+
+@dataclass(frozen=True)
+class PoolOffer:
+    """What somebody who chooses a pool looks at: `free` are the GPUs, or cores, that no run holds now."""
+
+    name: str
+    gpu_type: str
+    gpus: int
+    free: int
+    price_weight: float
+
+
+def offers(session: Session) -> Sequence[PoolOffer]:
+    """What every pool offers, by name; cheap enough to be asked with each letter that is typed."""
+    holding = ACTIVE - {RunState.QUEUED}
+    query = select(Run.pool_id, func.sum(col(Run.gpus))).where(col(Run.state).in_(holding)).group_by(col(Run.pool_id))
+    held = {pool_id: int(gpus) for pool_id, gpus in session.execute(query)}
+    return [
+        PoolOffer(pool.name, pool.gpu_type, pool.gpus, max(0, pool.gpus - held.get(pool.id, 0)), pool.price_weight)
+        for pool in pools.every(session)
+    ]
 
 
 def status(session: Session) -> Sequence[PoolStatus]:

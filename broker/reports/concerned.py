@@ -1,7 +1,8 @@
 """Who is concerned by an entry of the record: who launched the run, asked, or leads the project; or its followers."""
 
+import json
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
@@ -14,7 +15,7 @@ from broker.runs.runs import Run, RunKind, RunState, Sweep
 from projects import notify
 from projects.people import Person
 from projects.projects import Project
-from projects.record.record import EntryView
+from projects.record.record import Entry, EntryView, Payload
 
 WANT_OF_HOURS = frozenset({EndReason.UNFUNDED, EndReason.ALLOCATION_EXPIRED, EndReason.ALLOCATION_REVOKED})
 
@@ -41,27 +42,44 @@ def _launcher(session: Session, entry: EntryView) -> int | None:
     if "sample" in told:  # the lab itself takes one, without a prompt, at the end of each run
         return _asked(session, Run, told["sample"]) if "prompt" in told else None
     run = session.get(Run, told["run"]) if "run" in told else None
-    return run.requested_by if run is not None and _is_told(session, run, entry.kind) else None
+    return run.requested_by if run is not None and _is_told(session, run, entry) else None
 
 
-def _is_told(session: Session, run: Run, kind: str) -> bool:
+def _is_told(session: Session, run: Run, entry: EntryView) -> bool:
     """Whether the end of a run is told to who launched it: of a sweep's runs, the first one that goes wrong in a way.
 
-    The end of the sweep tells of the others.
+    The end of the sweep tells of the others. Runs that have been resumed no longer count.
     """
     if run.sweep_id is None:
         return True
-    if kind == "run.finished":
+    if entry.kind == "run.finished":
         return False
-    same = select(Run.id).where(Run.sweep_id == run.sweep_id, Run.state == run.state).order_by(col(Run.id)).limit(1)
-    if run.state == RunState.PAUSED:
-        same = same.where(col(Run.end_reason).in_(WANT_OF_HOURS))
-    return session.scalars(same).first() in (run.id, None)
+    like_it = (
+        select(Entry.number, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
+        .where(Entry.stream == entry.stream, Entry.kind == entry.kind)
+        .where(col(Payload.body).contains(f'"sweep":{run.sweep_id}'))
+        .order_by(col(Entry.number))
+    )
+    newest: dict[int, int] = {}
+    for number, body in session.execute(like_it):
+        told = json.loads(body or "{}")
+        if (
+            told.get("sweep") == run.sweep_id
+            and "sample" not in told
+            and (entry.kind != "run.paused" or _wants_hours(told))
+        ):
+            newest[told["run"]] = number
+    same = select(Run.id).where(col(Run.id).in_(newest), Run.state == run.state)
+    return all(newest[run_id] >= entry.number for run_id in session.scalars(same))
+
+
+def _wants_hours(told: Mapping[str, Any]) -> bool:
+    return told.get("end_reason") in WANT_OF_HOURS
 
 
 def _paused(session: Session, entry: EntryView) -> int | None:
-    wants = (entry.payload or {}).get("end_reason") in WANT_OF_HOURS
-    return _launcher(session, entry) if wants else None
+    return _launcher(session, entry) if _wants_hours(entry.payload or {}) else None
 
 
 def _sweeper(session: Session, entry: EntryView) -> int | None:
@@ -105,13 +123,15 @@ def is_news(session: Session, entry: EntryView) -> bool:
 
 
 def _is_first(session: Session, entry: EntryView, run_id: int | None) -> bool:
-    """Whether a run is the first of its project that has trained to its end."""
+    """Whether a run is the first of its project, beside its sweeps, that has trained to its end."""
     trained = (Run.project_id == entry.project_id, Run.kind == RunKind.TRAIN, Run.state == RunState.FINISHED)
-    first = select(Run.id).where(*trained).order_by(col(Run.ended_at), col(Run.id)).limit(1)
+    first = (
+        select(Run.id).where(*trained, col(Run.sweep_id).is_(None)).order_by(col(Run.ended_at), col(Run.id)).limit(1)
+    )
     return session.scalars(first).first() == run_id
 
 
-NEWS = frozenset({"project.activated", "project.update", "project.completed", "run.finished"})
+NEWS = frozenset({"project.activated", "project.update", "project.completed", "project.stopped", "run.finished"})
 
 WHOSE: Mapping[str, Callable[[Session, EntryView], int | None]] = {
     **dict.fromkeys(("run.failed", "run.finished", "run.timed_out"), _launcher),

@@ -19,7 +19,7 @@ from broker.reviews import reviews
 from projects import people, projects, quotas, text
 from projects.db import transition
 from projects.db.columns import utcnow
-from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError, OverError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
@@ -108,7 +108,7 @@ def check_may_decide(session: Session, actor: Actor, change_id: int) -> None:
     reviews.require_reviewer(session, actor, project_id, change)
     if change.state != ChangeState.REQUESTED:
         by = "somebody" if change.decided_by is None else session.get_one(Person, change.decided_by).name
-        raise ConflictError(f"This change was already {change.state}, by {by}.")
+        raise OverError(f"This change was already {change.state}, by {by}.")
 
 
 def endorser(session: Session, change_id: int) -> str | None:

@@ -20,7 +20,7 @@ from broker.runs import control
 from broker.runs.runs import Run
 from projects import people, projects, quotas, rights, text
 from projects.db.columns import utcnow
-from projects.errors import ConflictError, ForbiddenError, InvalidError
+from projects.errors import ConflictError, ForbiddenError, InvalidError, OverError
 from projects.people import Actor, Person
 from projects.policies import MOST_HOURS
 from projects.quotas import QuotaKind
@@ -51,7 +51,7 @@ def check_may_decide(session: Session, actor: Actor, allocation_id: int) -> None
     require_reviewer(session, actor, allocation.project_id, allocation)
     if allocation.state != AllocationState.REQUESTED:
         by = "policy" if allocation.decided_by is None else session.get_one(Person, allocation.decided_by).name
-        raise ConflictError(f"This request was already {allocation.state}, by {by}.")
+        raise OverError(f"This request was already {allocation.state}, by {by}.")
 
 
 def check_may_approve(session: Session, actor: Actor, allocation_id: int) -> None:
@@ -152,7 +152,7 @@ def check_may_answer(session: Session, actor: Actor, allocation_id: int) -> Pers
     allocation = allocations.load(session, allocation_id)
     person = requests.require_asker(session, actor, allocation.project_id, allocation.requested_by)
     if allocation.state != AllocationState.REQUESTED:
-        raise ConflictError(f"Allocation {allocation_id} is {allocation.state}; reviewers can no longer ask about it.")
+        raise OverError(f"Allocation {allocation_id} is {allocation.state}; reviewers can no longer ask about it.")
     return person
 
 

@@ -94,6 +94,7 @@ def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: 
     said = _said(folder / contract.OUTCOME_FILE)
     given = [str(said.get("reason") or ""), how]
     first, second = reversed(given) if status == Status.STOPPED else given
+    written = _said(folder / contract.SAMPLE_FILE) if status == Status.DONE else {}
     reason = first or second or ("" if status == Status.DONE else _unsaid(folder, status))
     return Ending(
         status=status,
@@ -102,9 +103,8 @@ def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: 
         transient=bool(said.get("transient", status not in (Status.REFUSED, Status.CONFIG))),
         timed_out=timed_out,
         known=known,
-        sample=text.cleaned(str(_said(folder / contract.SAMPLE_FILE).get("text", "")))[:MOST_SAID]
-        if status == Status.DONE
-        else "",
+        sample=text.cleaned(str(written.get("text", "")))[:MOST_SAID],
+        sample_step=int(step) if isinstance(step := written.get("checkpoint_step"), int) else None,
     )
 
 

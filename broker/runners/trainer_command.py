@@ -6,7 +6,7 @@ from pathlib import Path
 
 from broker import publications
 from broker.publications import Publication
-from broker.runs import folders, preparing
+from broker.runs import folders, generation, preparing
 from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run, RunKind
 from projects.db.database import Database
@@ -40,7 +40,7 @@ def trainer_command(
         if checkpoint is None:
             raise FileNotFoundError(f"run {run.parent_id} has left no checkpoint to sample from")
         kept = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
-        return [*trainer, "generate", str(kept), f"--prompt={run.prompt or SAMPLE_PROMPT}", *out]
+        return [*trainer, "generate", str(kept), f"--prompt={run.prompt or SAMPLE_PROMPT}", *_drawn(), *out]
     config = folder.parent / CONFIG_FILE
     with db.read() as session:
         config.write_text(preparing.using(settings, session, run))
@@ -52,6 +52,11 @@ def trainer_command(
     if before:
         return [*command, "--resume", before[-1].folder]
     return command if run.fork_step is None else [*command, "--fork", _origin(settings, db, run, in_store)]
+
+
+def _drawn() -> list[str]:
+    """How the tokens of a sample are drawn."""
+    return [f"--temperature={generation.TEMPERATURE}", f"--seed={generation.SEED}"]
 
 
 def _origin(settings: Settings, db: Database, run: Run, in_store: bool) -> str:

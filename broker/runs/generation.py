@@ -19,6 +19,8 @@ from projects.quotas import QuotaKind
 from projects.rights import Act
 
 LONGEST_PROMPT = 1_000
+TEMPERATURE, SEED = 0.8, 0
+"""How the tokens of every sample are drawn."""
 
 
 def check_may_generate(session: Session, actor: Actor, run_id: int) -> None:

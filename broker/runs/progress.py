@@ -53,7 +53,8 @@ class Ending:
     """How a trainer ended. `status` is its exit status, or the negative number of a signal.
 
     `transient` says that another attempt may succeed. `known` is what the runner or the supervisor knows of the reason
-    beyond the status, `prepared` what a preparation has made.
+    beyond the status, `prepared` what a preparation has made, `sample` what a sample has written from the checkpoint of
+    `sample_step`.
     """
 
     status: int
@@ -61,6 +62,7 @@ class Ending:
     transient: bool = False
     timed_out: bool = False
     sample: str = ""
+    sample_step: int | None = None
     known: EndReason | None = None
     prepared: PreparedData | None = None
 

@@ -380,15 +380,15 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
     """Append an entry about the run to its project's record.
 
-    A sample is told as part of the run it samples from, a preparation with the recipe that it `prepares`, and both a
-    run of a sweep and its samples with their `sweep`.
+    A sample is told as the `nth` of the run it samples from, a preparation with the recipe that it `prepares`, and both
+    a run of a sweep and its samples with their `sweep`.
     """
     about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
     sweep_id = run.sweep_id if run.kind == RunKind.TRAIN else _sweep_of(session, run.parent_id)
     if sweep_id is not None:
         about["sweep"] = sweep_id
     if run.kind == RunKind.SAMPLE:
-        about |= {"run": run.parent_id, "sample": run.id}
+        about |= {"run": run.parent_id, "sample": run.id, "nth": _nth(session, run)}
         if run.prompt:
             told["prompt"] = run.prompt
     elif run.kind == RunKind.PREPARE:
@@ -397,6 +397,14 @@ def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why
         told["named"] = [{"id": discord_id, "name": name} for discord_id, name in names.items()]
         why = people.spelt(why, names)
     record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)
+
+
+def _nth(session: Session, sample: Run) -> int:
+    """The number of a sample under its run, from 1."""
+    earlier = select(func.count()).where(
+        Run.parent_id == sample.parent_id, Run.kind == RunKind.SAMPLE, col(Run.id) <= sample.id
+    )
+    return session.scalars(earlier).one()
 
 
 def _sweep_of(session: Session, run_id: int | None) -> int | None:

@@ -11,7 +11,7 @@ from broker.allocations import ledger, payers
 from broker.end_reasons import INFRASTRUCTURE, EndReason
 from broker.runs import attempts, leases, preparing, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
-from broker.runs.generation import generate_at_end
+from broker.runs.generation import SEED, TEMPERATURE, generate_at_end
 from broker.runs.progress import Ending, Progress
 from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.db import transition
@@ -81,7 +81,7 @@ def settle(
     if ending.status == Status.DONE:
         if run.kind == RunKind.PREPARE:
             preparing.made(session, run, ending.prepared)
-        _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, sample=ending.sample)
+        _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, ending)
         if run.kind == RunKind.TRAIN:
             generate_at_end(session, run)
     elif run.state == RunState.STOPPING:
@@ -231,12 +231,33 @@ def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None
     runs.tell(session, run, "run.paused", by=by, why=run.reason, end_reason=run.end_reason, step=run.step, spent=spent)
 
 
-def _end(session: Session, run: Run, to: RunState, end_reason: str | None, reason: str, *, sample: str = "") -> None:
+def _drawn(run: Run, ending: Ending | None) -> dict[str, Any]:
+    """How a finished sample was drawn: from the checkpoint of which step, at which temperature, by which seed."""
+    if run.kind != RunKind.SAMPLE or ending is None:
+        return {}
+    how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": SEED}
+    return how if ending.sample_step is None else how | {"from_step": ending.sample_step}
+
+
+def _end(
+    session: Session, run: Run, to: RunState, end_reason: str | None, reason: str, ending: Ending | None = None
+) -> None:
     """End the run in one of the final states, with an entry."""
     if to not in ENDED:
         raise ValueError(f"{to} is not an end")
+    sample = ending.sample if ending else ""
     runs.move(session, run, to, reason=reason, end_reason=end_reason, ended_at=utcnow(), sample=sample)
     spent = runs.spent(session, run.id)
     kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
-    runs.tell(session, run, kind, why=reason, end_reason=end_reason, step=run.step, spent=spent, text=sample)
+    runs.tell(
+        session,
+        run,
+        kind,
+        why=reason,
+        end_reason=end_reason,
+        step=run.step,
+        spent=spent,
+        text=sample,
+        **_drawn(run, ending),
+    )
     sweeps.tell_if_over(session, run)

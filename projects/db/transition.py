@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, inspect, update
 from sqlalchemy.orm import Session
 
-from projects.errors import ConflictError
+from projects.errors import ConflictError, OverError
 
 M = TypeVar("M")
 Table = Mapping[Any, Set[Any]]
@@ -41,7 +41,8 @@ def check(row: object, to: str, table: Table, *, name: str, state: str = "state"
     """Raise ConflictError unless the table allows the transition from the row's state to `to`."""
     now = getattr(row, state)
     if to not in table[now]:
-        raise ConflictError(f"{name} is {now} and cannot become {to}.")
+        error = ConflictError if table[now] else OverError
+        raise error(f"{name} is {now} and cannot become {to}.")
 
 
 def write_as_seen(

@@ -6,7 +6,7 @@ The payload has a row of its own, so that it can be blanked while the chain stil
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,17 @@ def since(session: Session, stream: str, number: int, limit: int = 100) -> Seque
         .where(Entry.stream == stream, Entry.number > number)
         .order_by(col(Entry.number))
         .limit(limit)
+    )
+    return [_told(entry, body) for entry, body in rows]
+
+
+def of_kinds(session: Session, stream: str, kinds: Collection[str]) -> Sequence[EntryView]:
+    """The entries of a chain that are of one of these kinds, the oldest first."""
+    rows = session.execute(
+        select(Entry, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
+        .where(Entry.stream == stream, col(Entry.kind).in_(kinds))
+        .order_by(col(Entry.number))
     )
     return [_told(entry, body) for entry, body in rows]
 

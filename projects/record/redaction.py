@@ -15,7 +15,7 @@ from sqlmodel import col, select
 
 from projects import people, rights, text
 from projects.db.columns import SENTENCE, Base
-from projects.errors import ConflictError, NotFoundError
+from projects.errors import NotFoundError, OverError
 from projects.people import Actor, FormerName, Person
 from projects.record import mentions, record
 from projects.record.record import Authorship, Entry, Payload, Stream
@@ -47,7 +47,7 @@ def redact(session: Session, actor: Actor | None, stream: str, number: int, reas
     _unsay(session, stream, json.loads(told or "{}"))
     _lock(session, stream)
     if not _blank(session, [entry.id]):
-        raise ConflictError(f"Entry {number} of “{stream}” is already blank.")
+        raise OverError(f"Entry {number} of “{stream}” is already blank.")
     by = people.author(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
 
@@ -60,7 +60,7 @@ def named(session: Session, stream: str, number: int) -> Entry:
             f"There is no entry {number} in the chain “{stream[:60]}”; `stoa record verify` lists them."
         )
     if entry.kind in record.TOMBSTONES:
-        raise ConflictError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
+        raise OverError(f"Entry {number} of “{stream}” is itself a tombstone and stays.")
     return entry
 
 

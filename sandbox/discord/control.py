@@ -54,7 +54,8 @@ def show_message(world: World, message: Message) -> Json:
         "channel_id": payload["channel_id"],
         "author": author["global_name"] or author["username"],
         "author_id": author["id"],
-        "text": "\n".join(text for text in [payload["content"], *parts.texts(payload["components"])] if text),
+        "text": "\n".join(text for text in [payload["content"], *parts.texts(payload["components"])] if text)
+        or ("A message was pinned to this channel." if payload["type"] == messages.PINNED else ""),
         "content": payload["content"],
         "components": payload["components"],
         "embeds": payload["embeds"],
@@ -82,6 +83,7 @@ def show_message(world: World, message: Message) -> Json:
         ],
         "nonce": message.nonce,
         "flags": payload["flags"],
+        "pinned": payload["pinned"],
         "thread_id": message.id if payload["flags"] & messages.HAS_THREAD else None,
         "ephemeral": message.ephemeral_for is not None,
         "created_at": payload["timestamp"],

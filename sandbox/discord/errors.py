@@ -16,6 +16,7 @@ KNOWN: dict[int, tuple[int, str]] = {
     10060: (404, "Unknown Sticker"),
     10062: (404, "Unknown interaction"),
     10063: (404, "Unknown application command"),
+    30003: (400, "Maximum number of pins reached for the channel (250)"),
     30005: (400, "Maximum number of guild roles reached (250)"),
     30013: (400, "Maximum number of guild channels reached (500)"),
     30032: (400, "Maximum number of application commands reached (100)"),

@@ -14,6 +14,10 @@ from sandbox.discord.state import THREADS, Message, World, now_iso, snowflake_ti
 SUPPRESS_EMBEDS, HAS_THREAD, EPHEMERAL, LOADING = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 SUPPRESS_NOTIFICATIONS, COMPONENTS_V2 = 1 << 12, 1 << 15
 
+PINNED = 6
+"""The type of the message by which Discord says that somebody has pinned one."""
+MAX_PINS = 250
+
 LEGACY = ("content", "embeds", "poll", "sticker_ids")
 LEGACY_WITH_V2 = "The 'content', 'embeds' and 'poll' fields cannot be used when using MessageFlags.IS_COMPONENTS_V2"
 
@@ -221,6 +225,24 @@ def edit(world: World, message: Message, draft: Draft) -> None:
         world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
     else:
         world.whisper("MESSAGE_UPDATE", message)
+
+
+def pin(world: World, message: Message) -> None:
+    """Pins a message, unless it is pinned, and says so in its channel. Raises ApiError 30003 where too many are."""
+    payload = message.payload
+    channel_id = payload["channel_id"]
+    if payload["pinned"]:
+        return
+    if sum(one.payload["pinned"] for one in world.messages[channel_id].values()) >= MAX_PINS:
+        raise ApiError(30003)
+    payload["pinned"] = True
+    world.dispatch("MESSAGE_UPDATE", payload | {"guild_id": world.guild_id})
+    pinned = {"guild_id": world.guild_id, "channel_id": channel_id, "last_pin_timestamp": now_iso()}
+    world.dispatch("CHANNEL_PINS_UPDATE", pinned)
+    notice = build(world, channel_id, world.users[world.application_id], Draft({}), kind=PINNED)
+    where = {"channel_id": channel_id, "message_id": message.id, "guild_id": world.guild_id}
+    notice.payload["message_reference"] = {"type": 0} | where
+    post(world, notice)
 
 
 def delete(world: World, message: Message) -> None:

@@ -139,6 +139,13 @@ async def delete_message(request: web.Request) -> web.Response:
     return reply(status=204)
 
 
+async def pin_message(request: web.Request) -> web.Response:
+    world, channel = world_of(request), _channel(request)
+    world.require(channel, permissions.PIN_MESSAGES)
+    messages.pin(world, world.message(channel["id"], request.match_info["message_id"]))
+    return reply(status=204)
+
+
 async def typing(request: web.Request) -> web.Response:
     world_of(request).require(_channel(request), permissions.SEND_MESSAGES)
     return reply(status=204)
@@ -150,5 +157,6 @@ ROUTES = [
     web.get("/channels/{channel_id}/messages/{message_id}", get_message),
     web.patch("/channels/{channel_id}/messages/{message_id}", edit_message),
     web.delete("/channels/{channel_id}/messages/{message_id}", delete_message),
+    web.put("/channels/{channel_id}/messages/pins/{message_id}", pin_message),
     web.post("/channels/{channel_id}/typing", typing),
 ]

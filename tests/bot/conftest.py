@@ -69,12 +69,12 @@ class Lab:
         self.sandbox = self._spawn("sandbox.log", SANDBOX, "--dir", str(self.root / "sandbox"))
         self.guild = await Guild.open(self.root / "sandbox")
 
-    def add_pool(self) -> None:
+    def add_pool(self, name: str = "local") -> None:
         """A pool of two CPUs, and a grant of it."""
         with self.db.write() as session:
-            pools.add_pool(session, name="local", gpu_type="CPU", gpus=2)
+            pools.add_pool(session, name=name, gpu_type="CPU", gpus=2)
             given, until = requests.parse_hours("100"), datetime.now(UTC) + timedelta(days=90)
-            pools.add_grant(session, pool="local", sponsor="The Library", seconds=given, until=until)
+            pools.add_grant(session, pool=name, sponsor="The Library", seconds=given, until=until)
 
     async def close(self) -> None:
         """End everything that was started."""

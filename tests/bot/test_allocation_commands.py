@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bot import text
 from projects import policies
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
@@ -60,8 +61,11 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     await refused(lab, ada.submit(unsaid, {}, force=True), "The answer is empty: please write a sentence or two.")
     said = await ada.press(post, "Answer")
     assert said.fields[0].placeholder == "Why *five* sizes?"
+    late_answer = await ada.press(post, "Answer")
     await ada.submit(said, {"Answer": "A line needs points."})
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** answers about the request (allocation 2):" in m.text)
+    bare = await lab.guild.wait_for(channel.id, lambda m: m.id == post.id and not m.buttons)
+    assert bare.text == post.text
     await card(lab, "allocation 2", "**Rosa** asks\n> Why", "**Ada** answers\n> A line needs points.")
 
     await refused(lab, omar.command("allocation withdraw", channel=channel.id, allocation=2), LEAD)
@@ -78,7 +82,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
         for label in shown.button_labels:
             await refused(lab, rosa.press(shown, label), sentence)
     over = "Allocation 2 is withdrawn; reviewers can no longer ask about it."
-    await refused(lab, ada.press(post, "Answer"), over)
+    await refused(lab, ada.submit(late_answer, {"Answer": "More points."}), over)
     assert (await card(lab, "allocation 2", "Withdrawn by Ada")).buttons == []
     assert await ada.complete("allocation withdraw", "allocation", "", channel=channel.id) == []
 
@@ -101,7 +105,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     second = await omar.press(shown, "Approve")
     assert second.fields[0].value == "4"
     await omar.submit(second, WHY)
-    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by 20" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by <t:" in m.text)
 
     granted = await card(lab, f"allocation {number}", "**Second half** 1.5 GPU-hours, to be released on a report")
     assert granted.button_labels == ["Release second half", "Revoke"]
@@ -141,7 +145,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     first = await card(lab, "change 1 of allocation 1", "2 GPU-hours more", "1 of 1 GPU-hour left", "One reviewer")
     assert first.button_labels == ["Approve", "Decline"]
     ledger = await ada.command("allocation show", channel=channel.id, allocation=1)
-    assert f"Asked for: 2 GPU-hours more and an end on {later}; a reviewer decides." in ledger.text
+    assert "Asked for: 2 GPU-hours more and an end on <t:" in ledger.text
     open_already = "A change of allocation 1 is already waiting for a decision."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=1), open_already)
     form = await rosa.press(first, "Approve")
@@ -154,7 +158,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     post = await lab.guild.wait_for(
         channel.id, lambda m: "approves the change of allocation 1: 0.5 GPU-hours" in m.text
     )
-    assert f"until {later}" in post.text
+    assert f"until {text.day(later)}" in post.text
     assert (await card(lab, "change 1 of allocation 1", "Approved by Rosa", "Half an hour.")).buttons == []
     assert lab.allocation(1).account.granted == 5400
 
@@ -189,7 +193,7 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     answer = await lab.request(channel, "1")
     number = int(answer.text.split()[1])
     assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
-    assert re.search(r" GPU-hours? of `local` until 20\d\d-\d\d-\d\d\.$", answer.text)
+    assert re.search(r"(?m) GPU-hours? of `local` until <t:\d+:D>\.$", answer.text)
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
     assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]

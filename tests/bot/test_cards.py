@@ -238,21 +238,25 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
 
 async def test_a_projects_card_tells_all_that_a_reader_asks() -> None:
     shown = project("Why?")
-    card = said(project_card(replace(shown, stage=Stage.ACTIVE), [request("local")], [run("demo")], channel_id="5"))
+    card = said(
+        project_card(
+            replace(shown, stage=Stage.ACTIVE), [request("local")], [run("demo")], channel_id="5", min_people=2
+        )
+    )
     for word in ("Active", "<#5>", "**Question**", "**Who is needed**", "Allocation 1", "Run 1"):
         assert word in card
     people = (Member("1", "Ada", True), Member("2", "Grace", False), Member("3", "Noor", False))
-    few = said(project_card(replace(shown, members=people, followers=3), [], [], channel_id=None))
+    few = said(project_card(replace(shown, members=people, followers=3), [], [], channel_id=None, min_people=2))
     assert "**Lead** Ada · **Contributors (2)** Grace, Noor · **Followers** 3" in few
-    alone = said(project_card(replace(shown, members=people[:1], followers=0), [], [], channel_id=None))
+    alone = said(project_card(replace(shown, members=people[:1], followers=0), [], [], channel_id=None, min_people=2))
     assert "**Lead** Ada\n-# P1" in alone
-    assert "Who is needed" not in said(project_card(shown, [], [], channel_id=None))
+    assert "Who is needed" not in said(project_card(shown, [], [], channel_id=None, min_people=2))
 
 
 async def test_a_projects_card_shows_first_what_can_be_used() -> None:
     states = [AllocationState.DECLINED] * 3 + [AllocationState.REQUESTED, AllocationState.APPROVED]
     requests = [replace(request("local"), id=9 - n, state=state) for n, state in enumerate(states)]
-    card = said(project_card(project("Why?"), requests, [], channel_id=None))
+    card = said(project_card(project("Why?"), requests, [], channel_id=None, min_people=2))
     assert re.findall(r"Allocation (\d)", card) == ["6", "5", "9"]
 
 

@@ -74,7 +74,7 @@ async def test_the_hosts_of_a_pool_are_shown_with_what_they_have(shared_lab: Sha
     before = utcnow() - timedelta(hours=1)
     lab.call(lambda session: session.execute(update(Host).where(col(Host.name) == "donor-2").values(seen_at=before)))
     status = (await grace.command("cluster status")).text
-    assert status.endswith(f"-# on {donor_1}, ⚠️ donor-2 away since {before:%F %H:%M} UTC")
+    assert status.endswith(f"-# on {donor_1}, ⚠️ donor-2 away since {text.when(before)}")
 
     run = lab.call(launching.launch, lab.actor("Ada"), "shown", Order(1, "demo", "5m")).run_id
     token = lab.call(attempts.admit, run, (0,))
@@ -123,6 +123,6 @@ async def test_donated_machines_are_shown_with_what_they_have(lab: Lab) -> None:
         donated_presence.write(store, presence)
     status = (await grace.command("cluster status")).text
     assert (
-        f"-# lent ada (2 × RTX 4090 everyone (24 GiB), run 7), ⚠️ bob away since {before:%F %H:%M} UTC, "
+        f"-# lent ada (2 × RTX 4090 everyone (24 GiB), run 7), ⚠️ bob away since {text.when(before)}, "
         "⚠️ carla never heard from · ⚠️ not the lab's: torch 1.0.0"
     ) in status

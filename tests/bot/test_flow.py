@@ -22,6 +22,8 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert f"<#{channel.id}>" in thread[-1].text
     assert channel.topic is not None
 
+    pools = await ada.complete("allocation request", "pool", "cpu", channel=channel.id)
+    assert pools == [("local · CPU, 2 of 2 cores free, price 1", "local")]
     number = int((await lab.request(channel)).text.split()[1])
     card = await lab.review_card(number)
     assert card.button_labels == ["Approve", "Approve part", "Ask", "Decline"]

@@ -1,7 +1,7 @@
 """`/stoa pools · grants · limits`: admins see them with their use, and change them, in public and with a reason."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 import pytest
@@ -77,7 +77,7 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     assert form.fields[0].options[-1] == "2 · **A bank**, hall, until 2090-01-31"
     more = {"Grant": form.fields[0].options[-1], "GPU-hours more": "500", "Reason": "They like it."}
     assert (await omar.submit(form, more)).text == "Grant 2 is changed; the record says so."
-    told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until 2090-01-31" in m.text)
+    told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until <t:37" in m.text)
     assert text.escape("**A bank**") in told.text
     assert "5500 GPU-hours" in (await omar.command("stoa grants")).text.replace(",", "")
     form = await omar.press(listed.message, "Change one")
@@ -103,7 +103,8 @@ async def test_reservations(shared_lab: Shared) -> None:
     )
     form = await omar.command("stoa reserve", **asked)
     made = await omar.submit(form, {"Reason": "A course."})
-    period = f"from {day.day} {day:%B %Y} 09:00 UTC until {day.day} {day:%B %Y} 17:00 UTC"
+    begins, ends = (datetime.combine(day, time(hour), UTC) for hour in (9, 17))
+    period = text.period(begins, ends)
     assert made.text.startswith(f"Reservation 1 is made: 2 GPUs of `local` for P1 {period}.")
     told = f"**Omar** reserves 2 GPUs of `local` {period} for the project (reservation 1).\n> A course."
     await lab.guild.wait_for(channel.id, lambda m: told in m.text)
@@ -135,7 +136,7 @@ async def test_shares(shared_lab: Shared) -> None:
         ({"Share": "nan"}, "A share is a number from 0.01 to 1,000, such as 0.5, 1 or 2; “nan” is not."),
         ({"Project": "mine"}, "The project is its number, such as 3."),
         ({"Project": "99"}, "There is no project 99"),
-        ({"Share": "2.50"}, "The share of P1 is 2.5 already."),
+        ({"Share": "2.50"}, "The share of P1 is already 2.5."),
     ):
         form = await omar.command("stoa shares", project=1)
         assert (await omar.submit(form, fields | {"Project": "1"} | typed)).text.startswith(said)

@@ -125,7 +125,7 @@ def checked(card: Card) -> None:
 async def test_cards(said: str) -> None:
     for stage in Stage:
         shown = replace(project(said), stage=stage, stage_reason=said)
-        checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1"))
+        checked(project_card(shown, [request(said)] * 30, [run(said)] * 30, channel_id="1", min_people=2))
     for state in AllocationState:
         checked(review_card(replace(request(said), state=state), context(said)))
     for decision in ChangeState:
@@ -190,7 +190,7 @@ def test_posts(kind: str, said: str) -> None:
     context = PostContext(project(said), "5", [run(said)] * 30)
     for destination in posts.destinations(told, has_channel=True):
         shown = posts.render(told, destination, context, Mention(2**63))
-        assert re.findall(r"<@[^>]*>|@everyone|@here", shown) == [f"<@{2**63}>"]
+        assert re.findall(r"<@[!&]?\d+>|@everyone|@here", shown) == [f"<@{2**63}>"]
         assert shown.splitlines()[-2] == f"-# For <@{2**63}>"
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"

@@ -24,7 +24,8 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("-# P1 · project"))
     welcome = (await omar.press(card, "Join")).text
     assert welcome == (
-        "Welcome! You are in **Do small models dream?** as a newcomer until its lead, Ada, confirms you."
+        "Welcome! You are in **Do small models dream?** as a newcomer until its lead, Ada, confirms you.\n"
+        "**Next** Say hello in its channel or thread; `/stoa help` there shows what you can do."
     )
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar (newcomer)" in m.text)
     post = await lab.guild.wait_for(channel.id, lambda m: "**Omar** joins the project. Welcome!" in m.text)

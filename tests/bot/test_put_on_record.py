@@ -1,6 +1,6 @@
 """A message becomes an entry of a project's record, by one who works on it, once."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pytest
 from sqlalchemy.orm import Session
@@ -29,8 +29,8 @@ async def test_a_finding_is_put_on_record_once(shared_lab: Shared) -> None:
     number = lab.heads()["project:1"]
     assert (done.text, done.ephemeral) == (f"It is entry {number} of project 1's record; its post follows.", True)
     post = await lab.guild.wait_for(channel.id, lambda m: f"record {number} " in m.text)
-    today = datetime.now(UTC).date().isoformat()
-    assert f"**Grace** puts on record what **Omar** wrote on {today}:" in post.text
+    said_at = int(datetime.fromisoformat(found.created_at).timestamp())
+    assert f"**Grace** puts on record what **Omar** wrote on <t:{said_at}:D>:" in post.text
     assert (
         "> The \\*\\*exponent\\*\\* is 0.34 @\u200beveryone\n> \\# so it falls\n> \\# see https://a.org/%40ada_b?c"
         in post.text

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from bot import text
+from bot.commands.form import Again
+from bot.commands.project.forms import UpdateForm
+from projects import lifecycle
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, Lab
 from tests.patience import until
@@ -71,6 +74,25 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
         answer = await ada.submit(form, filled, force=True)
     assert "is proposed" in answer.text
     await lab.guild.wait_for("proposals", lambda m: "Is it mended?" in m.text)
+
+
+async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_it(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    ada = lab.person("Ada")
+    answer = await lab.propose(Title="Of a form that comes too late")
+    number = int(answer.text.split()[1])
+    form = await ada.command("project update", channel="general", project=number)
+    lab.call(lifecycle.stop, lab.actor("Ada"), number, reason="It was for a test.")
+    late = await ada.submit(form, {"Update": "It goes well."})
+    assert late.text == "“Of a form that comes too late” is stopped; it takes no more updates."
+    assert late.message is not None
+    assert late.message.button_labels == []
+
+    refused_form = UpdateForm(number)
+    offer = Again(refused_form, "Edit and resend")
+    assert offer.timeout == 24 * 3600
+    assert refused_form.timeout is not None
+    assert refused_form.timeout > offer.timeout
 
 
 @pytest.mark.parametrize("hours", ["-5", "0", "many", "NaN"])

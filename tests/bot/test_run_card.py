@@ -74,7 +74,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     lab.call(settlement.settle, 2, sample, 2.0, Progress(0, 0), ending, 3)
     said = await lab.guild.wait_for(channel.id, lambda m: "def hello" in m.text)
     assert "@everyone" not in said.text
-    assert r"\*\*pass" in said.text
+    assert "```\ndef hello(@\u200beveryone):\n    **pass**\n```" in said.text
 
     in_channel = [m.text for m in await lab.guild.messages(channel.id)]
     assert [f"{URL}{step}" in text for step in (1, 16, STEPS) for text in [" ".join(in_channel[1:])]] == [

@@ -403,15 +403,17 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert "0.167 GPU-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
-    asked = await lab.guild.wait_for(thread, lambda m: "asks the last checkpoint of run" in m.text)
-    assert "def hello" in asked.text
+    asked = await lab.guild.wait_for(thread, lambda m: f"asks for sample 1 of run {first}, which" in m.text)
+    assert "```\ndef hello" in asked.text
     assert "@everyone" not in asked.text
     lab.call(settlement.settle, first, token, 21.0, Progress(0, 0), Ending(0), 3)
     writes = start(lab, sample.id)
-    ending = Ending(0, sample="    return 42")
+    ending = Ending(0, sample="    return 42", sample_step=1200)
     lab.call(settlement.settle, sample.id, writes, 2.0, Progress(0, 0), ending, 3)
     done = await lab.guild.wait_for(channel.id, lambda m: "return 42" in m.text)
-    assert "was given:" in done.text
+    drawn = f"✍️ **Sample 1 of run {first}** · step 1,200 · temperature 0.8 · seed 0"
+    prompt, written = "```\ndef hello(@\u200beveryone):\n```", "```\n    return 42\n```"
+    assert f"{drawn}\nThe prompt:\n{prompt}\nThe model continues:\n{written}" in done.text
     assert "Traceback" not in lab.log
 
 

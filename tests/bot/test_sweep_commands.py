@@ -133,10 +133,9 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     assert shown.message is not None
     assert [picture.filename for picture in shown.message.attachments] == ["sweep-1.png"]
     assert (await ada.command("run compare", runs="sweep 1")).text.endswith("· sweep 1")
-    assert (
-        "**2** `demo` · finished · step 20 of 40 · Ada · sweep 1"
-        in (await ada.command("run list", channel=channel.id)).text
-    )
+    listed = (await ada.command("run list", channel=channel.id)).text.splitlines()
+    [second] = [line for line in listed if line.startswith("**2** `demo` · finished · step 20 of 40 · loss 2.650 · ")]
+    assert second.endswith(f" GPU-hours · Ada · sweep 1 · <#{thread}>")
     assert "of sweep 1" not in said(await ada.command("run why", run=3))
 
     assert "asked to stop" in said(await ada.command("run cancel", channel=thread))

@@ -99,7 +99,7 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("status", "said", "expected"),
     [
-        (0, {"status": 0, "step": 9}, Ending(0, "", sample="Once.")),
+        (0, {"status": 0, "step": 9}, Ending(0, "", sample="Once.", sample_step=9)),
         (75, {"status": 75}, Ending(75, "it was asked to stop")),
         (70, {"status": 70, "reason": "Rank 1 was killed.", "transient": True}, Ending(70, "Rank 1 was killed.", True)),
         (70, {"status": 70, "reason": "The loss is not finite."}, Ending(70, "The loss is not finite.")),
@@ -109,7 +109,7 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
 def test_how_it_ended(tmp_path: Path, status: int, said: dict[str, object] | None, expected: Ending) -> None:
     if said is not None:
         write(tmp_path / "outcome.json", {"transient": False} | said)
-    write(tmp_path / "sample.json", {"text": "Once.\x00\x1b"})
+    write(tmp_path / "sample.json", {"text": "Once.\x00\x1b", "checkpoint_step": 9})
     assert output.ending(tmp_path, status, timed_out=False) == expected
 
 

@@ -286,12 +286,14 @@ async def test_history_and_a_locked_thread_ask_for_permissions_of_their_own(
     assert (await rest("POST", f"{messages}/{message}/threads", {"name": "t"}))[0] == 201
     assert (await rest("PATCH", f"/channels/{message}", {"locked": True}))[0] == 200
     assert (await rest("POST", f"/channels/{message}/messages", {"content": "a moderator's"}))[0] == 200
-    lacking = permissions.MANAGE_THREADS | permissions.READ_MESSAGE_HISTORY
+    assert (await rest("PUT", f"{messages}/pins/{info['guild_id']}"))[1]["code"] == 10008
+    lacking = permissions.MANAGE_THREADS | permissions.READ_MESSAGE_HISTORY | permissions.PIN_MESSAGES
     for role, bits in (("Stoa", permissions.BOT), ("@everyone", permissions.EVERYONE)):
         await guild.set_permissions(role, bits & ~lacking)
     assert (await rest("POST", f"/channels/{message}/messages", {"content": "y"}))[1]["code"] == 50013
     assert (await rest("GET", messages)) == (200, [])
     assert (await rest("GET", f"{messages}/{message}"))[1]["code"] == 50013
+    assert (await rest("PUT", f"{messages}/pins/{message}"))[1]["code"] == 50013
 
 
 async def test_an_archived_thread_is_neither_joined_nor_left(rest: Rest, info: dict[str, Any], guild: Guild) -> None:

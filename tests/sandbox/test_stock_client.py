@@ -43,6 +43,11 @@ async def test_the_whole_way_is_as_discord_describes_it(
     ada_only = discord.AllowedMentions(users=[discord.Object(int(guild.info["users"]["Ada"]))])
     pinged = await channel.send(f"<@{guild.info['users']['Ada']}> @everyone", allowed_mentions=ada_only)
     assert ([user.name for user in pinged.mentions], pinged.mention_everyone) == (["ada"], False)
+    await pinged.pin()
+    await pinged.pin()
+    pins = [m async for m in channel.history(limit=9) if m.type is discord.MessageType.pins_add]
+    assert [m.reference.message_id for m in pins if m.reference] == [pinged.id], "a second pin changes nothing"
+    assert (await channel.fetch_message(pinged.id)).pinned
     own_thread = await channel.create_thread(name="open", type=discord.ChannelType.public_thread)
     await own_thread.edit(archived=True)
     await own_thread.send("wakes it", file=bots.picture("c.png"))

@@ -8,13 +8,24 @@ from collections.abc import Mapping
 from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Handler
-from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm
+from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm, RequestForm
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
-from broker.allocations import allocations
+from broker.allocations import allocations, pools, requests
 from broker.reports import review_context
 from broker.reviews import changes, reviews
+from projects.errors import NotFoundError
 
 DECLINED = "Declined; the decision and its reason are posted in the project's channel."
+
+
+async def request(interaction: Interaction, project_id: int) -> None:
+    """Open the form of a request for GPU time of any pool."""
+    app = interaction.client
+    await app.read(requests.check_may_request, actor(interaction), project_id)
+    most = await app.read(pools.most_by_name)
+    if not most:
+        raise NotFoundError("There is no pool of GPUs yet: an admin adds one with /stoa pools.")
+    await interaction.response.send_modal(RequestForm(project_id, most))
 
 
 async def approve(interaction: Interaction, allocation_id: int) -> None:
@@ -92,6 +103,7 @@ async def decline_change(interaction: Interaction, change_id: int) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "request": request,
     "approve": approve,
     "approve_part": approve_part,
     "decline": decline,

@@ -36,7 +36,7 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
     project_id = await context.project_of(interaction, project)
     await interaction.client.read(requests.check_may_request, actor(interaction), project_id)
     most = await interaction.client.read(pools.largest_in, pool)
-    await interaction.response.send_modal(RequestForm(project_id, pool, most, renews))
+    await interaction.response.send_modal(RequestForm(project_id, {pool: most}, renews))
 
 
 @allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")
@@ -110,7 +110,7 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
         f"**{view.id}** {text.gpu_hours(view.size)} of {text.code(view.pool, 60)} "
-        f"until {view.until:%Y-%m-%d} · {view.standing} · {text.gpu_hours(view.account.left)} left"
+        f"until {text.when(view.until, 'D')} · {view.standing} · {text.gpu_hours(view.account.left)} left"
         for view in views[:15]
     ]
     await errors.reply(
@@ -123,7 +123,7 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
     sponsor = f", sponsored by {text.line(view.sponsor, 80)}" if view.sponsor else ""
     lines = [
         f"**Allocation {view.id}** of {text.line(view.project, 160)}: {view.standing}, "
-        f"{text.code(view.pool, 60)} until {view.until:%Y-%m-%d}{sponsor}"
+        f"{text.code(view.pool, 60)} until {text.when(view.until, 'D')}{sponsor}"
     ]
     if view.state == AllocationState.REQUESTED:
         lines.append(f"Asked for: {text.gpu_hours(view.seconds)}; a reviewer decides.")
@@ -132,7 +132,7 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
         lines.append(f"Decided by {by}:\n{text.quote(view.reason, 1000)}")
     if account.committed and view.half_until:
         half = text.gpu_hours(account.committed)
-        lines.append(f"A second half of {half} is released on a report until {view.half_until:%Y-%m-%d}.")
+        lines.append(f"A second half of {half} is released on a report until {text.when(view.half_until, 'D')}.")
     if view.account.granted:
         names = ("granted", "reserved", "spent", "left")
         lines += [f"{name.capitalize()}: {text.gpu_hours(getattr(account, name))}" for name in names]

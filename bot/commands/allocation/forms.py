@@ -1,11 +1,17 @@
 """The forms about GPU time: a request, a request to change an allocation, and a reviewer's approval of either."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
+
+import discord
+from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.buttons import Button
 from bot.commands.allocation.endorser import roles_now
-from bot.commands.form import Form, long, short
+from bot.commands.form import Form, choice, long, short
 from broker.allocations import allocations, requests
 from broker.allocations.allocations import AllocationState
 from broker.allocations.change_requests import ChangeState
@@ -17,16 +23,21 @@ ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides 
 
 
 class RequestForm(Form):
-    """A request for GPU time. The pool can give at most `most` GPU-seconds; `renews` is the allocation to replace."""
+    """A request for GPU time of one of some pools, each with the most GPU-seconds that it can give.
 
-    def __init__(self, project_id: int, pool: str, most: int, renews: int | None) -> None:
-        self.project_id, self.pool, self.renews = project_id, pool, renews
-        self.hours = short(placeholder=f"such as 1.5; the pool can give {in_hours(most)}")
+    `renews` is the allocation to replace.
+    """
+
+    def __init__(self, project_id: int, pools: Mapping[str, int], renews: int | None = None) -> None:
+        self.project_id, self.pools, self.renews = project_id, list(pools), renews
+        self.pool = choice([(f"{name} · can give {text.gpu_hours(most)}", name) for name, most in pools.items()])
+        gives = f"; the pool can give {in_hours(*pools.values())}" if len(pools) == 1 else ""
+        self.hours = short(placeholder=f"such as 1.5{gives}")
         self.until = short(placeholder="such as 2030-12-31, 31 Dec or in 3 months")
         self.justification = long(LONG, "What it is for, and how you estimated the amount. Everyone can read it.")
-        super().__init__(
-            "Ask for GPU time", {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
-        )
+        fields: dict[str, ui.Item[Any]] = {"Pool": self.pool} if len(pools) > 1 else {}
+        fields |= {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
+        super().__init__("Ask for GPU time", fields)
 
     async def send(self, interaction: Interaction) -> str:
         """Make the request."""
@@ -35,17 +46,24 @@ class RequestForm(Form):
             actor(interaction),
             str(interaction.id),
             project_id=self.project_id,
-            pool=self.pool,
+            pool=next(iter(self.pool.values), self.pools[0]),
             hours=self.hours.value,
             until=self.until.value,
             justification=self.justification.value,
             renews=self.renews,
         )
         view = await interaction.client.read(allocations.view, allocation_id)
-        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {view.until:%Y-%m-%d}"
+        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {text.when(view.until, 'D')}"
         if view.starter:
-            return f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}."
-        return f"Allocation {allocation_id} is requested: {what}. The reviewers' decision is posted in the channel."
+            self.then = [Button("launch_run", allocation_id, label="Launch a run", style=discord.ButtonStyle.success)]
+            return (
+                f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}.\n"
+                "**Next** Launch a run, with this button or `/run launch`."
+            )
+        return (
+            f"Allocation {allocation_id} is requested: {what}.\n"
+            "**Next** The reviewers decide; their decision and its reason are posted in the channel."
+        )
 
 
 class ChangeForm(Form):

@@ -5,8 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
+from bot.commands.project.forms import ProposeForm, ScopeForm
 from bot.delivery import follower_roles
 from projects import lifecycle, membership, projects
+
+HELPS = "**Next** Say hello in its channel or thread; `/stoa help` there shows what you can do."
 
 Answering = Callable[[Interaction, int], Awaitable[str]]
 
@@ -18,8 +21,8 @@ async def joined(interaction: Interaction, project_id: int) -> str:
     project = await app.read(projects.view, project_id)
     welcome = f"Welcome! You are in **{text.line(project.title, 160)}**"
     if any(member.newcomer and member.discord_id == str(interaction.user.id) for member in project.members):
-        return f"{welcome} as a newcomer until its lead, {text.line(project.lead.name, 60)}, confirms you."
-    return f"{welcome}."
+        welcome += f" as a newcomer until its lead, {text.line(project.lead.name, 60)}, confirms you"
+    return f"{welcome}.\n{HELPS}"
 
 
 async def followed(interaction: Interaction, project_id: int) -> str:
@@ -55,6 +58,17 @@ async def declined(interaction: Interaction, project_id: int) -> str:
     return "The offer has ended; the lead does not change."
 
 
+async def propose(interaction: Interaction, _: int) -> None:
+    """Open the form of a proposal."""
+    await interaction.response.send_modal(ProposeForm())
+
+
+async def scope(interaction: Interaction, project_id: int) -> None:
+    """Open the form of the scope, for checkpoints that are public at once and the usual licence."""
+    await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
+    await interaction.response.send_modal(ScopeForm(project_id, projects.ReleasePolicy.OPEN, projects.LICENCES[0]))
+
+
 def press(act: Answering) -> Handler:
     """A handler that acknowledges the press, acts, and answers."""
 
@@ -66,6 +80,8 @@ def press(act: Answering) -> Handler:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "propose": propose,
+    "scope": scope,
     "join": press(joined),
     "follow": press(followed),
     "confirm": press(confirmed),

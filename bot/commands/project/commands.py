@@ -13,7 +13,7 @@ from bot.app import Interaction, acknowledge, actor
 from bot.cards.project_card import project_card
 from bot.commands import autocomplete, context
 from bot.commands.project import buttons
-from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ProposeForm, ScopeForm, UpdateForm
+from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
 from bot.delivery import card_updates
 from projects import lifecycle, membership, moderation, projects, updates
@@ -42,7 +42,7 @@ def _described(command: Command) -> Command:
 @project.command(description="Propose a research project")
 async def propose(interaction: Interaction) -> None:
     """Open the form of a proposal."""
-    await interaction.response.send_modal(ProposeForm())
+    await buttons.propose(interaction, 0)
 
 
 @project.command(name="scope", description="Say what your project will do: goal, plan, compute, release")
@@ -234,7 +234,7 @@ async def show(interaction: Interaction, project: int | None = None) -> None:
     app = interaction.client
     project_id = await context.project_of(interaction, project)
     view, requests, newest, channel_id = await app.read(card_updates.card_contents, project_id)
-    card = project_card(view, requests, newest, channel_id=channel_id)
+    card = project_card(view, requests, newest, channel_id=channel_id, min_people=app.settings.min_people)
     await errors.again(lambda: interaction.edit_original_response(view=card))
 
 

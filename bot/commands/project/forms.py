@@ -7,6 +7,8 @@ from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
+from bot.buttons import Button
+from bot.cards import next_step
 from bot.commands.form import Form, long, short
 from broker.allocations import awards
 from projects import lifecycle, membership, projects, updates
@@ -44,7 +46,12 @@ class ProposeForm(Form):
             why=self.why.value,
             needs=self.needs.value,
         )
-        return f"Project {project_id} is proposed: it appears in <#{app.server.proposals}> in a moment."
+        self.then = [Button("scope", project_id, label="Write the scope", style=discord.ButtonStyle.primary)]
+        project = await app.read(projects.view, project_id)
+        return (
+            f"Project {project_id} is proposed: it appears in <#{app.server.proposals}> in a moment.\n"
+            f"{next_step.of_project(project, (), (), min_people=app.settings.min_people)}"
+        )
 
 
 class ScopeForm(Form):
@@ -87,9 +94,11 @@ class ScopeForm(Form):
         project = await app.read(projects.view, self.project_id)
         if project.stage == projects.Stage.ACTIVE:
             channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
-            return f"The scope is written, and the project is active: {channel}."
-        missing = app.settings.min_people - len(project.members)
-        return f"The scope is written. With {text.count(missing, 'more person', 'more people')} the project starts."
+            self.then = [Button("request", project.id, label="Ask for GPU time", style=discord.ButtonStyle.primary)]
+            comes = "**Next** Ask for GPU time, with this button or `/allocation request`."
+            return f"The scope is written, and the project is active: {channel}.\n{comes}"
+        comes = next_step.of_project(project, (), (), min_people=app.settings.min_people)
+        return f"The scope is written.\n{comes}"
 
 
 class UpdateForm(Form):

@@ -1,7 +1,7 @@
 """Private answers about runs: offers of a launch, receipts, waits, configurations and logs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from bot import errors, text
 from bot.app import Interaction
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
+from bot.tables import DiscordChannel
 from broker.allocations.ledger import in_hours
 from broker.reports.run_plan import Preview
 from broker.reports.why import Why
@@ -20,6 +21,7 @@ from broker.runs import runs
 from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.readings import OFTEN
+from broker.runs.runs import RunView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 
@@ -147,9 +149,21 @@ def remains(receipt: Receipt) -> str:
     return f"The allocation has {text.gpu_hours(receipt.left)} left{then}."
 
 
+def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
+    """A run in the list of a project's newest: its state, losses and hours, and a link to its thread or its sweep's."""
+    losses = [] if run.loss is None else [f"loss {run.loss:.3f}"]
+    losses += [] if run.held_out is None else [f"held-out {run.held_out:.3f}"]
+    sweep = [] if run.sweep_id is None else [f"sweep {run.sweep_id}"]
+    thread = threads.get(f"run:{run.id}" if run.sweep_id is None else f"sweep:{run.sweep_id}")
+    link = [f"<#{thread.channel_id}>"] if thread is not None and thread.channel_id and not thread.gone else []
+    steps = f"step {run.step:,} of {run.total_steps:,}"
+    about = [run.state, steps, *losses, text.gpu_hours(run.spent), text.line(run.requested_by, 60), *sweep, *link]
+    return f"**{run.id}** {text.code(run.recipe, 60)} · {' · '.join(about)}"
+
+
 def waits(why: Why) -> str:
     """Why a run is in its state, and when a queued one starts."""
-    then = f"was {why.state} at the decision of {why.decided_at:%F %T} UTC" if why.decided_at else f"is {why.state}"
+    then = f"was {why.state} at the decision of {text.when(why.decided_at)}" if why.decided_at else f"is {why.state}"
     lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {text.escape(why.reason)}".rstrip()]
     if why.position is not None:
         lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
@@ -171,7 +185,7 @@ def waits(why: Why) -> str:
         if why.decided_at is None:
             lines.append(starts(why.expected))
         elif why.expected is not None:
-            lines.append(f"It was expected to start by {why.expected:%F %H:%M} UTC.")
+            lines.append(f"It was expected to start by {text.when(why.expected)}.")
     return "\n".join(lines)
 
 

@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 
+from sqlalchemy.orm import Session
+
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from bot.commands.run import answers, comparison_answers, sweep_answers
-from bot.commands.run.forms import SampleForm
+from bot.commands.run.forms import LaunchForm, SampleForm
+from broker import catalogue
+from broker.allocations import allocations
 from broker.reports import run_plan, sweep_plan
-from broker.runs import comparison, control, generation, runs, sweep_control
+from broker.runs import comparison, control, generation, logs, runs, sweep_control
 from broker.runs.runs import RunState
+from projects import lifecycle
+from projects.people import Actor
+from projects.rights import Act
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
@@ -49,6 +56,35 @@ async def sample(interaction: Interaction, run_id: int) -> None:
     """Open the form of a prompt."""
     await interaction.client.read(generation.check_may_generate, actor(interaction), run_id)
     await interaction.response.send_modal(SampleForm(run_id))
+
+
+async def log(interaction: Interaction, run_id: int) -> None:
+    """Show the attempts of the run and the end of its log."""
+    await acknowledge(interaction)
+    app = interaction.client
+    async with app.dear_turn():
+        found = await app.read(logs.read, app.settings, run_id)
+    await errors.reply(interaction, answers.logged(found))
+
+
+async def rerun(interaction: Interaction, run_id: int) -> None:
+    """Offer the same run once more with its cost; the button launches it."""
+    await acknowledge(interaction)
+    preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
+    await answers.show(interaction, answers.offer(preview))
+
+
+async def launch_run(interaction: Interaction, allocation_id: int) -> None:
+    """Open the form of a run that draws on the allocation."""
+    project_id, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
+    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, recipes))
+
+
+def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, list[str]]:
+    """The project of an allocation, and the recipes; raises unless the actor may launch runs there."""
+    project_id = allocations.view(session, allocation_id).project_id
+    lifecycle.check_may(session, who, project_id, Act.USE_COMPUTE)
+    return project_id, catalogue.recipes(session)
 
 
 async def launch(interaction: Interaction, plan_id: int) -> None:
@@ -93,6 +129,9 @@ HANDLERS: Mapping[str, Handler] = {
     "compare": compare,
     "config": config,
     "sample": sample,
+    "log": log,
+    "rerun": rerun,
+    "launch_run": launch_run,
     "launch": launch,
     "launch_sweep": launch_sweep,
     "pause_sweep": pause_sweep,

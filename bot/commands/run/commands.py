@@ -12,9 +12,10 @@ from bot.cards.run_card import run_card
 from bot.commands import autocomplete, context
 from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
+from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_plan, sweep_plan, why
-from broker.runs import comparison, control, launching, logs, runs, sweep_control
+from broker.runs import comparison, control, launching, runs, sweep_control
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -144,9 +145,7 @@ async def fork(
 async def rerun(interaction: Interaction, run: int | None = None) -> None:
     """Offer the new run with its cost; the button launches it."""
     await acknowledge(interaction)
-    run_id = await context.run_of(interaction, run)
-    preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
-    await answers.show(interaction, answers.offer(preview))
+    await buttons.rerun(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="show", description="Show how a run stands")
@@ -191,11 +190,8 @@ async def list_runs(interaction: Interaction, project: int | None = None) -> Non
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
-    lines = [
-        f"**{view.id}** {text.code(view.recipe, 60)} · {view.state} · step {view.step:,} of {view.total_steps:,} · "
-        f"{text.line(view.requested_by, 60)}{'' if view.sweep_id is None else f' · sweep {view.sweep_id}'}"
-        for view in views
-    ]
+    threads = await interaction.client.read(outbox.channels_of, project_id)
+    lines = [answers.listed(view, threads) for view in views]
     await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
 
 
@@ -301,10 +297,7 @@ async def config(interaction: Interaction, run: int | None = None) -> None:
 async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show the attempts and the log."""
     await acknowledge(interaction)
-    app = interaction.client
-    async with app.dear_turn():
-        found = await app.read(logs.read, app.settings, await context.run_of(interaction, run))
-    await errors.reply(interaction, answers.logged(found))
+    await buttons.log(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="sample", description="Have a run's last checkpoint continue your text")

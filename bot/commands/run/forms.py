@@ -1,9 +1,52 @@
-"""The form with a prompt for a run's last checkpoint."""
+"""The forms of a run to launch, and of a prompt for a run's last checkpoint."""
+
+from collections.abc import Sequence
 
 from bot import text
 from bot.app import Interaction, actor
-from bot.commands.form import Form, long
+from bot.commands import context
+from bot.commands.form import Form, choice, long, short
+from bot.commands.run import answers
+from broker.reports import run_plan
 from broker.runs import generation
+from broker.runs.launching import Order
+from projects.errors import InvalidError
+
+
+class LaunchForm(Form):
+    """A run of a recipe that draws on an allocation; the command takes what else can be chosen."""
+
+    def __init__(self, project_id: int, allocation_id: int, recipes: Sequence[str]) -> None:
+        self.project_id, self.allocation_id = project_id, allocation_id
+        self.recipe = choice([(name, name) for name in recipes])
+        self.time_limit = short(placeholder="such as 45m, 2h or 1h30m")
+        self.gpus = short("1")
+        self.overrides = short(placeholder="such as steps=400, learning_rate=0.001; empty for none", required=False)
+        super().__init__(
+            "Launch a run",
+            {
+                "Recipe": self.recipe,
+                "Time limit": self.time_limit,
+                "GPUs": self.gpus,
+                "Changes to the recipe": self.overrides,
+            },
+        )
+
+    async def answer(self, interaction: Interaction) -> None:
+        """Offer the run with its cost; the button launches it."""
+        gpus = context.whole_number(self.gpus.value)
+        if gpus is None:
+            raise InvalidError("The number of GPUs is a whole number, such as 1 or 8.")
+        order = Order(
+            self.project_id,
+            self.recipe.values[0],
+            self.time_limit.value,
+            gpus,
+            self.overrides.value,
+            self.allocation_id,
+        )
+        preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
+        await answers.show(interaction, answers.offer(preview))
 
 
 class SampleForm(Form):

@@ -1,13 +1,17 @@
 """The lists of pools, grants, shares and limits that admins see, with buttons which open the forms to change them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import discord
 from discord import ui
 
-from bot import text
-from bot.app import Interaction, actor
+from bot import errors, text
+from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button, Handler
 from bot.cards import card
+from bot.commands import context
+from bot.commands.stoa import help_text
 from bot.commands.stoa.forms import (
     AddGrantForm,
     AddPoolForm,
@@ -45,7 +49,8 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
 def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.LayoutView:
     """The list of grants: GPU-hours allocated, spent, reserved for second halves, and left of each."""
     lines = [
-        f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until {grant.until:%Y-%m-%d}\n"
+        f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until "
+        f"{text.when(grant.until, 'D')}\n"
         f"-# {text.gpu_hours(grant.seconds)}: {text.gpu_hours(grant.granted)} granted, "
         f"{text.gpu_hours(spent.get(grant.id, 0))} of them spent, {text.gpu_hours(grant.committed)} kept for second "
         f"halves, {text.gpu_hours(grant.left)} left"
@@ -78,14 +83,16 @@ def limits_view(now: Policies) -> ui.LayoutView:
 def reservation_line(one: ReservationView) -> str:
     """A reservation in the list of all."""
     return (
-        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} {one.period}\n"
+        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} "
+        f"{text.period(one.begins_at, one.ends_at)}\n"
         f"-# by {text.line(one.by or 'an operator', 80)}"
     )
 
 
 def is_reserved(one: ReservationView) -> str:
     """The answer to who has made a reservation."""
-    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {one.period}"
+    when = text.period(one.begins_at, one.ends_at)
+    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {when}"
     return f"Reservation {one.id} is made: {what}. Runs that are under way are left alone; the record says so."
 
 
@@ -103,6 +110,31 @@ def _view(title: str, lines: Sequence[str], labels: Mapping[str, str]) -> ui.Lay
 def require(interaction: Interaction, act: Act) -> None:
     """Raise ForbiddenError unless the user may do this in the lab."""
     rights.require_admin(actor(interaction), act)
+
+
+async def show_help(interaction: Interaction, _: int) -> None:
+    """Show what the user can do first in this channel, with the topics."""
+    await acknowledge(interaction)
+    here, commands = await _standing(interaction)
+    review, manages = interaction.client.server.review, interaction.permissions.manage_guild
+    page = help_text.start(commands, here, review=review, manages=manages)
+    await errors.again(lambda: interaction.edit_original_response(view=page))
+
+
+async def show_topic(interaction: Interaction, number: int) -> None:
+    """Show all that the user can do of a topic, in place of what the help showed before."""
+    await interaction.response.defer()
+    here, commands = await _standing(interaction)
+    page = help_text.of_topic(commands, here, number, review=interaction.client.server.review)
+    await errors.again(lambda: interaction.edit_original_response(view=page))
+
+
+async def _standing(interaction: Interaction) -> tuple[help_text.Standing, Sequence[Any]]:
+    """The user's roles in this channel, and the commands that there are."""
+    app = interaction.client
+    project_id, least = await context.project_here(interaction), app.settings.min_people
+    here = await app.read(help_text.standing, actor(interaction), project_id, min_people=least)
+    return here, app.tree.get_commands(guild=discord.Object(app.server.guild))
 
 
 async def add_pool(interaction: Interaction, _: int) -> None:
@@ -161,6 +193,8 @@ async def _pool_names(interaction: Interaction) -> Sequence[str]:
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "help": show_help,
+    "help_topic": show_topic,
     "pool_add": add_pool,
     "pool_change": change_pool,
     "grant_add": add_grant,

@@ -11,7 +11,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
 from bot.commands.reason_form import BlankingForm, ReasonForm
-from bot.commands.stoa import buttons, help_text
+from bot.commands.stoa import buttons
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.forget import ForgetForm
 from bot.commands.stoa.forms import (
@@ -42,6 +42,7 @@ stoa = app_commands.Group(name="stoa", description="The lab itself: what you can
     reviewers="Who decides requests for GPU time",
     moderators="Who opens channels, and stops or hides projects",
     admins="Who manages the lab",
+    general="Where newcomers are welcomed; by default the channel named general",
     category="Where the lab's new channels go",
     projects="The category of the projects' channels",
 )
@@ -54,6 +55,7 @@ async def setup(
     reviewers: discord.Role | None = None,
     moderators: discord.Role | None = None,
     admins: discord.Role | None = None,
+    general: discord.TextChannel | None = None,
     category: discord.CategoryChannel | None = None,
     projects: discord.CategoryChannel | None = None,
 ) -> None:
@@ -71,6 +73,7 @@ async def setup(
         "review": review,
         "announcements": announcements,
         "record": record,
+        "general": general,
         "reviewer_role": reviewers,
         "moderator_role": moderators,
         "admin_role": admins,
@@ -84,16 +87,7 @@ async def setup(
 @stoa.command(name="help", description="Show what you can do here")
 async def help_here(interaction: Interaction) -> None:
     """Show the commands that the table of rights allows the user in this channel."""
-    await acknowledge(interaction)
-    app, who = interaction.client, actor(interaction)
-    project_id = await context.project_here(interaction)
-    standing = await app.read(help_text.standing, who, project_id)
-    tree = app.tree.get_commands(guild=discord.Object(app.server.guild))
-    manages = interaction.permissions.manage_guild
-    first, *others = help_text.pages(tree, standing, review=app.server.review, manages=manages)
-    await errors.again(lambda: interaction.edit_original_response(view=first))
-    for page in others:
-        await interaction.followup.send(view=page, ephemeral=True)
+    await buttons.show_help(interaction, 0)
 
 
 NOTIFY: Mapping[Notify, str] = {
@@ -102,7 +96,7 @@ NOTIFY: Mapping[Notify, str] = {
         "You are mentioned in what concerns you: the ends of your runs, what is decided about your requests, who joins "
         "a project that you lead, and the news of projects that you follow."
     ),
-    Notify.NONE: "Nothing mentions you.",
+    Notify.NONE: "Nothing mentions you, except requests for GPU time while you hold the reviewers' role.",
 }
 
 

@@ -1,15 +1,11 @@
 """The forms in which admins add and change pools, grants, shares and limits."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import discord
-from discord import ui
 
 from bot import text
 from bot.app import Interaction, actor
 from bot.commands import context
-from bot.commands.form import Form, long, short
+from bot.commands.form import Form, choice, long, short
 from broker.allocations import shares, sponsor_shares
 from broker.allocations.pools import GrantView
 from broker.reviews import inventory
@@ -18,18 +14,8 @@ from projects.errors import InvalidError
 from projects.policies import Policies
 from projects.text import USUAL
 
-MOST = 25
-"""The options that Discord lets a select have."""
 MEMORY = "141 / 2048"
 NODES = "64 / 8"
-Choice = ui.Select[Any]
-
-
-def choice(options: Sequence[tuple[str, str]]) -> Choice:
-    """A select for one of the options, each given as label and value; the command's own option finds the others."""
-    shown = [discord.SelectOption(label=text.bounded(name, 100), value=value) for name, value in options[:MOST]]
-    few = f"{MOST} of {len(options):,}; the command's option finds the others"
-    return ui.Select(options=shown, placeholder=few if len(options) > MOST else None)
 
 
 class AddPoolForm(Form):

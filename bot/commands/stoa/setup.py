@@ -20,6 +20,8 @@ from projects.people import Actor
 
 Target: TypeAlias = discord.TextChannel | discord.CategoryChannel | discord.Role
 
+UNPINNED = "The welcomes are pinned once the bot's role has Pin Messages, at its next start."
+
 _one_at_a_time = asyncio.Lock()
 
 
@@ -40,6 +42,7 @@ NEW: Mapping[str, New] = {
     "review": New("review", "compute-review", "Requests for GPU time, and how they were decided"),
     "announcements": New("announcements", "announcements", "What projects have found out", quiet=True),
     "record": New("the lab's record", "public-record", "Pools, grants, policies: what is of no project", quiet=True),
+    "general": New("newcomers", "general"),
     "reviewer_role": New("reviewers", "Stoa reviewer"),
     "moderator_role": New("moderators", "Stoa moderator"),
     "admin_role": New("admins", "Stoa admin"),
@@ -52,7 +55,7 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
     async with _one_at_a_time:
         found = await _standing(app, guild, given)
         _demand_apart(found)
-        made = [name for name in NEW if name not in found]
+        made = [name for name in NEW if name not in found and name not in server.MAY_LACK]
         if not set(made).intersection(server.CHANNELS):
             made = [name for name in made if name != "lab_category"]
         if lacking := list(_lacking(guild, found, made)):
@@ -69,13 +72,15 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         if changed or not app.server.by_admins:
             await app.write(server.choose, actor, guild.id, {n: (t.id, t.name) for n, t in found.items()})
         await app.reload_server()
-        return _said(found, made, changed, server.lacking_to_mention(guild.me.guild_permissions))
+        permissions = guild.me.guild_permissions
+        said = _said(found, made, changed, server.lacking_to_mention(permissions))
+        return said if permissions.pin_messages else f"{said}\n{UNPINNED}"
 
 
 def _demand_apart(found: Mapping[str, Target]) -> None:
     """Raise InvalidError where one channel is chosen for two purposes, whose cards and posts would mix."""
     stands: dict[int, str] = {}
-    for name in server.CHANNELS:
+    for name in (*server.CHANNELS, *server.MAY_LACK):
         channel = found.get(name)
         if channel is None:
             continue
@@ -104,7 +109,13 @@ async def _standing(app: App, guild: discord.Guild, given: Mapping[str, Target])
             continue
         kind = discord.CategoryChannel if name in server.CATEGORIES else discord.TextChannel
         channel = given.get(name) or channels.get(getattr(app.server, name))
-        channel = channel or next((c for c in channels.values() if _is_ours(c, new)), None)
+        if name in server.MAY_LACK and name not in given:
+            # One that has another purpose now is left to it.
+            free = {c.id: c for c in channels.values() if c.id not in {target.id for target in found.values()}}
+            channel = free.get(getattr(app.server, name))
+            channel = channel or next((c for c in free.values() if c.name == new.name), None)
+        elif channel is None:
+            channel = next((c for c in channels.values() if _is_ours(c, new)), None)
         if isinstance(channel, discord.TextChannel | discord.CategoryChannel) and isinstance(channel, kind):
             found[name] = channels.get(channel.id, channel)  # type: ignore[assignment]
     return found

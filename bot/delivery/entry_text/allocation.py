@@ -12,8 +12,8 @@ MORE = " The project's lead can ask for more with `/allocation change`."
 def requested(p: Payload) -> str:
     renews = f", in place of allocation {p['renews']}" if "renews" in p else ""
     return (
-        f"🙋 {by(p)} asks for {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} until {line(p['until'])} "
-        f"(allocation {p['allocation']}{renews}).{why(p)}"
+        f"🙋 {by(p)} asks for {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} until "
+        f"{text.day(p['until'])} (allocation {p['allocation']}{renews}).{why(p)}"
     )
 
 
@@ -22,11 +22,12 @@ def approved(p: Payload) -> str:
     part = "" if p["seconds"] + p.get("second_half", 0) == p["asked"] else f" of the {in_hours(p['asked'])} asked for"
     half = ""
     if p.get("second_half"):
-        half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress by {p['half_until']}"
+        half = f", and {text.gpu_hours(p['second_half'])} more on a report of progress by {text.day(p['half_until'])}"
     first = f"; {line(p['endorsed_by'])} has endorsed it" if p.get("endorsed_by") else ""
     return (
         f"✅ {by(p)} approves {text.gpu_hours(p['seconds'])}{part} on {text.code(p['pool'], 60)}, sponsored by "
         f"{line(p['sponsor'])} (allocation {p['allocation']}){half}{first}.{why(p)}"
+        "\n**Next** Launch a run with the button below or `/run launch`."
     )
 
 
@@ -57,13 +58,13 @@ def warning(p: Payload) -> str:
     if "percent" in p:
         left = text.gpu_hours(p["left"])
         return f"⚠️ Allocation {p['allocation']} is {p['percent']}% spent, with {left} left.{MORE}"
-    ends = f", on {line(p['ends'])}" if "ends" in p else ""
+    ends = f", on {text.day(p['ends'])}" if "ends" in p else ""
     return f"⏰ Allocation {p['allocation']} ends in {text.count(p.get('days', 0), 'day')} or less{ends}.{MORE}"
 
 
 @entry("allocation.changed")
 def changed(p: Payload) -> str:
-    ends = f", until {line(p['ends'])}" if "ends" in p else ""
+    ends = f", until {text.day(p['ends'])}" if "ends" in p else ""
     half = f" and {text.gpu_hours(p['second_half'])} more on a report" if p.get("second_half") else ""
     more = f": {text.gpu_hours(p['seconds'])} more{half}" if p["seconds"] else ""
     return f"✅ {by(p)} approves the change of allocation {p['allocation']}{more}{ends}.{why(p)}"
@@ -72,7 +73,7 @@ def changed(p: Payload) -> str:
 @entry("allocation.change_requested")
 def change_requested(p: Payload) -> str:
     wants = [f"{text.gpu_hours(p['seconds'])} more"] if p["seconds"] else []
-    wants += [f"an end on {line(p['until'])}"] if p["until"] else []
+    wants += [f"an end on {text.day(p['until'])}"] if p["until"] else []
     return f"🙋 {by(p)} asks for {' and '.join(wants)} on allocation {p['allocation']}.{why(p)}"
 
 

@@ -36,7 +36,7 @@ def _memory(p: Payload) -> str:
 def grant_added(p: Payload) -> str:
     return (
         f"🎁 {line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} "
-        f"to the community, until {line(str(p['until'])[:10])}. Thank you!"
+        f"to the community, until {text.day(p['until'])}. Thank you!"
     )
 
 
@@ -45,7 +45,7 @@ def grant_changed(p: Payload) -> str:
     more = f"{text.gpu_hours(p['seconds'])} more, " if p["seconds"] else ""
     return (
         f"🎁 {by(p)} changes grant {p['grant']} of {line(p['sponsor'])} on {text.code(p['pool'], 60)}: {more}until "
-        f"{line(str(p['until'])[:10])}.{why(p)}"
+        f"{text.day(p['until'])}.{why(p)}"
     )
 
 
@@ -147,6 +147,7 @@ PURPOSES = {
     "review": "requests are reviewed in <#{id}>",
     "announcements": "results of projects are announced in <#{id}>",
     "record": "the lab's own record is posted in <#{id}>",
+    "general": "newcomers are welcomed in <#{id}>",
     "reviewer_role": "reviewers have the role {name}",
     "moderator_role": "moderators have the role {name}",
     "admin_role": "admins have the role {name}",

@@ -5,9 +5,9 @@ from datetime import datetime
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, why
 from bot.delivery.entry_text.registry import Payload, entry
-from broker.allocations import reservations
 
 NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
+COMPUTE = "\n**Next** The lead asks for GPU time with the button below or `/allocation request`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 
@@ -16,7 +16,8 @@ def proposed(p: Payload) -> str:
     return (
         f"🌱 {by(p)} proposes **{line(p['title'])}**."
         f"{quoted(p['question'], 'The question:')}{quoted(p['why'], 'Why it matters:')}"
-        f"{quoted(p['needs'], 'Who is needed:')}\nAsk and discuss here; the Join button is on the card above."
+        f"{quoted(p['needs'], 'Who is needed:')}\nAsk and discuss here."
+        "\n**Next** Join with the button on the card above; the lead writes the scope, here or with `/project scope`."
     )
 
 
@@ -63,8 +64,8 @@ def reservation_cancelled(p: Payload) -> str:
 
 
 def _reserved(p: Payload) -> str:
-    times = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
-    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {reservations.period(*times)}"
+    begins, ends = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
+    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {text.period(begins, ends)}"
 
 
 @entry("share.set")
@@ -78,12 +79,12 @@ def share_set(p: Payload) -> str:
 @entry("project.activated")
 def activated(p: Payload) -> str:
     people = text.count(p["people"], "person", "people")
-    return f"🏛️ The project has a scope and {people}, so it is active. {READ_ALONG}"
+    return f"🏛️ The project has a scope and {people}, so it is active. {READ_ALONG}{COMPUTE}"
 
 
 @entry("project.channel_opened")
 def channel_opened(p: Payload) -> str:
-    return f"🏛️ {by(p)} has opened this channel. {READ_ALONG}"
+    return f"🏛️ {by(p)} has opened this channel. {READ_ALONG}{COMPUTE}"
 
 
 @entry("project.paused")
@@ -113,9 +114,9 @@ def update(p: Payload) -> str:
 
 @entry("project.finding")
 def finding(p: Payload) -> str:
-    day = line(str(p["said_at"])[:10])
     return (
-        f"📌 {by(p)} puts on record what **{line(p['author']['name'])}** wrote on {day}:{quoted(p['text'])}\n"
+        f"📌 {by(p)} puts on record what **{line(p['author']['name'])}** wrote on {text.day(p['said_at'])}:"
+        f"{quoted(p['text'])}\n"
         f"[Go to the message]({p['link']})"
     )
 

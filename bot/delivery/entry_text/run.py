@@ -7,16 +7,16 @@ and its entries have `sample`. The entries of a sweep's runs have `sweep`.
 from collections.abc import Mapping
 
 from bot import text
-from bot.delivery.entry_text.phrases import by, line, quoted, why
+from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, why
 from bot.delivery.entry_text.registry import Payload, entry
 
 
 @entry("run.queued")
 def queued(p: Payload) -> str:
     if "sample" in p and "prompt" in p:
-        return f"✍️ {by(p)} asks the last checkpoint of run {p['run']} to continue:{quoted(p['prompt'])}"
+        return f"✍️ {by(p)} asks for {_sample(p)}, which continues:\n{text.block(p['prompt'], LONGEST_QUOTE)}"
     if "sample" in p:
-        return f"✍️ The last checkpoint of run {p['run']} will write a short text."
+        return f"✍️ The last checkpoint of run {p['run']} will write a short text, {_sample(p)}."
     if "prepares" in p:
         return (
             f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
@@ -99,10 +99,10 @@ def refunded(p: Payload) -> str:
 @entry("run.finished")
 def finished(p: Payload) -> str:
     if "sample" in p and "prompt" in p:
-        asked = f"✍️ The last checkpoint of run {p['run']} was given:{quoted(p['prompt'])}"
-        return f"{asked}{quoted(p['text'], 'It continues:')}"
+        asked = f"✍️ {_titled(p)}\nThe prompt:\n{text.block(p['prompt'], LONGEST_QUOTE)}"
+        return f"{asked}\nThe model continues:\n{text.block(p['text'], LONGEST_QUOTE)}"
     if "sample" in p:
-        return f"✍️ What the last checkpoint of run {p['run']} writes:{quoted(p['text'])}"
+        return f"✍️ {_titled(p)}\n{text.block(p['text'], LONGEST_QUOTE)}"
     if "prepares" in p:
         return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
     return f"🏁 {_run(p)} is finished{_at_step(p)}, after {_spent(p)}."
@@ -110,12 +110,14 @@ def finished(p: Payload) -> str:
 
 @entry("run.failed")
 def failed(p: Payload) -> str:
-    return f"❌ {_run(p)} has failed, after {_spent(p)}.{why(p)}"
+    comes = "\n**Next** Read its log, or launch it again as it was, with the buttons below." if trains(p) else ""
+    return f"❌ {_run(p)} has failed, after {_spent(p)}.{why(p)}{comes}"
 
 
 @entry("run.timed_out")
 def timed_out(p: Payload) -> str:
-    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, after {_spent(p)}."
+    comes = "\n**Next** `/run fork` goes on from its last checkpoint, with another time limit." if trains(p) else ""
+    return f"⏱️ {_run(p)} reached its time limit{_at_step(p)}, after {_spent(p)}.{comes}"
 
 
 @entry("run.cancelled")
@@ -192,10 +194,28 @@ def checkpoints_withheld(p: Payload) -> str:
     return f"🔒 The checkpoints of run {p['run']} are held back until reviewers release them."
 
 
+def trains(p: Payload) -> bool:
+    """Whether an entry is about a run that trains, and not about a sample or the preparation of data."""
+    return not p.keys() & {"sample", "prepares"}
+
+
 def _run(p: Payload) -> str:
     """What the entry is about, at the beginning of a sentence."""
     about = f"Run {p['run']} of sweep {p['sweep']}" if "sweep" in p else f"Run {p['run']}"
-    return f"The sample of {about.lower()}" if "sample" in p else about
+    return _sample(p).capitalize() if "sample" in p else about
+
+
+def _sample(p: Payload) -> str:
+    """A sample by its number under its run; older entries have none."""
+    nth = f"sample {p['nth']}" if "nth" in p else "a sample"
+    return f"{nth} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
+
+
+def _titled(p: Payload) -> str:
+    """A finished sample, with how it was drawn."""
+    step = f"step {p['from_step']:,}" if "from_step" in p else "its last checkpoint"
+    drawn = f" · temperature {p['temperature']:g} · seed {p['seed']}" if "temperature" in p else ""
+    return f"**{_sample(p).capitalize()}** · {step}{drawn}"
 
 
 def _other(p: Payload) -> str:

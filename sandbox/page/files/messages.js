@@ -7,6 +7,7 @@ const HAS_THREAD = 32;
 const COMPONENTS_V2 = 1 << 15;
 const THREAD_CREATED = 18;
 const THREAD_STARTER = 21;
+const PINNED = 6;
 const USED = [19, 20];
 const STYLES = { 1: "primary", 2: "secondary", 3: "success", 4: "danger", 5: "secondary" };
 const FROM_GUILD = { 5: "people", 6: "roles", 7: "both", 8: "channels" };
@@ -32,6 +33,11 @@ export function show(message, page) {
     article.append(el("p", {}, el("b", {}, name), " started a thread: ", el("b", {}, message.content)));
     return article;
   }
+  if (message.type === PINNED) {
+    article.classList.add("note");
+    article.append(el("p", {}, el("b", {}, name), " pinned a message to this channel."));
+    return article;
+  }
   const used = USED.includes(message.type) && !message.private && message.interaction_metadata?.user;
   article.append(
     author.bot ? el("img", { class: "face", src: "/page/icon.svg", alt: "" })
@@ -40,6 +46,7 @@ export function show(message, page) {
       el("b", {}, name),
       author.bot && el("span", { class: "app" }, "APP"),
       el("time", { dateTime: message.timestamp, title: new Date(message.timestamp).toLocaleString() }, clock(message.timestamp)),
+      message.pinned && el("span", { class: "aside" }, "pinned"),
       used && el("span", { class: "aside" }, `for ${used.global_name ?? used.username}`),
     ),
   );
