@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -124,9 +124,10 @@ def here(home: Path) -> Sequence[Copy]:
     names |= {path.name[1:].removesuffix(PULLING) for path in home.glob(f".*{PULLING}")}
     found = []
     for name in names:
-        lock = _lock(home, name)
-        since = (lock if lock.exists() else home / name).stat().st_mtime
-        found.append(Copy(name, datetime.fromtimestamp(since, UTC)))
+        for place in (_lock(home, name), home / name, staging_of(home / name)):
+            with suppress(FileNotFoundError):  # it may be removed meanwhile
+                found.append(Copy(name, datetime.fromtimestamp(place.stat().st_mtime, UTC)))
+                break
     return sorted(found, key=lambda copy: copy.used_at)
 
 

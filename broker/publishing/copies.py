@@ -5,10 +5,14 @@ read here. Each look counts what is needed as used. A copy that no run needs goe
 disk at once, the one that is unused the longest first. Whoever needs it later fetches it again.
 """
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import structlog
+import yaml
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -17,7 +21,7 @@ from broker.publishing import disk
 from broker.runs import folders, preparing
 from broker.runs.runs import ENDED, Run, RunKind
 from projects.db.database import Database
-from projects.errors import NotFoundError
+from projects.errors import DomainError
 from projects.settings import Settings
 from trainer.contract import CONFIG_FILE
 
@@ -63,15 +67,25 @@ def _needed(settings: Settings, session: Session, names: Set[str]) -> Set[str]:
             known.add(alike)
             try:
                 needed |= {corpus.copy_name for corpus in preparing.copied(session, run)} & names
-            except NotFoundError:
+            except DomainError:
                 continue  # it cannot be started
     return needed
 
 
 def _read_here(settings: Settings, run: Run, names: Set[str]) -> Set[str]:
     """Which of some copies the run's trainer was told to read on this host, whatever its pool has since."""
-    try:
-        told = (folders.of_run(settings, run.id) / CONFIG_FILE).read_text()
-    except OSError:
-        return set()
-    return {name for name in names if str(settings.corpora_dir / name) in told}
+    with suppress(OSError, yaml.YAMLError):  # it was told nothing, or was not started, as that was only half written
+        told = yaml.safe_load((folders.of_run(settings, run.id) / CONFIG_FILE).read_bytes())
+        home = settings.corpora_dir
+        places = (Path(text) for text in _texts(told))
+        return {place.relative_to(home).parts[0] for place in places if home in place.parents} & names
+    return set()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in the values of a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)

@@ -70,7 +70,7 @@ class DonatedMachine:
         self.gpus = len(devices.split(",")) if devices else processes
         self.about = donated_presence.of_this_machine(devices)
         self.leaves, self.leaves_at_once = threading.Event(), threading.Event()
-        self.was_away = ""
+        self.was_away, self.copies_trouble = "", ""
         self._client = httpx2.Client(base_url=f"{self.lab}/", timeout=TIMEOUT)
         self._token = token
 
@@ -143,11 +143,17 @@ class DonatedMachine:
 
     def _remove_copies(self) -> None:
         """Remove the copies of corpora that no run has used here for a while: none is under way."""
-        home = self.home / corpus_copies.FOLDER
-        corpus_copies.clear_removed(home)
-        for copy in corpus_copies.here(home):
-            if datetime.now(UTC) - copy.used_at > KEEP_COPIES:
-                corpus_copies.remove(home, copy.name)
+        home, trouble = self.home / corpus_copies.FOLDER, ""
+        try:
+            corpus_copies.clear_removed(home)
+            for copy in corpus_copies.here(home):
+                if datetime.now(UTC) - copy.used_at > KEEP_COPIES and corpus_copies.remove(home, copy.name):
+                    self.say(f"{copy.name} was removed, as no run has used it for {KEEP_COPIES.days} days")
+        except OSError as error:
+            trouble = f"copies of corpora could not be removed: {error}"
+        if trouble not in ("", self.copies_trouble):
+            self.say(trouble)
+        self.copies_trouble = trouble
 
     def _clear(self) -> None:
         """End what another process has left running here, whose claims are no longer renewed."""
@@ -173,6 +179,7 @@ class Pod:
         self.place.mkdir(parents=True)
         copies = self.machine.home / corpus_copies.FOLDER  # which outlive the pod
         copies.mkdir(exist_ok=True)
+        begun_at = datetime.now(UTC)
         (self.place / corpus_copies.FOLDER).symlink_to(copies)
         popen = self._start()
         say(f"{self.named}: started")
@@ -195,6 +202,10 @@ class Pod:
         finally:
             self._end(popen)
             shutil.rmtree(self.place, ignore_errors=True)
+            with suppress(OSError):
+                for copy in corpus_copies.here(copies):
+                    if copy.used_at >= begun_at:  # by this run, which has needed it up to now
+                        corpus_copies.mark(copies, copy.name)
 
     def _end(self, popen: "subprocess.Popen[bytes]") -> int:
         """Leave no process of the pod; its exit status, which the shim leaves in the folder as it ends itself."""

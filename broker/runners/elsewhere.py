@@ -81,8 +81,8 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool
     """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
     sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
 
-    Without `fetch`, wait until it is whole in the store. Raises NoCheckpointError where a sample's checkpoint is on
-    another host's disk, and there is no store.
+    Without `fetch`, wait until it is whole in the store. Raises OSError where the store has lost or damaged it, and
+    NoCheckpointError where a sample's checkpoint is on another host's disk, and there is no store.
     """
     if not settings.store:
         if run.kind == RunKind.SAMPLE:
@@ -189,7 +189,8 @@ def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:
 def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:
     if not fetch or not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        _patiently(settings, hold, lambda store: obtained(store, place, target, hold, fetch=fetch))
+        if not _patiently(settings, hold, lambda store: obtained(store, place, target, hold, fetch=fetch)):
+            raise FileNotFoundError(f"the store has lost {place}")
 
 
 def _newest(

@@ -13,6 +13,7 @@ from broker.runners.trainer_command import trainer_command
 from broker.runs.progress import Checkpoint, Ending
 from broker.runs.runs import Run
 from projects.db.database import Database
+from projects.errors import DomainError
 from projects.settings import Settings
 from trainer.contract import Status
 
@@ -77,7 +78,7 @@ class Staging:
         except NoCheckpointError as error:
             ending = Ending(Status.FAILED, str(error), known=EndReason.CHECKPOINT_MISSING)
             raise UnstartedError(ending) from error
-        except OSError as error:
+        except (OSError, DomainError) as error:
             raise not_started(error) from error
 
     def _beside(self, work: Callable[[], Staged]) -> Staged:
@@ -112,7 +113,7 @@ class Staging:
             raise AskedToStop
 
 
-def not_started(error: OSError) -> UnstartedError:
-    """What is raised for a trainer that the machine could not start; it may be tried again."""
-    why = f"it could not be started: {error}"
-    return UnstartedError(Ending(Status.FAILED, why, transient=True, known=EndReason.NOT_STARTED))
+def not_started(error: OSError | DomainError) -> UnstartedError:
+    """What is raised for a trainer that could not be started; after an error of the machine it may be tried again."""
+    why, transient = f"it could not be started: {error}", isinstance(error, OSError)
+    return UnstartedError(Ending(Status.FAILED, why, transient=transient, known=EndReason.NOT_STARTED))

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import text
 
 from broker import corpus_copies
 from broker import store as stores
@@ -22,10 +23,12 @@ from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from projects.settings import Settings
 from tests import forked
-from tests.broker.copying import LACKS, add, launch, pushed, told
+from tests.broker.copying import LACKS, add, launch, pushed, supervised, told
 from tests.broker.lab import Lab, settings
+from tests.broker.supervised import attempt
 from tests.databases import ONCE
 from tests.environment import bare
+from tests.patience import PATIENCE
 
 FULL = 1e9
 A_DAY = timedelta(days=1)
@@ -107,6 +110,8 @@ def test_a_copy_goes_a_while_after_the_last_run_that_needs_it(lab: Lab, conf: Se
 def test_what_a_trainer_reads_stays_though_its_pool_has_got_it_meanwhile(
     lab: Lab, conf: Settings, tmp_path: Path
 ) -> None:
+    # YAML escapes the accents, and folds the long text at its spaces.
+    conf = conf.model_copy(update={"home": tmp_path / ("où " * 30 + "là-bas")})
     run = launch(lab, pushed(lab, conf, tmp_path / "data"), LACKS)
     token = lab.start(run)
     copy = bring(lab, conf, run)
@@ -118,6 +123,23 @@ def test_what_a_trainer_reads_stays_though_its_pool_has_got_it_meanwhile(
     lab.settle(run, token, 1, Ending(0))
     assert remove(lab, scarce) == 1
     assert not (conf.corpora_dir / copy).exists()
+
+
+@ONCE
+def test_a_run_that_can_never_start_ends_and_keeps_no_copy(lab: Lab, conf: Settings, tmp_path: Path) -> None:
+    project = pushed(lab, conf, tmp_path / "data")
+    other = launch(lab, project, LACKS)
+    copy = bring(lab, conf, other)
+    lab.cancel(other)
+    run = launch(lab, project, LACKS)
+    with lab.db.write() as session:  # as an earlier version may have written it
+        session.execute(text("UPDATE runs SET config = 'version: 1' WHERE id = :run"), {"run": run})
+    age(conf, copy, 15)
+    assert remove(lab, conf) == 1
+    with supervised(lab, conf, run) as (supervisor, token, _):
+        assert supervisor.wait(PATIENCE) == 0
+    assert lab.run(run).state == RunState.FAILED
+    assert attempt(lab, run, token).reason.startswith("it could not be started: ")
 
 
 @ONCE

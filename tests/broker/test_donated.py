@@ -16,6 +16,7 @@ from broker.allocations import machines
 from broker.end_reasons import EndReason
 from broker.reports.why import why
 from broker.runners import donated_presence, reaper
+from broker.runners.donated_machine import DonatedMachine
 from broker.runs.runs import RunState
 from broker.store import Store
 from projects.db.columns import utcnow
@@ -90,11 +91,18 @@ def said(folder: Path) -> str:
 @ONCE
 def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path, run: int) -> None:
     token = admit(lab, "ada", POOL)
-    old, young = (tmp_path / "ada" / "corpora" / f"{name}-0123456789ab" for name in ("old", "young"))
-    for copy in (old, young):
+    corpora = tmp_path / "ada" / "corpora"
+    old, young, cut = (
+        corpora / name for name in ("old-0123456789ab", "young-0123456789ab", ".cut-0123456789ab.pulling")
+    )
+    for copy in (old, young, cut):
         copy.mkdir(parents=True)
         (copy / "a.jsonl").touch()
     os.utime(old, (0, 0))
+    os.utime(cut, (0, 0))
+    used = corpora / f".{young.name}.lock"
+    used.touch()
+    os.utime(used, (time.time() + 3600,) * 2)  # after the run's begin, whenever that is
     with supervised(lab, tmp_path, run) as (supervisor, number, folder):
         never = "no machine of the pool garage has been heard from yet"
         wait_for(lambda: attempt(lab, run, number).waiting == never, "the reason")
@@ -104,8 +112,10 @@ def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path
         assert charged(lab, run, number) == 0
         with donated(served.address, tmp_path, "ada", token):
             assert supervisor.wait(PATIENCE) == 0
-            wait_for(lambda: not old.exists(), "the end of a copy that no run has used for long")
+            wait_for(lambda: not old.exists() and not cut.exists(), "the end of copies that no run has used for long")
     assert young.exists()
+    [outcome] = (tmp_path / "store").glob("runs/*/attempt-1/outcome.json")
+    assert outcome.stat().st_mtime <= used.stat().st_mtime <= time.time(), "a copy is in use until the run's end"
     assert lab.run(run).state == RunState.FINISHED, said(folder)
     assert lab.row(run).step == 4
     row = attempt(lab, run, number)
@@ -113,6 +123,25 @@ def test_a_donated_machine_trains_a_run(lab: Lab, served: Served, tmp_path: Path
     assert charged(lab, run, number) > 0
     assert list((tmp_path / "store").glob("runs/*/attempt-1/checkpoints/step4/whole"))
     assert not list((tmp_path / "store").glob("donated/*/*")), "the board is empty"
+
+
+def test_a_copy_that_cannot_be_removed_is_one_line_and_the_machine_works_on(tmp_path: Path) -> None:
+    old = tmp_path / "corpora" / "old-0123456789ab"
+    lock = tmp_path / "corpora" / f".{old.name}.lock"
+    for folder in (old, lock):
+        folder.mkdir(parents=True)
+    os.utime(lock, (0, 0))
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "removed" in line:
+            machine.leave()
+
+    [port] = free_ports(1)
+    machine = DonatedMachine(f"http://127.0.0.1:{port}", "token", tmp_path, say)
+    machine.run()
+    assert said[-2:] == [f"copies of corpora could not be removed: [Errno 21] Is a directory: '{lock}'", "left"]
 
 
 @ONCE

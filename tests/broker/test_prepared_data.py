@@ -10,6 +10,7 @@ from broker.allocations import corpora
 from broker.allocations.pools import Pool
 from broker.publishing import prepared_data
 from broker.publishing.retention import Looked
+from broker.runners import elsewhere
 from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from broker.store import Store, StoreError
@@ -87,6 +88,9 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     assert clear(lab, conf) == 1
     assert Store(conf).names(data) == []
     assert clear(lab, conf) == 0
+    for fetch in (True, False):
+        with pytest.raises(OSError, match=f"the store has lost {data}"):
+            elsewhere.bring(conf, lab.db, lab.row(run), pytest.fail, forks=False, fetch=fetch)
 
 
 @ONCE
