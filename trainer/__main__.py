@@ -131,8 +131,8 @@ def _table(report: CheckReport) -> Table:
     table.add_row("parameters", f"{report.parameters:,}")
     table.add_row("tokens", f"{report.tokens:,}")
     table.add_row("steps", f"{report.steps:,}")
-    for number, stage in enumerate(report.stages, 1):
-        table.add_row(f"  stage {number}", str(stage))
+    for stage in report.stages:
+        table.add_row(f"  stage {stage.number}", str(stage))
     table.add_row("FLOPs", f"{report.flops:.3g}")
     table.add_row("memory per GPU", f"{readable(report.memory_per_gpu)} (estimate)")
     for part, size in report.memory.items():

@@ -39,9 +39,11 @@ class Reading(BaseModel):
 
 
 class Stage(BaseModel):
-    """A stage of a run: its steps, the highest learning rate and that of its last step, and the tokens that it reads of
-    each source, by the sources' names; none where its sources are by epochs of data that are not prepared."""
+    """A stage of a run, by its number from 1: the steps that a run or a fork does of it, the highest learning rate and
+    that of the last step, and the tokens that they read of each source, by the sources' names; none where the sources
+    are by epochs of data that are not prepared."""
 
+    number: int
     steps: int
     highest_rate: float
     last_rate: float
@@ -125,13 +127,14 @@ def check(
     )
 
 
-def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int) -> list[Reading]:
-    """What a run that trains on `trained` tokens reads of the sources whose `tokens` are known, by their names; the one
-    that it reads most often comes first. Nothing is known of sources by epochs before the tokens of all are."""
+def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int, first: int = 0) -> list[Reading]:
+    """What a run that trains on `trained` tokens after step `first` reads of the sources whose `tokens` are known, by
+    their names; the one that it reads most often comes first. Nothing is known of sources by epochs before the tokens
+    of all are."""
     sources, shares = config.data.sources, _shares(config, tokens)
     if shares and config.stages:
         names = list(shares)
-        of_all = stages_of.shares(config.stages, names, list(shares.values()))
+        of_all = stages_of.shares(stages_of.left(config.stages, first), names, list(shares.values()))
         shares = dict(zip(names, of_all, strict=True))
     if not shares:
         return []
@@ -143,7 +146,7 @@ def readings(config: TrainConfig, tokens: Mapping[str, int], trained: int) -> li
             epochs=part * shares[source.name] / tokens[source.name],
         )
         for source in sources
-        if tokens.get(source.name)
+        if tokens.get(source.name) and shares[source.name]
     ]
     return sorted(found, key=lambda reading: -reading.epochs)
 
@@ -158,19 +161,21 @@ def _shares(config: TrainConfig, tokens: Mapping[str, int]) -> dict[str, float]:
     return {source.name: source.share * (tokens[source.name] if by_epochs else 1) for source in sources}
 
 
-def what_stages(config: TrainConfig, tokens: Mapping[str, int]) -> list[Stage]:
-    """The stages of a run whose sources have `tokens`, as far as they are known."""
-    found, before = [], 0
+def what_stages(config: TrainConfig, tokens: Mapping[str, int], first: int = 0) -> list[Stage]:
+    """The stages of a run from step `first` on, whose sources have `tokens`, as far as they are known."""
+    found = []
     steps, optimizer, shares = config.training.steps, config.optimizer, _shares(config, tokens)
-    for stage in config.stages:
+    for number, (stage, end) in enumerate(zip(config.stages, stages_of.ends(config.stages), strict=True), 1):
+        begin = max(first, end - stage.steps)
+        if begin >= end:
+            continue
         weights = stages_of.weights_in(stage, list(shares), list(shares.values()))
-        part = stage.steps * config.tokens_per_step / math.fsum(weights) if weights else 0
-        first, last = before, before + stage.steps - 1
-        peak = first + max(0, stages_of.warmup(stage, optimizer.warmup_ratio) - 1)
-        rate = [learning_rate(step, steps, optimizer, config.stages) for step in (min(peak, last), last)]
+        part = (end - begin) * config.tokens_per_step / math.fsum(weights) if weights else 0
+        peak = end - stage.steps + stages_of.warmup(stage, optimizer.warmup_ratio) - 1
+        moments = (min(max(peak, begin), end - 1), end - 1)
+        rate = [learning_rate(step, steps, optimizer, config.stages) for step in moments]
         read = {name: round(part * weight) for name, weight in zip(shares, weights, strict=True) if weight}
-        found.append(Stage(steps=stage.steps, highest_rate=rate[0], last_rate=rate[1], tokens=read))
-        before += stage.steps
+        found.append(Stage(number=number, steps=end - begin, highest_rate=rate[0], last_rate=rate[1], tokens=read))
     return found
 
 

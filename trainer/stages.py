@@ -47,6 +47,12 @@ def number_at(stages: Sequence[StageConfig], step: int) -> int:
     return min(sum(end <= step for end in ends(stages)), len(stages) - 1)
 
 
+def left(stages: Sequence[StageConfig], first: int) -> list[StageConfig]:
+    """The stages that are not over after `first` steps, with the steps that are left of each."""
+    parts = [(stage, min(stage.steps, end - first)) for stage, end in zip(stages, ends(stages), strict=True)]
+    return [stage.model_copy(update={"steps": steps}) for stage, steps in parts if steps > 0]
+
+
 def scaled(stages: Sequence[StageConfig], steps: int) -> list[StageConfig]:
     """The stages with `steps` steps in all, in the proportions that they have; each keeps at least one. Stages that
     have as many are unchanged. `steps` is at least the number of stages."""

@@ -191,7 +191,8 @@ def quote(session: Session, order: Order) -> Quote:
     pool = session.get_one(Pool, run.pool_id)
     report = dry_run.check(config, gpus=run.gpus, device="cpu" if pool.is_cpu else "cuda")
     estimate = estimates.estimate(session, run)
-    tokens = config.tokens_per_step * (run.total_steps - (run.fork_step or 0))
+    first = run.fork_step or 0
+    tokens = config.tokens_per_step * (run.total_steps - first)
     return Quote(
         run=run,
         pool=pool,
@@ -205,8 +206,8 @@ def quote(session: Session, order: Order) -> Quote:
         memory=report.memory_per_gpu,
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
-        stages=report.stages,
-        reads=readings.of_run(session, pool.id, config, tokens),
+        stages=dry_run.what_stages(config, {}, first),
+        reads=readings.of_run(session, pool.id, config, tokens, first),
         copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
     )
 

@@ -11,9 +11,9 @@ from trainer.check import Reading
 from trainer.config import TrainConfig
 
 
-def of_run(session: Session, pool_id: int, config: TrainConfig, tokens: int) -> Sequence[Reading]:
-    """What a run of `tokens` tokens reads on a pool, the corpus that it reads most often first. A corpus whose tokens
-    were not counted is left out."""
+def of_run(session: Session, pool_id: int, config: TrainConfig, tokens: int, first: int) -> Sequence[Reading]:
+    """What a run of `tokens` tokens after step `first` reads on a pool, the corpus that it reads most often first. A
+    corpus whose tokens were not counted is left out."""
     wants = corpora.needed(config)
     there = corpora.at_hand(session, pool_id, wants)
     prepared = wants.prepared_in(there)
@@ -22,4 +22,4 @@ def of_run(session: Session, pool_id: int, config: TrainConfig, tokens: int) -> 
         return [Reading(corpus=prepared.name, tokens=counted, epochs=tokens / counted)] if counted else []
     named = {source.name: source.corpus for source in config.data.sources if source.corpus in there}
     known = {name: there[corpus].tokens or 0 for name, corpus in named.items() if corpus is not None}
-    return dry_run.readings(config, {name: counted for name, counted in known.items() if counted}, tokens)
+    return dry_run.readings(config, {name: counted for name, counted in known.items() if counted}, tokens, first)

@@ -15,7 +15,7 @@ from broker import catalogue, configs
 from broker.allocations import corpora, pools
 from broker.reports import run_plan
 from broker.runs import launching, preparing, series
-from broker.runs.launching import Order
+from broker.runs.launching import Order, Origin
 from broker.runs.runs import Run, RunState
 from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
 from projects.record import record
@@ -267,6 +267,31 @@ def test_the_offer_says_how_many_epochs_a_run_reads(lab: Lab) -> None:
     assert offered(lab, project, "pythia-14m-deduped", "steps=1000") == [
         "0.0101 epochs of pile-deduplicated (207.0 B tokens)"
     ]
+
+
+def test_a_fork_is_offered_with_the_stages_that_are_left(lab: Lab) -> None:
+    project = big_pool(lab)
+    for name in ("songs", "tales"):
+        add(lab, name, measured=MEASURED.model_copy(update={"tokens": 1000}))
+    values = yaml.safe_load(configs.built_in()["demo"])
+    values["training"] |= {"steps": 12}
+    values["data"]["sources"] = [
+        {"name": name, "corpus": name, "weight": 1, "licence": "MIT"} for name in ("songs", "tales")
+    ]
+    values["stages"] = [{"steps": 8}, {"steps": 4, "weights": {"songs": 1}}]
+    with lab.db.write() as session:
+        catalogue.propose_recipe(session, ADA, request_id(), name="ours", body=yaml.safe_dump(values))
+        catalogue.accept(session, None, "ours", reason="Fine.")
+    origin = Origin(lab.launch(project, recipe="ours"), 10)
+    with lab.db.read() as session:
+        whole, fork = (launching.quote(session, Order(project, "ours", "1h", origin=each)) for each in (None, origin))
+    trained = whole.tokens // 12
+    assert [(stage.number, stage.steps) for stage in whole.stages] == [(1, 8), (2, 4)]
+    assert {read.corpus: read.epochs * 1000 for read in whole.reads} == pytest.approx(
+        {"songs": 8 * trained, "tales": 4 * trained}
+    )
+    assert [(stage.number, stage.steps, stage.tokens) for stage in fork.stages] == [(2, 2, {"songs": 2 * trained})]
+    assert {read.corpus: read.epochs * 1000 for read in fork.reads} == pytest.approx({"songs": 2 * trained})
 
 
 def test_of_many_corpora_the_one_read_most_often_comes_first(lab: Lab) -> None:

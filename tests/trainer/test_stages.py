@@ -13,7 +13,7 @@ import yaml
 
 from tests.trainer.conftest import TINY, run_trainer, write_config
 from trainer import stages
-from trainer.check import check
+from trainer.check import check, what_stages
 from trainer.checkpoint.resume import find_starting_point
 from trainer.config import ConfigError, TrainConfig, dump, load, load_recipe, parse
 from trainer.contract import Status
@@ -72,6 +72,10 @@ def test_comma_has_the_published_stages() -> None:
     assert len(percent) == 15
     assert (percent["stackv2_edu"], percent["wikimedia"], percent["cccc"]) == (17.2, 16.0, 11.5)
     assert "18,000 steps, learning rate 1.58e-05 → 8.8e-10: 6.5 B of stackv2_edu, 6.0 B of wikimedia" in str(cooldown)
+    [rest] = what_stages(config, {}, 469_000)
+    assert (rest.number, rest.steps) == (2, 9_000)
+    assert rest.highest_rate == pytest.approx(ends_at / 2, rel=1e-4)
+    assert rest.tokens == pytest.approx({name: count / 2 for name, count in cooldown.tokens.items()}, abs=1)
     assert config.saves.is_due(460_000, 478_000)
     assert not config.saves.is_due(455_000, 478_000)
     assert written().saves.first_after(5, 12) == 8

@@ -62,7 +62,7 @@ def offer(preview: Preview) -> Card:
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
-        *(f"**Stage {number}** {text.line(str(stage), 200)}" for number, stage in enumerate(quote.stages, 1)),
+        *(f"**Stage {stage.number}** {text.line(str(stage), 200)}" for stage in quote.stages),
         *_reads(quote),
         *copies(quote),
     ]
