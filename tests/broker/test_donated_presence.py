@@ -54,6 +54,8 @@ def in_store(tmp_path: Path, *known: Presence) -> Store:
         ),
         ([machine("ada", slots=4), machine("bob", slots=4, run=7)], "no machine of the pool garage has taken it yet"),
     ],
+    # A sentence has a moment in it, which differs from one process that collects the tests to another.
+    ids=["none", "another pool's", "away", "too small", "busy", "many busy", "free"],
 )
 def test_why_no_machine_has_taken_an_order(
     tmp_path: Path, known: list[Presence], why: str, monkeypatch: pytest.MonkeyPatch
