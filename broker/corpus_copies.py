@@ -22,6 +22,8 @@ from broker.store import PULLING, Advance, DamagedError, Manifest, Store, descri
 FOLDER = "corpora"
 LEAVING = ".leaving"
 """The end of the name of a copy that is being removed."""
+REMOVER = "The worker"
+"""Who holds the lock of a copy that may be removed."""
 HASH_DIGITS = 12
 MAGIC = frozenset("*?[")
 Hold = Callable[[str], None]
@@ -150,7 +152,7 @@ def remove(home: Path, copy: str, is_needed: Callable[[], bool] = lambda: False)
     """
     target, leaving = home / copy, home / f".{copy}{LEAVING}"
     try:
-        with alone(_lock(home, copy), "", _busy):
+        with alone(_lock(home, copy), REMOVER, _busy):
             if is_needed():
                 return False
             shutil.rmtree(staging_of(target), ignore_errors=True)

@@ -48,6 +48,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
     "s3": ("AWS_",),
     "abfs": ("AZURE_",),
+    "abfss": ("AZURE_",),
     "az": ("AZURE_",),
 }
 """How the environment variables begin by which the client of a store finds its keys, by the scheme of the address."""

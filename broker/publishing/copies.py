@@ -44,7 +44,7 @@ def remove_unneeded(settings: Settings, db: Database, *, at_once: bool = False) 
     for copy in found:
         if copy.name in needed:
             corpus_copies.mark(home, copy.name)
-        elif at_once or copy.used_at <= since or disk.is_scarce(settings):
+        elif at_once or copy.used_at <= since or disk.is_scarce(settings, home):
             removed += corpus_copies.remove(home, copy.name, lambda name=copy.name: _is_needed(settings, db, name))  # type: ignore[misc]
     if removed:
         log.info("copies of corpora that no run needs were removed here", count=removed)

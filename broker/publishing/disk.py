@@ -44,10 +44,11 @@ LOW_KINDS = ("disk.low", "disk.enough")
 log = structlog.get_logger()
 
 
-def free_gib(settings: Settings) -> float:
-    """Free space in GiB: the lesser of the home folder's disk and the runs' disk."""
+def free_gib(settings: Settings, place: Path | None = None) -> float:
+    """Free space in GiB on the disk of a place, or the lesser of the home folder's disk and the runs' disk."""
     settings.runs_dir.mkdir(parents=True, exist_ok=True)
-    return min(shutil.disk_usage(place).free for place in (settings.home, settings.runs_dir)) / GIB
+    places = (settings.home, settings.runs_dir) if place is None else (place,)
+    return min(shutil.disk_usage(each).free for each in places) / GIB
 
 
 def is_low(settings: Settings) -> bool:
@@ -55,9 +56,10 @@ def is_low(settings: Settings) -> bool:
     return free_gib(settings) < settings.disk_floor_gib
 
 
-def is_scarce(settings: Settings) -> bool:
-    """Whether the free space is so near to the floor that what may go goes early."""
-    return free_gib(settings) < settings.disk_floor_gib * SCARCE
+def is_scarce(settings: Settings, place: Path | None = None) -> bool:
+    """Whether the free space, on the disk of a place or on either disk, is so near to the floor that what may go goes
+    early."""
+    return free_gib(settings, place) < settings.disk_floor_gib * SCARCE
 
 
 def admits(settings: Settings, db: Database) -> bool:

@@ -26,6 +26,7 @@ from projects.db.database import Database
 from projects.settings import Settings
 from trainer.contract import DATA_FOLDER, OUTCOME_FILE, CorpusKind
 
+LOCK = "prepared_data"
 MADE_BY_A_RUN = re.compile(r".*/\d+-\d+")
 """The path of data that a run has prepared ends with the run and the attempt."""
 
@@ -60,7 +61,7 @@ def _remove(store: Store, db: Database, run_id: int, token: int, attempt: str) -
     folder = f"{attempt}/{DATA_FOLDER}"
     if not store.names(folder):
         return False
-    with db.alone(retention.LOCK):
+    with db.alone(LOCK):
         with db.read() as session:
             if (run_id, token) in _needed(session):
                 return False

@@ -227,8 +227,8 @@ def trouble_in(folder: Path) -> str:
 
 
 def troubles(settings: Settings) -> Iterator[str]:
-    """Why what attempts that are over have left on this disk cannot be put into the store now."""
-    for path in sorted(settings.runs_dir.glob(f"*/attempt-*/{OVER_FILE}")):
+    """Why what attempts have left on this disk cannot be put into the store now."""
+    for path in sorted(settings.runs_dir.glob(f"*/attempt-*/{TROUBLE_FILE}")):
         if not (path.parent / DONE_FILE).exists() and (said := trouble_in(path.parent)):
             yield said
 

@@ -141,7 +141,10 @@ def _look_at(corpus: Corpus, store: Store) -> None:
 
 
 def _wait_for_other(hold: Hold, corpus: Corpus, owner: str) -> None:
-    hold(f"{owner or 'Another run'} copies {corpus.name} from the store to this host")
+    if owner == corpus_copies.REMOVER:
+        hold(f"The worker looks whether the copy of {corpus.name} on this host is still needed")
+    else:
+        hold(f"{owner or 'Another run'} copies {corpus.name} from the store to this host")
 
 
 def _fetch_copy(

@@ -101,7 +101,7 @@ def end_strays(settings: Settings, db: Database, pool_id: int) -> int:
 
 
 def tell_uncarried(settings: Settings, db: Database) -> None:
-    """Tell the admins, once a day, that the store does not take what ended runs have left on this disk: a supervisor
-    may have gone before its carrier had tried."""
+    """Tell the admins, once a day, that the store does not take what runs have left on this disk: a supervisor may have
+    gone before its carrier had tried, or have been killed."""
     for trouble in islice(carrier.troubles(settings), 1):
         tell(db, carrier.PART, trouble)

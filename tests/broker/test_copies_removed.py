@@ -21,6 +21,7 @@ from broker.runners.staging import AskedToStop
 from broker.runners.trainer_command import trainer_command
 from broker.runs.progress import Ending
 from broker.runs.runs import RunState
+from projects.db.database import Database
 from projects.settings import Settings
 from tests import forked
 from tests.broker.copying import LACKS, add, launch, pushed, supervised, told
@@ -66,7 +67,9 @@ def remove(lab: Lab, conf: Settings) -> int:
     return copies.remove_unneeded(conf, lab.db)
 
 
-def test_a_copy_goes_a_while_after_the_last_run_that_needs_it(lab: Lab, conf: Settings, tmp_path: Path) -> None:
+def test_a_copy_goes_a_while_after_the_last_run_that_needs_it(
+    lab: Lab, conf: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = pushed(lab, conf, tmp_path / "data")
     run = launch(lab, project, LACKS)
     assert remove(lab, conf) == 0, "there is none"
@@ -103,7 +106,13 @@ def test_a_copy_goes_a_while_after_the_last_run_that_needs_it(lab: Lab, conf: Se
     assert bring(lab, conf, again) == copy, "fetched again"
     lab.cancel(again)
     assert remove(lab, conf) == 0
-    assert remove(lab, conf.model_copy(update={"disk_floor_gib": FULL})) == 1, "room is scarce"
+    scarce = conf.model_copy(update={"disk_floor_gib": 2**10})
+    with monkeypatch.context() as disks:  # of two sizes, as not every user may mount one
+        free = {conf.runs_dir: 0, conf.home: 2**50, conf.corpora_dir: 2**50}
+        disks.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free[place]))
+        assert remove(lab, scarce) == 0, "room is scarce on another disk"
+        free[conf.corpora_dir] = 0
+        assert remove(lab, scarce) == 1, "room is scarce"
 
 
 @ONCE
@@ -143,7 +152,9 @@ def test_a_run_that_can_never_start_ends_and_keeps_no_copy(lab: Lab, conf: Setti
 
 
 @ONCE
-def test_nothing_is_removed_that_is_fetched_now_or_has_just_got_a_run(lab: Lab, conf: Settings, tmp_path: Path) -> None:
+def test_nothing_is_removed_that_is_fetched_now_or_has_just_got_a_run(
+    lab: Lab, conf: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = pushed(lab, conf, tmp_path / "data")
     run = launch(lab, project, LACKS)
 
@@ -160,14 +171,25 @@ def test_nothing_is_removed_that_is_fetched_now_or_has_just_got_a_run(lab: Lab, 
         age(conf, copy.name, 15)
         assert remove(lab, conf) == 0
     assert staging.exists()
-    asked = []
+    asked, waited = [], []
+    is_needed = copies._is_needed
 
-    def is_needed() -> bool:
-        """What the worker finds when it looks for the last time: a run was launched since."""
+    def launched_first(settings: Settings, db: Database, name: str) -> bool:
+        """The worker's last look, just before which a run was launched, which finds the copy about to be removed."""
         asked.append(launch(lab, project, LACKS))
-        return True
 
-    assert not corpus_copies.remove(conf.corpora_dir, copy.name, is_needed)
+        def wait(why: str) -> None:
+            waited.append(why)
+            raise AskedToStop
+
+        with pytest.raises(AskedToStop):
+            elsewhere.bring_corpora(conf, lab.db, lab.row(asked[0]), wait, unheard)
+        return is_needed(settings, db, name)
+
+    with monkeypatch.context() as moment:  # which nobody could hit by chance
+        moment.setattr(copies, "_is_needed", launched_first)
+        assert remove(lab, conf) == 0
+    assert waited == ["The worker looks whether the copy of songs on this host is still needed"]
     assert staging.exists()
     for each in asked:
         lab.cancel(each)

@@ -154,6 +154,10 @@ Store(get_settings()).write("a", b"x")
     s3 = emulated.model_copy(update={"store": "s3://lab/stoa"})
     assert {"AWS_SECRET_ACCESS_KEY": "theirs", "AWS_REGION": "eu"}.items() <= stores.environment(s3).items()
     assert GOOGLE_KEYS not in environment(s3, "worker")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "lab")
+    for scheme in ("abfs", "abfss", "az"):
+        azure = s3.model_copy(update={"store": f"{scheme}://lab/stoa"})
+        assert stores.keys(azure) == {"AZURE_STORAGE_ACCOUNT_NAME": "lab"}, scheme
     monkeypatch.setenv("AWS_REGION", "us")
     keyed = s3.model_copy(update={"store_key": SecretStr("ours")})
     assert stores.keys(keyed) == {"AWS_REGION": "us"}, "it has a key of its own, and the shell comes first"

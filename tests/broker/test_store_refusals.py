@@ -150,16 +150,11 @@ def test_a_run_goes_on_while_its_store_is_full_and_all_of_it_gets_there_once_the
 
 
 @ONCE
-def test_what_ended_runs_could_not_get_into_the_store_is_told_though_no_supervisor_is_there(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_what_runs_could_not_get_into_the_store_is_told_though_no_supervisor_is_there(lab: Lab, tmp_path: Path) -> None:
     conf = settings(tmp_path)
     folder = conf.runs_dir / "7" / "attempt-1"
     folder.mkdir(parents=True)
     (folder / carrier.TROUBLE_FILE).write_text("The store is full: could not write a.")
-    reaper.tell_uncarried(conf, lab.db)
-    assert told(lab) == [], "it goes on: its supervisor tells"
-    (folder / carrier.OVER_FILE).write_text("0")
     (folder / carrier.DONE_FILE).touch()
     reaper.tell_uncarried(conf, lab.db)
     assert told(lab) == [], "all of it has got there since"
