@@ -116,7 +116,7 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     assert "the pools are: lab" in refused.stderr
     other = stoa(tmp_path, "pool", "add", "lab", "H200", "16")
     assert (other.returncode, other.stdout) == (2, "")
-    assert "There is a pool “lab” already (8 × H200" in other.stderr
+    assert "There is already a pool “lab” (8 × H200" in other.stderr
     assert stoa(tmp_path, "pool", "change", "lab", "--gpus", "16", "--why", "A second host.").returncode == 0
     changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
     assert changed.returncode == 0
