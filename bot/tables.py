@@ -13,8 +13,8 @@ class DiscordMessage(Base, table=True):
     `key` says what it shows: the post `entry:12:channel`, the post `entries:project:3:4-9:channel` that the entries 4
     to 9 share, the card `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`, or the welcome
     `welcome:project:3` or `welcome:proposals`. The row `pin:welcome:proposals` says that the message was pinned.
-    `digest` and `picture` tell what a card shows now. `gone` means that a person has deleted the message, so that it is
-    not sent again.
+    `mentions` is the Discord id of the person that a post pings. `digest` and `picture` tell what a card shows now.
+    `gone` means that a person has deleted the message, so that it is not sent again.
     """
 
     __tablename__ = "discord_messages"
@@ -24,6 +24,7 @@ class DiscordMessage(Base, table=True):
     nonce: str
     intended_at: datetime = timestamp(default=utcnow)
     message_id: str | None = None
+    mentions: str | None = Field(default=None, index=True)
     digest: str = ""
     picture: str = ""
     gone: bool = False

@@ -15,6 +15,7 @@ from bot.app import App, in_delivery
 from bot.delivery import lease, notices, outbox
 from bot.delivery.feeds import LabFeed, ProjectFeed
 from bot.delivery.follower_roles import FollowerRoles
+from bot.delivery.forgotten_mentions import ForgottenMentions
 from bot.delivery.lease import LostLeaseError
 from bot.delivery.notices import Notices
 from bot.delivery.sender import Sender
@@ -31,7 +32,7 @@ LONGEST_BACKOFF_SECONDS = 30.0
 DOUBLINGS = 6
 TRIES_BEFORE_NOTICE = 3
 TOO_MANY_REQUESTS = 429
-REPORT, ROLES = "report what was deleted", "give roles to followers"
+REPORT, ROLES, FORGOTTEN = "report what was deleted", "give roles to followers", "mention no one who was forgotten"
 """The names of the tasks that are no feed's."""
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Delivery:
         self._sender = Sender(app, self.holder)
         self._notices = Notices(app, self._sender)
         self._roles = FollowerRoles(app, self.holder)
+        self._forgotten = ForgottenMentions(app, self._sender)
         self._feeds: dict[str, LabFeed | ProjectFeed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MOST_FEEDS)
@@ -65,6 +67,7 @@ class Delivery:
                     if held:
                         self._start(REPORT, self._notices.report_deleted)
                         self._start(ROLES, self._roles.update)
+                        self._start(FORGOTTEN, self._forgotten.update)
                         await self._round()
                     else:
                         await self._stop()

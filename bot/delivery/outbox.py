@@ -29,9 +29,10 @@ def message(session: Session, key: str) -> DiscordMessage | None:
     return session.get(DiscordMessage, key)
 
 
-def intend(session: Session, key: str, channel_id: str) -> DiscordMessage:
+def intend(session: Session, key: str, channel_id: str, mentions: str | None = None) -> DiscordMessage:
     """Note that a message is about to be sent, with the nonce by which Discord recognises a repeat."""
-    row = DiscordMessage(key=key, channel_id=channel_id, nonce=secrets.token_hex(12), intended_at=utcnow())
+    nonce = secrets.token_hex(12)
+    row = DiscordMessage(key=key, channel_id=channel_id, nonce=nonce, intended_at=utcnow(), mentions=mentions)
     session.add(row)
     return row
 

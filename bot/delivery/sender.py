@@ -165,13 +165,18 @@ class Sender:
             shown = _said(message)
             if shown == said:
                 return
-            new = shown if said is None else said
-            if message.flags.components_v2:
-                view = ui.LayoutView(timeout=None)
-                view.add_item(ui.TextDisplay(new))
-                await message.edit(view=view, attachments=[], allowed_mentions=NOBODY)
-            else:
-                await message.edit(content=new, allowed_mentions=NOBODY)
+            await _replace(message, shown if said is None else said)
+
+        await self._edited(row, edit)
+
+    async def take_line(self, row: DiscordMessage, line: str) -> None:
+        """Take a line from a post, and its buttons with it. Raises OldMessageError and LockedThreadError."""
+
+        async def edit() -> None:
+            message = await self._channel(row.channel_id).fetch_message(int(row.message_id or 0))
+            lines = _said(message).splitlines()
+            if line in lines:
+                await _replace(message, "\n".join(each for each in lines if each != line))
 
         await self._edited(row, edit)
 
@@ -215,7 +220,8 @@ class Sender:
         digest: str = "",
         mention: Mention | None = None,
     ) -> str | None:
-        row, certain = await self.app.write(self._intend, key, channel_id)
+        pinged = None if mention is None or mention.is_role else str(mention.discord_id)
+        row, certain = await self.app.write(self._intend, key, channel_id, pinged)
         if row.gone or row.message_id is not None:
             return None if row.gone else row.message_id
         try:
@@ -249,13 +255,15 @@ class Sender:
         await self.app.write(_close, row, str(message.id), digest if certain else "")
         return str(message.id)
 
-    def _intend(self, session: Session, key: str, channel_id: str) -> tuple[DiscordMessage, bool]:
+    def _intend(self, session: Session, key: str, channel_id: str, mentions: str | None) -> tuple[DiscordMessage, bool]:
         """The message's row, and whether its intent is new. Raises LostLeaseError."""
         lease.require(session, str(self.guild_id), self.holder)
         row = outbox.message(session, key)
-        if row is not None:
-            return row, False
-        return outbox.intend(session, key, channel_id), True
+        if row is None:
+            return outbox.intend(session, key, channel_id, mentions), True
+        if row.message_id is None and mentions is not None:
+            row.mentions = mentions
+        return row, False
 
     def _require_still(self, session: Session, row: DiscordMessage) -> None:
         """Raise LostLeaseError where this process was delayed so long that another may have sent the message."""
@@ -331,6 +339,16 @@ def _require_nonce(session: Session, row: DiscordMessage) -> None:
     known = outbox.message(session, row.key)
     if known is None or known.nonce != row.nonce:
         raise LostLeaseError
+
+
+async def _replace(message: discord.Message, said: str) -> None:
+    """Replace the text of a message, and take its buttons away."""
+    if message.flags.components_v2:
+        view = ui.LayoutView(timeout=None)
+        view.add_item(ui.TextDisplay(said))
+        await message.edit(view=view, attachments=[], allowed_mentions=NOBODY)
+    else:
+        await message.edit(content=said, allowed_mentions=NOBODY)
 
 
 def _said(message: discord.Message) -> str:

@@ -15,7 +15,7 @@ from broker.runs import control, runs, settlement
 from broker.runs.progress import Ending, Progress
 from projects import bans, lifecycle, membership
 from projects.people import Actor, LabRole
-from projects.record import record
+from projects.record import record, redaction
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
 from tests.bot.test_limits import payload_of
@@ -68,6 +68,11 @@ def being_sent(session: Session, channel_id: str) -> int:
     """How many messages the bot has begun to send to a channel, without knowing that they have arrived."""
     begun = (DiscordMessage.channel_id == channel_id, col(DiscordMessage.message_id).is_(None))
     return len(session.scalars(select(DiscordMessage.key).where(*begun)).all())
+
+
+def mentioning(session: Session, discord_id: int) -> int:
+    """How many posts, as the bot knows, mention somebody."""
+    return len(session.scalars(select(DiscordMessage.key).where(DiscordMessage.mentions == str(discord_id))).all())
 
 
 async def delivered(lab: Lab) -> None:
@@ -191,3 +196,16 @@ async def test_no_text_of_anybody_pings_in_any_kind_of_entry(shared_lab: Shared)
     new = posts(lab)[before:]
     assert len(new) >= len(kinds)
     assert sorted(post.pings for post in new if post.pings) == [("Ada",)] * len(OF_ADA)
+
+
+async def test_who_is_forgotten_stands_in_no_post_that_pinged_them(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = f"<@{lab.actor('Ada').discord_id}>"
+    end = next(
+        m for m in await lab.guild.messages(channel.id) if "**Rosa** joins the project" in m.text and ada in m.text
+    )
+    lab.call(redaction.forget, None, str(lab.actor("Ada").discord_id), "They asked.")
+    await until(lambda: lab.call(mentioning, lab.actor("Ada").discord_id) == 0)
+    assert not any(f"-# For {ada}" in m.text for m in await lab.guild.messages(channel.id))
+    (left,) = [m.text for m in await lab.guild.messages(channel.id) if m.id == end.id]
+    assert left.splitlines() == [line for line in end.text.splitlines() if ada not in line]
