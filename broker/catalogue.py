@@ -80,6 +80,7 @@ class CatalogueEntry(Base, table=True):
     state: str = CatalogueState.PROPOSED
     proposed_by: int | None = foreign_key("people.id", default=None)
     decided_by: int | None = foreign_key("people.id", default=None)
+    decided_at: datetime | None = timestamp(default=None)
     reason: str = words(default="")
     prepared: str = ""
     created_at: datetime = timestamp(default=utcnow)
@@ -432,7 +433,7 @@ def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: Ca
     because = text.prose("The reason", reason, most=text.USUAL)
     quotas.check_admin(session, actor)
     person = people.author(session, actor)
-    decided = {"decided_by": None if person is None else person.id, "reason": because}
+    decided = {"decided_by": None if person is None else person.id, "decided_at": utcnow(), "reason": because}
     transition.move(session, entry, to, TRANSITIONS, decided, name=f"“{entry.name}”")
     record.append(session, record.LAB, f"catalogue.{to}", by=person, why=because, **_about(entry))
 

@@ -38,10 +38,17 @@ def add(
     """Register what lies at a PATH under NAME, on a host of the pool: it is read to its end and measured."""
     from bot import text
     from broker.allocations import corpora
+    from broker.publishing import prepared_data
+    from broker.store import StoreError
 
-    with refusing(), database().read() as session:
-        corpora.check_new(session, pool=pool, name=name, kind=kind, licence=licence)
     path = path.absolute()
+    try:
+        with refusing(), database().read() as session:
+            corpora.check_new(session, pool=pool, name=name, kind=kind, licence=licence)
+            if kind == CorpusKind.PREPARED:
+                prepared_data.check_stored(settings(), session, pool, path)
+    except StoreError as error:
+        refuse(str(error))
     command = [sys.executable, "-m", "trainer", "data", "measure", kind, str(path), "--text-key", text_key]
     for option, file in (("--tokenizer", tokenizer), ("--manifest", sha256_manifest)):
         command += [] if file is None else [option, str(file)]

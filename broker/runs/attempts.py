@@ -44,7 +44,8 @@ class Attempt(Base, table=True):
 
     `reserved`, `charged` and `refunded` are GPU-seconds; `charged_at_checkpoint` is the part of `charged` up to the
     last complete checkpoint. `generation` counts the attempt's supervisors and guards the writes of each. `failed` says
-    whether the attempt counts towards the attempts that a run may fail.
+    whether the attempt counts towards the attempts that a run may fail, `data_cleared` that the store has none of the
+    data that it prepared any more.
     """
 
     __tablename__ = "attempts"
@@ -73,6 +74,7 @@ class Attempt(Base, table=True):
     metrics_read: int = integer(default=0)
     events_read: int = integer(default=0)
     failed: bool = False
+    data_cleared: bool = False
     reason: str = ""
     end_reason: str | None = None
     waiting: str = ""

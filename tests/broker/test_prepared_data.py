@@ -1,20 +1,29 @@
 """Prepared data leave the store once nobody can read them there any more."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col, select
 
 from broker import catalogue
 from broker import store as stores
 from broker.allocations import corpora
+from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
+from broker.catalogue import CatalogueEntry
 from broker.publishing import prepared_data
 from broker.publishing.retention import Looked
 from broker.runners import elsewhere
+from broker.runs.attempts import Attempt
 from broker.runs.progress import Ending
-from broker.runs.runs import RunState
+from broker.runs.runs import Run, RunState
 from broker.store import Store, StoreError
+from projects.db.columns import utcnow
 from projects.settings import Settings
+from tests import forked
+from tests.broker.copying import told
 from tests.broker.lab import POOL, Lab, settings
 from tests.broker.test_preparing import accept_tiny, prepare
 from tests.databases import ONCE
@@ -47,13 +56,28 @@ def carried(lab: Lab, conf: Settings, run: int, token: int) -> str:
     return folder
 
 
+def cleared(lab: Lab, run: int) -> list[bool]:
+    """Which attempts of a run are noted to have no data in the store any more."""
+    with lab.db.read() as session:
+        its = select(Attempt.data_cleared).where(Attempt.run_id == run).order_by(col(Attempt.token))
+        return list(session.scalars(its))
+
+
+def outlast_launches(lab: Lab) -> None:
+    """Let all that is retired have been retired more than an hour ago."""
+    long_ago = utcnow() - timedelta(minutes=61)
+    with lab.db.write() as session:
+        session.execute(update(CatalogueEntry).values(decided_at=long_ago))
+        session.execute(update(Corpus).where(col(Corpus.retired_at).is_not(None)).values(retired_at=long_ago))
+
+
 def clear(lab: Lab, conf: Settings) -> int:
     return prepared_data.clear(conf, lab.db, Looked())
 
 
 @ONCE
 def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
-    lab: Lab, conf: Settings, project: int, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, conf: Settings, project: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = prepare(lab, project)
     lost, last = lab.start(made), 2
@@ -76,6 +100,8 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     assert lab.run(run).state == RunState.PAUSED
     assert clear(lab, conf) == 0, "a run is paused that reads them"
     lab.cancel(run)
+    assert clear(lab, conf) == 0, "a launch that has read the recipe before may not have ended"
+    outlast_launches(lab)
     assert clear(lab, conf.model_copy(update={"store_keep": "all"})) == 0
 
     def ends(self: Store, name: str) -> None:
@@ -91,6 +117,34 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     for fetch in (True, False):
         with pytest.raises(OSError, match=f"the store has lost {data}"):
             elsewhere.bring(conf, lab.db, lab.row(run), pytest.fail, forks=False, fetch=fetch)
+
+    assert not any(cleared(lab, made)), "more may come"
+    Store(conf).write(f"{Path(early).parent}/outcome.json", b"{}")
+    assert clear(lab, conf) == 0
+    assert cleared(lab, made) == [True, False]
+    with lab.db.write() as session:
+        session.get_one(Run, made).ended_at = utcnow() - timedelta(days=2)
+    assert clear(lab, conf) == 0
+    assert cleared(lab, made) == [True, True]
+    (tmp_path / "store").rename(tmp_path / "store-before")
+    (tmp_path / "store").touch()
+    assert clear(lab, conf) == 0, "the store is asked no more"
+
+
+@ONCE
+def test_a_folder_that_cannot_be_looked_at_keeps_no_other(lab: Lab, conf: Settings, project: int) -> None:
+    found = []
+    for _ in range(2):
+        made = prepare(lab, project)
+        token = lab.start(made)
+        found.append(carried(lab, conf, made, token))
+        lab.settle(made, token, 1, Ending(70))
+    whole = Path(conf.store.removeprefix("file://")) / found[0] / "whole"
+    whole.unlink()
+    whole.mkdir()
+    with pytest.raises(StoreError):
+        clear(lab, conf)
+    assert [bool(Store(conf).names(folder)) for folder in found] == [True, False]
 
 
 @ONCE
@@ -112,5 +166,27 @@ def test_data_of_a_pool_stay_until_they_are_retired_and_the_last_run_there_has_e
         corpora.retire(session, pool=POOL, name="songs-512", reason="Old.")
     assert clear(lab, conf) == 0, "a run on the pool may read them"
     lab.cancel(run)
+    assert clear(lab, conf) == 0, "a launch that has read of them before may not have ended"
+    lab.pool("garage", runner="donated")
+    asked = [
+        "songs-512",
+        "--pool",
+        "garage",
+        "--kind",
+        "prepared",
+        "--path",
+        str(conf.data_dir / "songs" / f"{made}-{token}"),
+    ]
+
+    def add() -> str:
+        """What an operator is told who registers the data again, of which this host has none."""
+        done = forked.run_module("cli.main", told(lab, conf), "corpus", "add", *asked)
+        assert done.returncode == 2
+        return done.stderr
+
+    lost = f"The store does not have the data that run {made} has prepared, and the runs of “garage” read them there"
+    assert lost not in add()
+    outlast_launches(lab)
     assert clear(lab, conf) == 1
     assert Store(conf).names(data) == []
+    assert lost in add()
