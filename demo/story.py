@@ -251,9 +251,7 @@ async def sample(stage: Stage, console: Console) -> str:
         await asyncio.sleep(0.5)
     expect(samples[0].state == RunState.FINISHED, f"the sample {samples[0].state}: {samples[0].reason}")
     expect(samples[0].spent > 0, "the sample was not charged")
-    post = await stage.guild.wait_for(
-        stage.channel, lambda m: "last checkpoint of run" in m.text and "writes" in m.text
-    )
+    post = await stage.guild.wait_for(stage.channel, lambda m: f"**Sample 1 of run {stage.run_id}**" in m.text)
     return f"{samples[0].spent} GPU-seconds; {_one_line(post)}"
 
 

@@ -129,6 +129,9 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
     # DeepSpeed compiles its Muon optimizer, which no run uses, as it imports it: a third of a rank's start.
     compiler.compile = lambda: compiler.dummy_decorator
+    # On a CPU without instructions for fp16, DeepSpeed would refuse what PyTorch computes there all the same.
+    if device.type == "cpu":
+        deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     # DeepSpeed would compile its shared-memory collectives at the first start, which takes most of a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for logger in map(logging.getLogger, ("DeepSpeed", "deepspeed")):
