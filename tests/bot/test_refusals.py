@@ -74,6 +74,7 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
         answer = await ada.submit(form, filled, force=True)
     assert "is proposed" in answer.text
     await lab.guild.wait_for("proposals", lambda m: "Is it mended?" in m.text)
+    lab.call(lifecycle.stop, lab.actor("Ada"), int(answer.text.split()[1]), reason="It was for a test.")
 
 
 async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_it(shared_lab: Shared) -> None:
@@ -219,7 +220,7 @@ async def test_forms_leave_the_judging_to_the_domain_and_count_by_its_limits(sha
     proposed = int((await lab.propose()).text.split()[1])
     forms = {
         (80, 1000, 1000, 500): await lab.person("Ada").command("project propose"),
-        (1000, 1500, 500, 500): await lab.person("Ada").command("project scope", project=proposed),
+        (1000, 1500, 500, 500, None): await lab.person("Ada").command("project scope", project=proposed),
         (4000, 4000, 1500): await lab.person("Ada").command("allocation request", channel=channel.id, pool="local"),
     }
     for limits, form in forms.items():

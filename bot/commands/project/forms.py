@@ -64,7 +64,7 @@ class ScopeForm(Form):
         self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you estimated them")
         self.release = long(BRIEF, "Models, data, code, a report: what others can use")
         options = [discord.SelectOption(label=each, default=each == licence) for each in projects.LICENCES]
-        self.licence: ui.Select[Any] = ui.Select(options=options)
+        self.licence: ui.Select[Any] = ui.Select(placeholder="What others may do with them", options=options)
         super().__init__(
             "The scope of the project",
             {
