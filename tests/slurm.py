@@ -155,6 +155,15 @@ def slurm() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture
+def clusters(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Cluster]]:
+    """Two clusters, neither of which is that of the environment."""
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    with running() as other:
+        yield {"one": slurm, "two": other}
+        slurm.clear()
+
+
 @contextmanager
 def running() -> Iterator[Cluster]:
     """A cluster of two idle nodes, which ends with the block."""

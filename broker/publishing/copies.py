@@ -8,6 +8,7 @@ disk at once, the one that is unused the longest first. Whoever needs it later f
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def remove_unneeded(settings: Settings, db: Database, *, at_once: bool = False) 
         if copy.name in needed:
             corpus_copies.mark(home, copy.name)
         elif at_once or copy.used_at <= since or disk.is_scarce(settings, home):
-            removed += corpus_copies.remove(home, copy.name, lambda name=copy.name: _is_needed(settings, db, name))  # type: ignore[misc]
+            removed += corpus_copies.remove(home, copy.name, partial(_is_needed, settings, db, copy.name))
     if removed:
         log.info("copies of corpora that no run needs were removed here", count=removed)
     return removed

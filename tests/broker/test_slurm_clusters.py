@@ -1,7 +1,6 @@
 """Two clusters of Slurm, each with its own slurm.conf in its pool: what is asked of one does nothing to the other."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,9 @@ from projects.errors import InvalidError
 from tests.broker.lab import Lab, settings
 from tests.broker.test_slurm import LEASE_OF_JOBS, LISTENS, ended, here, slurm
 from tests.databases import ONCE
-from tests.slurm import Cluster, running
+from tests.slurm import Cluster, clusters
 
-__all__ = ["slurm"]
-
-
-@pytest.fixture
-def clusters(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Cluster]]:
-    """Two clusters, neither of which is that of the environment."""
-    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
-    with running() as other:
-        yield {"one": slurm, "two": other}
-        slurm.clear()
+__all__ = ["clusters", "slurm"]
 
 
 @ONCE

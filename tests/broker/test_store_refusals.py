@@ -9,6 +9,7 @@ from broker import store as stores
 from broker.runners import carrier, reaper
 from broker.runs.runs import Run, RunState
 from broker.store import Store, StoreError
+from projects.settings import Settings
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, supervised_by
 from tests.databases import ONCE
@@ -33,6 +34,12 @@ def told(lab: Lab) -> list[tuple[str, str]]:
         return fence.told(session)
 
 
+def keys(seaweed: Seaweed, tmp_path: Path) -> tuple[Settings, Settings]:
+    """Settings with keys that may write to a store of this test's own, and with some that may not."""
+    good = seaweed.settings(settings(tmp_path), prefix=tmp_path.name)
+    return good, seaweed.settings(good, prefix=tmp_path.name, store_key=READER, store_secret=READERS_SECRET)
+
+
 def grows(number: Callable[[], int]) -> None:
     before = number()
     wait_for(lambda: number() > before, "a renewal")
@@ -42,8 +49,7 @@ def grows(number: Callable[[], int]) -> None:
 def test_a_run_whose_store_refuses_ends_well_and_is_carried_with_good_keys(
     lab: Lab, seaweed: Seaweed, tmp_path: Path
 ) -> None:
-    good = seaweed.settings(settings(tmp_path), prefix=tmp_path.name)
-    refused = seaweed.settings(good, prefix=tmp_path.name, store_key=READER, store_secret=READERS_SECRET)
+    good, refused = keys(seaweed, tmp_path)
     python = python_with_trainer(tmp_path, UNTIL_ENOUGH)
     project = lab.project()
     lab.allocation(project)
@@ -81,8 +87,7 @@ def test_a_run_whose_store_refuses_ends_well_and_is_carried_with_good_keys(
 def test_a_run_that_ends_before_its_lease_is_renewed_tells_of_a_store_that_refuses(
     lab: Lab, seaweed: Seaweed, tmp_path: Path
 ) -> None:
-    good = seaweed.settings(settings(tmp_path), prefix=tmp_path.name)
-    refused = seaweed.settings(good, prefix=tmp_path.name, store_key=READER, store_secret=READERS_SECRET)
+    _, refused = keys(seaweed, tmp_path)
     python = python_with_trainer(tmp_path, UNTIL_ENOUGH)
     project = lab.project()
     lab.allocation(project)

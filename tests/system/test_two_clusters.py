@@ -1,10 +1,8 @@
 """Two clusters of Slurm, a pool each, served by one worker from launch to the end of their runs."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
@@ -14,20 +12,11 @@ from projects.db.columns import utcnow
 from tests.broker.supervised import charged
 from tests.broker.test_slurm import slurms_seconds
 from tests.patience import wait_for
-from tests.slurm import Cluster, running, slurm
+from tests.slurm import Cluster, clusters, slurm
 from tests.system.test_engine_hosts import TRAINER
 from tests.system.worker_hosts import LAB, Hosts
 
-__all__ = ["slurm"]
-
-
-@pytest.fixture
-def clusters(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Cluster]]:
-    """Two clusters, neither of which is that of the environment."""
-    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
-    with running() as other:
-        yield {"one": slurm, "two": other}
-        slurm.clear()
+__all__ = ["clusters", "slurm"]
 
 
 def test_runs_on_two_clusters_at_once(clusters: dict[str, Cluster], tmp_path: Path) -> None:
