@@ -100,6 +100,8 @@ class Store:
             self._fs, self._root = _opened(settings)
         self._is_local = settings.store.startswith(("file://", "local://"))
         self._is_google = settings.store.startswith("gs://")
+        # A file of Google's that can be sought in calls itself closed where a request fails, and does not say why.
+        self._reading = {"seekable": False} if self._is_google else {}
 
     def write(self, name: str, data: bytes) -> None:
         """Put an object there, in the place of an earlier one of that name."""
@@ -292,7 +294,7 @@ class Store:
     def blocks(self, name: str) -> Iterator[bytes]:
         """The content of an object, block by block; raises DamagedError where there is none."""
         try:
-            with _telling("read", name), self._fs.open(self._path(name), "rb") as stream:
+            with _telling("read", name), self._fs.open(self._path(name), "rb", **self._reading) as stream:
                 while block := stream.read(BLOCK):
                     yield block
         except FileNotFoundError as error:

@@ -34,7 +34,8 @@ HELD_OUT = """add("events.jsonl", event="evaluation", step=step, tokens=step * 1
 WRITES = """
 import json, pathlib, sys
 if sys.argv[1] == "generate":
-    kept, prompt, out = pathlib.Path(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[5])
+    kept, prompt, out = pathlib.Path(sys.argv[2]), sys.argv[3], pathlib.Path(sys.argv[-1])
+    assert sys.argv[-2] == "--out"
     said = f"{prompt.removeprefix('--prompt=')} of {(kept / 'weights').read_text()} steps"
     (out / "sample.json").write_text(json.dumps({"text": said}))
     (out / "outcome.json").write_text(json.dumps({"status": 0, "reason": None, "transient": False}))

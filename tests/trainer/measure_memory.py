@@ -27,7 +27,7 @@ from trainer.engine.local import LocalEngine
 
 IMPORTED = (deepspeed.pipe, trainer.train, DistributedEngine, LocalEngine)
 SERVER = Server("tests.trainer.measure_memory", *PRELOADED, variables=allocator.environment(os.environ))
-STEPS = 3
+STEPS = 2
 
 
 def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
