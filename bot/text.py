@@ -85,6 +85,20 @@ def listed(entries: Sequence[str], *, end: str = "", of: int = 0, most: int = ME
     return "\n".join(filter(None, [*kept, f"-# and {more:,} more" if more else "", end]))
 
 
+def pages(entries: Sequence[str], most: int) -> list[list[str]]:
+    """The entries in pages of at most `most` units each, at least one page and one entry a page."""
+    found: list[list[str]] = [[]]
+    room = most
+    for entry in entries:
+        size = length(entry) + 1
+        if size > room and found[-1]:
+            found.append([])
+            room = most
+        found[-1].append(entry)
+        room -= size
+    return found
+
+
 def when(moment: datetime, style: Literal["D", "R", "f"] = "f") -> str:
     """A moment as Discord shows it to each reader in their own zone: the day (D), the day and time (f), how far (R)."""
     return f"<t:{int(moment.timestamp())}:{style}>"

@@ -241,6 +241,12 @@ def trains_on(session: Session, config: TrainConfig) -> list[str]:
     return _trains_on(config, _every_dataset(session))
 
 
+def data_names(session: Session, recipes: Sequence[TrainConfig]) -> list[list[str]]:
+    """What each recipe trains on: the name of its mixture, or its data as `trains_on` has them."""
+    known = _every_dataset(session)
+    return [[config.data.corpus] if config.data.corpus else _trains_on(config, known) for config in recipes]
+
+
 def by_dataset(session: Session) -> dict[str, list[str]]:
     """The names of recipes by the dataset that they train on; an accepted dataset without a recipe is included."""
     known = _every_dataset(session)

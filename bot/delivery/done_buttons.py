@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from bot.app import App
-from bot.delivery import edit_budget, outbox
+from bot.delivery import outbox
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.posts import Destination
 from bot.delivery.sender import LockedThreadError, Sender
@@ -51,13 +51,10 @@ class DoneButtons:
         if not self.due:
             return
         for row in await self.app.read(_done, self.stream):  # few, as each is edited once
-            budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
-            budget.edited(row.key, row.channel_id, age=age)
             try:
                 await self.sender.rewrite(row, None)
             except OldMessageError as error:
                 self._rests_until = time.monotonic() + error.retry_after
-                budget.refused(row.channel_id, error.retry_after)
                 return
             except LockedThreadError:
                 log.info("a post in a locked thread keeps its buttons", key=row.key)

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from bot.app import App
-from bot.delivery import edit_budget
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
 from bot.mention import Mention
@@ -37,13 +36,10 @@ class ForgottenMentions:
             return
         self._not_before = time.monotonic() + PAUSE_SECONDS
         for row in await self.app.read(_of_forgotten, list(self._refused)):
-            budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
-            budget.edited(row.key, row.channel_id, age=age)
             try:
                 await self.sender.take_line(row, Mention(int(row.mentions or 0)).line)
             except OldMessageError as error:
                 self._not_before = time.monotonic() + error.retry_after
-                budget.refused(row.channel_id, error.retry_after)
                 return
             except (LockedThreadError, discord.Forbidden) as error:
                 self._refused.add(row.key)

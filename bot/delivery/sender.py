@@ -167,7 +167,7 @@ class Sender:
                 return
             await _replace(message, shown if said is None else said)
 
-        await self._edited(row, edit)
+        await self._post_edited(row, edit)
 
     async def take_line(self, row: DiscordMessage, line: str) -> None:
         """Take a line from a post, and its buttons with it. Raises OldMessageError and LockedThreadError."""
@@ -178,7 +178,16 @@ class Sender:
             if line in lines:
                 await _replace(message, "\n".join(each for each in lines if each != line))
 
-        await self._edited(row, edit)
+        await self._post_edited(row, edit)
+
+    async def _post_edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> None:
+        """Edit a post, which is counted in the budget of its channel. Raises OldMessageError and LockedThreadError."""
+        self.budget.edited(row.key, row.channel_id, age=edit_budget.age(row.message_id or ""))
+        try:
+            await self._edited(row, edit)
+        except OldMessageError as error:
+            self.budget.refused(row.channel_id, error.retry_after)
+            raise
 
     async def _edited(self, row: DiscordMessage, edit: Callable[[], Awaitable[None]]) -> bool:
         """Make an edit, after reopening an archived thread; False where a person has deleted the message.

@@ -51,14 +51,11 @@ class Tombstones:
         self._rests_until = min((self._not_before[row.channel_id] for row, *_ in left), default=0.0)
 
     async def _blank(self, row: DiscordMessage, said: str, digest: str) -> None:
-        budget, age = self.sender.budget, edit_budget.age(row.message_id or "")
-        budget.edited(row.key, row.channel_id, age=age)
         try:
             await self.sender.rewrite(row, said)
         except OldMessageError as error:
             log.info("an old post is blanked later", key=row.key, seconds=error.retry_after)
             self._not_before[row.channel_id] = time.monotonic() + error.retry_after
-            budget.refused(row.channel_id, error.retry_after)
         except LockedThreadError:
             self._not_before[row.channel_id] = time.monotonic() + edit_budget.OLD
             await self._notify(row.channel_id, said.splitlines()[-1])

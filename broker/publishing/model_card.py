@@ -1,5 +1,5 @@
-"""The files that a checkpoint is published with: model card, plot of the loss, metrics up to its step, data
-manifest."""
+"""The files that a checkpoint is published with: model card, plot of the loss, metrics up to its step, TensorBoard's
+event file, data manifest."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from broker import configs, publications
 from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.plots.curve import Curve
-from broker.publishing import metrics
+from broker.publishing import metrics, tensorboard
 from broker.runs import runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
@@ -28,6 +28,8 @@ from trainer import check, contract
 CARD_FILE = "README.md"
 LOSS_PLOT_FILE = "loss.png"
 DATA_MANIFEST_FILE = "data_manifest.json"
+EVENTS_FILE = "events.out.tfevents.0.stoa"
+"""TensorBoard and the Hub know such a file by `tfevents` in its name."""
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
 """SPDX identifiers in lower case that the Hub knows as licences; for any other it wants `other` and a name."""
@@ -48,6 +50,8 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     since = publications.newest_published_before(session, run_id, step)
     losses = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
     _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
+    if curves := {name: points for name, points in _curves(session, run_id, step, losses).items() if points}:
+        _write(folder / EVENTS_FILE, tensorboard.encode(curves))
     if len(losses) > 1:
         from broker.plots import canvas, loss_curve  # imports matplotlib, which takes a second
 
@@ -94,7 +98,7 @@ def _card(
     row = runs.load(session, run_id)
     project = projects.view(session, run.project_id)
     parent = session.get(publications.Repository, row.parent_id) if row.parent_id else None
-    measured = [point for point in series.read(session, run_id, "held_out") if point.step <= step]
+    measured = _held_out(session, run_id, step)
     held_out = measured[-1] if measured else None
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
     licence = project.licence.lower()
@@ -190,9 +194,19 @@ def _result(held_out: Measured) -> EvalResult:
     )
 
 
+def _curves(session: Session, run_id: int, step: int, losses: Sequence[Measured]) -> Mapping[str, Sequence[Measured]]:
+    """The losses of a run up to a step, as TensorBoard names them."""
+    return {"loss/train": losses, "loss/held_out": _held_out(session, run_id, step)}
+
+
+def _held_out(session: Session, run_id: int, step: int) -> Sequence[Measured]:
+    """The held-out losses of a run up to a step."""
+    return [point for point in series.read(session, run_id, "held_out") if point.step <= step]
+
+
 def _curve(session: Session, run_id: int, step: int, losses: Sequence[Measured]) -> Curve:
     """The curve of a run up to a step."""
-    held_out = [point for point in series.read(session, run_id, "held_out") if point.step <= step]
+    held_out = _held_out(session, run_id, step)
     return Curve(
         title=f"Run {run_id}, step {step:,}",
         loss=[(point.tokens, point.value) for point in losses],

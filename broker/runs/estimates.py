@@ -1,6 +1,8 @@
 """Estimates of what a run will cost, scaled from the nearest measured run on its pool."""
 
 import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
@@ -9,9 +11,11 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import configs
+from broker.allocations.pools import Pool
 from broker.runs import series
 from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
+from projects.errors import InvalidError
 from trainer import check as dry_run
 from trainer.config import TrainConfig
 
@@ -55,8 +59,8 @@ def estimate(session: Session, run: Run) -> Estimate:
         return Estimate(None, "a sample takes as long as its text")
     config = config_of(run)
     flops = float(dry_run.flops_per_token(config))
-    nearest = min(_measured(session, run), key=lambda m: _distance(m, run, flops), default=None)
-    if nearest is None or not 1 / FARTHEST <= flops / nearest.flops <= FARTHEST:
+    nearest = _nearest(_measured(session, run.pool_id), run.recipe, run.gpus, flops)
+    if nearest is None:
         return Estimate(None, "nothing similar has been measured on this pool yet")
     measured = _rate(session, nearest.run_id)
     rate = measured * nearest.flops / flops * run.gpus / nearest.gpus
@@ -67,9 +71,30 @@ def estimate(session: Session, run: Run) -> Estimate:
     return Estimate(cost, _basis(nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step)
 
 
-def _measured(session: Session, run: Run) -> list[Measurement]:
-    """The newest measured run of each recipe and number of GPUs on the run's pool."""
-    of_pool = col(Run.pool_id) == run.pool_id, col(Run.kind) == RunKind.TRAIN
+def of_recipes(session: Session, recipes: Sequence[tuple[str, TrainConfig]]) -> list[tuple[int, str] | None]:
+    """The GPU-seconds that each recipe, given with its name, takes for all its steps, and the pool that this was
+    measured on: the one with the run most like it. None where no pool has measured anything like it."""
+    pools = {pool.id: pool.name for pool in session.scalars(select(Pool).order_by(col(Pool.id)))}
+    measured = {m: pool for pool_id, pool in pools.items() for m in _measured(session, pool_id)}
+    rates: dict[int, float] = {}
+    found: list[tuple[int, str] | None] = []
+    for name, config in recipes:
+        flops = float(dry_run.flops_per_token(config))
+        nearest = _nearest(measured, name, 1, flops)
+        if nearest is None:
+            found.append(None)
+            continue
+        if nearest.run_id not in rates:
+            rates[nearest.run_id] = _rate(session, nearest.run_id)
+        tokens = config.tokens_per_step * config.training.steps
+        seconds = tokens * nearest.gpus * flops / (rates[nearest.run_id] * nearest.flops)
+        found.append((round(seconds), measured[nearest]))
+    return found
+
+
+def _measured(session: Session, pool_id: int) -> list[Measurement]:
+    """The newest measured run of each recipe and number of GPUs on a pool."""
+    of_pool = col(Run.pool_id) == pool_id, col(Run.kind) == RunKind.TRAIN
     kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
     # One look into the index for each run, from the newest back: a lab comes to have tens of millions of points.
     measured = exists().where(
@@ -82,11 +107,12 @@ def _measured(session: Session, run: Run) -> list[Measurement]:
         .limit(1)
         .scalar_subquery()
     )
-    found = session.scalars(select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))).all()
-    return [
-        Measurement(other.id, other.recipe, other.gpus, float(dry_run.flops_per_token(config_of(other))))
-        for other in found
-    ]
+    found = []
+    for other in session.scalars(select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))):
+        with suppress(InvalidError):  # an earlier version may have written a configuration that is refused today
+            flops = float(dry_run.flops_per_token(config_of(other)))
+            found.append(Measurement(other.id, other.recipe, other.gpus, flops))
+    return found
 
 
 def _rate(session: Session, run_id: int) -> float:
@@ -103,11 +129,16 @@ def _rate(session: Session, run_id: int) -> float:
     return median(values)
 
 
-def _distance(measured: Measurement, run: Run, flops: float) -> tuple[bool, float, float, int]:
-    """Orders measurements by nearness to the run: same recipe first, then like FLOPs per token, then like GPUs."""
-    size = abs(math.log(flops / measured.flops))
-    gpus = abs(math.log(run.gpus / measured.gpus))
-    return measured.recipe != run.recipe, size, gpus, -measured.run_id
+def _nearest(measured: Iterable[Measurement], recipe: str, gpus: int, flops: float) -> Measurement | None:
+    """The measured run most like one of `flops` a token: same recipe first, then like FLOPs per token, then like GPUs.
+    None where all are too far from it."""
+
+    def distance(other: Measurement) -> tuple[bool, float, float, int]:
+        size, count = abs(math.log(flops / other.flops)), abs(math.log(gpus / other.gpus))
+        return other.recipe != recipe, size, count, -other.run_id
+
+    nearest = min(measured, key=distance, default=None)
+    return nearest if nearest is not None and 1 / FARTHEST <= flops / nearest.flops <= FARTHEST else None
 
 
 def _basis(measured: Measurement, rate: float, run: Run, flops: float) -> str:

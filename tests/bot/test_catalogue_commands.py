@@ -9,16 +9,19 @@ from broker.allocations import corpora, pools
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
+from broker.runs.series import Measured
 from sandbox.people import Channel
 from tests.bot.conftest import Lab
-from trainer.config import RECIPES
-from trainer.contract import CorpusKind, Measured
+from trainer import contract
+from trainer.config import RECIPES, recipe_names
+from trainer.contract import CorpusKind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEMO = (RECIPES / "demo.yml").read_text()
+FOLDER = contract.Measured(files=2, bytes=1_300_000, tokens=40)
 
 
 async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
@@ -46,8 +49,12 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     accepted = await omar.submit(form, {"Reason": "Well made."})
     assert accepted.text == "`ours` is accepted: everyone can use it."
     listed = (await ada.command("catalogue list")).text
-    assert listed.startswith("✅ `ours` recipe, accepted · proposed by Grace\n-# Well made.\nTo launch now: `demo`")
-    assert listed.endswith("`ours`")
+    about = "-# 1.32M parameters, 410k tokens · cost not measured yet · python-docs, python-stdlib: PSF-2.0\n"
+    assert listed.startswith(
+        f"✅ `ours` recipe, accepted · proposed by Grace\n{about}-# Well made.\n📦 `demo` recipe, built in\n{about}"
+    )
+    assert listed.endswith("\n-# Page 1 of 1")
+    assert "Nothing is in this state." in (await ada.command("catalogue list", state="retired")).text
 
     given: dict[str, Any] = {"recipe": "ours", "time_limit": "5m"}
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == [("ours", "ours")]
@@ -109,7 +116,7 @@ async def test_members_see_what_lies_on_pools_and_launch_from_it(shared_lab: Sha
     given: dict[str, Any] = {"recipe": "pythia-14m-deduped", "time_limit": "5m"}
     lacking = await grace.command("run launch", channel=channel.id, **given)
     assert lacking.text.startswith("No pool has the data of “pythia-14m-deduped”")
-    measured = Measured(files=1, bytes=1_300_000, documents=12, tokens=40)
+    measured = contract.Measured(files=1, bytes=1_300_000, documents=12, tokens=40)
     place = {"path": "/data/secret.jsonl", "licence": "", "measured": measured, "kind": CorpusKind.TEXT}
     lab.call(corpora.add, pool="local", name="pile-deduplicated", **place)
     post = await lab.guild.wait_for("public-record", lambda m: "`pile-deduplicated`" in m.text)
@@ -129,8 +136,10 @@ async def test_members_see_what_lies_on_pools_and_launch_from_it(shared_lab: Sha
 async def test_tokenizers_and_prepared_data_are_listed_with_their_licences(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     lab.call(pools.add_pool, name="shelf", gpu_type="H200", gpus=8, runner="slurm")
-    tokenizer = Measured(files=1, bytes=2_100_000, vocabulary=50_277)
-    of_two = Measured(files=2, bytes=1_300_000, tokens=40, sources={"songs": "MIT", "poems": "CC0-1.0", "odes": "MIT"})
+    tokenizer = contract.Measured(files=1, bytes=2_100_000, vocabulary=50_277)
+    of_two = contract.Measured(
+        files=2, bytes=1_300_000, tokens=40, sources={"songs": "MIT", "poems": "CC0-1.0", "odes": "MIT"}
+    )
     few = ("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "MIT")
     of_many = of_two.model_copy(update={"sources": {f"source-{licence}": licence for licence in few}})
     for name, kind, licence, measured in (
@@ -150,3 +159,38 @@ async def test_tokenizers_and_prepared_data_are_listed_with_their_licences(share
     ]
     post = await lab.guild.wait_for("public-record", lambda m: "`verse`" in m.text)
     assert post.text.startswith("📚 New on `shelf`: `verse` (prepared, 40 tokens, 1.3 MB, CC0-1.0, MIT).")
+
+
+async def test_recipes_are_listed_with_what_one_chooses_them_by(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    answer = await lab.launch(channel, recipe="demo", time_limit="5m")
+    run = int(answer.text.split("Run ")[1].split()[0])
+    token = lab.call(attempts.admit, run, (1,))
+    lab.call(leases.claim, run, token, host="here", lease_seconds=600)
+    lab.call(leases.started, run, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    speed = Progress(0, 0, step=1, tokens=2048, points=[Measured("tokens_per_second", 1, 2048, 1024.0)])
+    lab.call(leases.renew, run, token, 1.0, speed, lease_seconds=600)
+    lab.call(pools.add_pool, name="depot", gpu_type="H200", gpus=8, runner="slurm")
+    for name in ("pile", "pile-deduplicated", "common-pile"):
+        place = {"kind": CorpusKind.PREPARED, "path": f"/data/{name}", "licence": "", "measured": FOLDER}
+        lab.call(corpora.add, pool="depot", name=name, **place)
+
+    first = await ada.command("catalogue list")
+    assert first.ephemeral
+    pages = [first.text, *[(await ada.command("catalogue list", page=page)).text for page in (2, 3)]]
+    assert all(text.length(page) <= text.CARD for page in pages)
+    assert "\n-# Page 1 of 2 · `page:2` shows the next" in pages[0]
+    assert pages[1].endswith("\n-# Page 2 of 2")
+    assert pages[2] == pages[1], "a page beyond the last is the last"
+    found = "\n".join(pages[:2]).splitlines()
+    built_in = [line.split("`")[1] for line in found if line.startswith("📦")]
+    assert sorted(built_in) == recipe_names()
+    assert built_in[:3] == ["demo", "pythia-14m", "pythia-14m-deduped"], "the smallest first"
+    about = {name: found[found.index(f"📦 `{name}` recipe, built in") + 1] for name in built_in}
+    # 409,600 tokens at 1,024 a second.
+    assert about["demo"].endswith("about 0.111 GPU-hours on `local` · python-docs, python-stdlib: PSF-2.0")
+    assert about["pythia-160m"] == (
+        "-# 162M parameters, 300B tokens · cost not measured yet · pile (22 sources): LicenseRef-Common-Crawl, "
+        "LicenseRef-PMC-Open-Access, LicenseRef-No-Licence and 9 more"
+    )

@@ -235,6 +235,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     assert "loss.png" in hub.api.list_repo_files(repo(conf, run), revision=f"step{LAST}")
     measures = hub.read(repo(conf, run), "metrics.jsonl", f"step{LAST}").splitlines()
     assert [json.loads(line)["step"] for line in measures] == [1, 2, 3, 4]
+    assert "events.out.tfevents.0.stoa" in hub.api.list_repo_files(repo(conf, run), revision="main")
     manifest = json.loads(hub.read(repo(conf, run), "data_manifest.json", f"step{LAST}"))
     assert manifest["sources"][0]["train"] == {"tokens": 123456}
 

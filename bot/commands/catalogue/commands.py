@@ -9,6 +9,7 @@ from discord import app_commands
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
+from bot.commands.catalogue import listing
 from bot.commands.catalogue.forms import DatasetForm, RecipeForm
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
@@ -16,29 +17,24 @@ from bot.commands.run import autocomplete as run_autocomplete
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
 from broker.allocations.corpora import Corpus
-from broker.catalogue import CatalogueEntryView, CatalogueKind, CatalogueState
+from broker.catalogue import CatalogueState
 from broker.runs import launching
 from projects.errors import InvalidError
 
 catalogue_group = app_commands.Group(name="catalogue", description="Recipes and datasets that runs are launched from")
 
-MOST_LISTED = 15
 
-
-@catalogue_group.command(name="list", description="List recipes and datasets, and what is proposed")
-@app_commands.describe(state="Only entries in this state")
+@catalogue_group.command(name="list", description="List recipes with their size, data and cost, and what is proposed")
+@app_commands.describe(state="Only what was proposed and is in this state", page="Which page; the first by default")
 async def list_entries(
-    interaction: Interaction, state: Literal["proposed", "accepted", "declined", "retired"] | None = None
+    interaction: Interaction,
+    state: Literal["proposed", "accepted", "declined", "retired"] | None = None,
+    page: app_commands.Range[int, 1, 1000] = 1,
 ) -> None:
-    """List the entries, the newest first, and the recipes that can be launched now."""
+    """List the entries, and the built-in recipes that can be launched."""
     await acknowledge(interaction)
-    entries = await interaction.client.read(catalogue.entries)
-    recipes = await interaction.client.read(catalogue.recipes)
-    listed = [entry for entry in entries if state in (None, entry.state)]
-    can = ", ".join(text.code(name, 40) for name in recipes)
-    end = f"To launch now: {text.bounded(can, 500) or 'nothing'}"
-    lines = [_entry(entry) for entry in listed[:MOST_LISTED]]
-    await errors.reply(interaction, text.listed(lines, of=len(listed), end=end))
+    items = await interaction.client.read(listing.items, state)
+    await run_answers.show(interaction, listing.card(items, page))
 
 
 @catalogue_group.command(name="corpora", description="List the corpora and tokenizers that lie on pools")
@@ -163,19 +159,3 @@ def _corpus(pool: str, corpus: Corpus) -> str:
     holds = text.contents(corpus.documents, corpus.tokens, corpus.bytes)
     stored = " · in the store, for pools that lack it" if corpus.stored else ""
     return f"📚 {text.code(corpus.name, 64)} on {text.code(pool, 40)} · {corpus.kind}\n-# {holds} · {licences}{stored}"
-
-
-def _entry(entry: CatalogueEntryView) -> str:
-    mark = {
-        CatalogueState.PROPOSED: "🕓",
-        CatalogueState.ACCEPTED: "✅",
-        CatalogueState.DECLINED: "🚫",
-        CatalogueState.RETIRED: "🗄️",
-    }[entry.state]
-    by = text.line(entry.proposed_by or "an operator", 60)
-    lines = [f"{mark} {text.code(entry.name, 40)} {entry.kind}, {entry.state} · proposed by {by}"]
-    if entry.kind is CatalogueKind.DATASET:
-        lines.append(f"-# {text.code(entry.dataset, 80)} at {entry.revision[:8]} · {text.line(entry.licence, 40)}")
-    if entry.reason:
-        lines.append(f"-# {text.line(entry.reason, 120)}")
-    return "\n".join(lines)
