@@ -113,6 +113,7 @@ def _progress(run: RunView) -> Sequence[str]:
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
+        "" if run.spike is None else f"📈 The loss last spiked at step {run.spike_step:,}, to {run.spike:.3f}.",
         " · ".join(speed),
     ]
 

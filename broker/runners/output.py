@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from broker.end_reasons import EndReason
-from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress
+from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress, Spike
 from broker.runs.series import Measured
 from projects import text
 from trainer import contract
@@ -62,6 +62,11 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
             for event in events
             if event["event"] == Event.CHECKPOINT
         ],
+        spikes=[
+            Spike(event["step"], float(event["loss"]), float(event["usual"]))
+            for event in events
+            if event["event"] == Event.SPIKE
+        ],
         more=more_metrics or more_events,
     )
 
@@ -70,10 +75,11 @@ def until(progress: Progress, step: int) -> Progress:
     """The part of a progress up to a step."""
     points = [point for point in progress.points if point.step <= step]
     done = progress.step is not None and progress.step <= step
+    spikes = [spike for spike in progress.spikes if spike.step <= step]
     found = [checkpoint for checkpoint in progress.checkpoints if checkpoint.step <= step]
     if done:
-        return replace(progress, points=points, checkpoints=found)
-    return replace(progress, points=points, checkpoints=found, step=None, tokens=None)
+        return replace(progress, points=points, checkpoints=found, spikes=spikes)
+    return replace(progress, points=points, checkpoints=found, spikes=spikes, step=None, tokens=None)
 
 
 def prepared(folder: Path) -> PreparedData | None:
@@ -207,6 +213,8 @@ def _is_event(event: dict[str, Any]) -> bool:
             return _is_count(event.get("step")) and isinstance(path, str) and _is_inside(path)
         case Event.EVALUATION:
             return _is_metric(event)
+        case Event.SPIKE:
+            return _is_count(event.get("step")) and _is_finite(event.get("loss")) and _is_finite(event.get("usual"))
         case other:
             return isinstance(other, str)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -17,13 +18,14 @@ from broker.allocations import hosts, ledger
 from broker.runners.processes import Process
 from broker.runs import attempts, runs, series
 from broker.runs.attempts import Attempt, AttemptState
-from broker.runs.progress import Checkpoint, Progress
+from broker.runs.progress import Checkpoint, Progress, Spike
 from broker.runs.runs import Run, RunKind, RunState
-from broker.runs.series import Measured
+from broker.runs.series import Measured, Point
 from projects.db import transition
 from projects.db.columns import utcnow
 
 MOST_WAITING = 200
+QUIET = 50
 
 
 class StaleError(Exception):
@@ -112,7 +114,9 @@ def catch_up(session: Session, run_id: int, token: int, earlier: int, progress: 
     guarded(session, run_id, token, (AttemptState.CLAIMED, AttemptState.RUNNING), generation=generation)
     attempt = session.get_one(Attempt, (run_id, earlier))
     attempt.metrics_read, attempt.events_read = progress.metrics_read, progress.events_read
-    save_progress(session, runs.load(session, run_id), progress)
+    run = runs.load(session, run_id)
+    save_progress(session, run, progress)
+    tell_spikes(session, run, progress.spikes)
 
 
 def started(
@@ -257,6 +261,7 @@ def renew(
     if progress.step is not None and progress.step > run.step == (run.fork_step or 0):
         series.add(session, run_id, [Measured(series.START, progress.step, progress.tokens or 0, elapsed)])
     save_progress(session, run, progress, attempt)
+    tell_spikes(session, run, progress.spikes)
     return Renewed(run.state == RunState.STOPPING, attempt.reserved / run.gpus, hosts.pauses(session, attempt.host))
 
 
@@ -291,6 +296,24 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
     if progress.unigram_entropy is not None:
         run.unigram_entropy = progress.unigram_entropy
     session.flush()
+
+
+def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
+    """Save the steps at which the loss spiked, and tell of each spike once, however many steps it has.
+
+    A spike ends with `QUIET` steps, or a hundredth of a long run, without one. Steps that a later attempt trains again
+    are not told again. After this a transaction locks no other balance, as it holds the project's stream.
+    """
+    if not spikes:
+        return
+    quiet = max(QUIET, run.total_steps // 100)
+    last = session.scalar(select(func.max(Point.step)).where(Point.run_id == run.id, Point.series == series.SPIKE))
+    series.add(session, run.id, [Measured(series.SPIKE, spike.step, 0, spike.loss) for spike in spikes])
+    for spike in spikes:
+        if last is None or spike.step > last + quiet:
+            loss, usual = f"{spike.loss:.3f}", f"{spike.usual:.3f}"
+            runs.tell(session, run, "run.spiked", step=spike.step, loss=loss, usual=usual)
+        last = max(last or 0, spike.step)
 
 
 def guarded(

@@ -23,6 +23,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Spike:
+    """A loss far above the `usual` one, both in nats per token."""
+
+    step: int
+    loss: float
+    usual: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """What a supervisor read of the trainer's output since its last renewal.
 
@@ -37,6 +46,7 @@ class Progress:
     unigram_entropy: float | None = None
     points: Sequence[series.Measured] = ()
     checkpoints: Sequence[Checkpoint] = ()
+    spikes: Sequence[Spike] = ()
     more: bool = False
 
 

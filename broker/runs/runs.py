@@ -194,6 +194,8 @@ class RunView:
     nodes: int = 1
     sweep_id: int | None = None
     stages: tuple[int, ...] = ()
+    spike: float | None = None
+    spike_step: int | None = None
 
     @property
     def stage(self) -> int:
@@ -256,6 +258,8 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             series.newest(col(Run.id), "tokens_per_second"),
             series.newest(col(Run.id), "held_out"),
             series.newest_step(col(Run.id), "held_out"),
+            series.newest(col(Run.id), series.SPIKE),
+            series.newest_step(col(Run.id), series.SPIKE),
         )
         .join(Project, col(Project.id) == Run.project_id)
         .join(Pool, col(Pool.id) == Run.pool_id)
@@ -305,8 +309,10 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             delayed=published[run.id].delayed,
             sweep_id=run.sweep_id,
             stages=configs.stage_ends(run.config),
+            spike=spike,
+            spike_step=spike_step,
         )
-        for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step in rows
+        for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }
     for run_id in run_ids:
         if run_id not in found:

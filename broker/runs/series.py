@@ -13,6 +13,8 @@ from projects.db.columns import Base, foreign_key, integer, number
 
 START = "start"
 """A series of one point: the seconds of its trainer's life after which a run was first seen to have done a step."""
+SPIKE = "spike"
+"""A series with the loss of each step at which it spiked; its points have 0 tokens."""
 MOST_POINTS = 2000
 BUCKETS = 500
 T = TypeVar("T")

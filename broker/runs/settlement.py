@@ -78,6 +78,7 @@ def settle(
     ledger.release(session, run.allocation_id, run_id, token)
     if ending.fault and run.state != RunState.STOPPING:
         _refund(session, run, attempt, ending.reason)
+    leases.tell_spikes(session, run, progress.spikes)
     if ending.status == Status.DONE:
         if run.kind == RunKind.PREPARE:
             preparing.made(session, run, ending.prepared)

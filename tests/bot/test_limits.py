@@ -154,6 +154,7 @@ def payload_of(kind: str, said: str) -> dict[str, Any]:
     payload |= {"by": {"id": "1", "name": said}, "overrides": {said: said}, "url": "https://hub/step7"}
     payload |= {"host": said, "machine": said, "bytes": 10**15, "documents": 10**12, "tokens": 10**13}
     payload |= {"reservation": 3, "begins": "2030-12-12T09:00:00+00:00", "ends": "2030-12-13T09:00:00+00:00"}
+    payload |= {"loss": "9.876", "usual": "3.141"}
     payload |= {"for_run": 8, "for_project": 2, "preempt_after": 3600}
     payload |= {"tries": 5, "count": 3, "free_gib": 1.5, "floor_gib": 5.0}
     payload |= {"what": "recipe", "name": said, "body": said, "dataset": said, "revision": said, "licence": said}

@@ -1,5 +1,7 @@
 """A run as its project's channel sees it: one card edited in place, a thread, milestones, and the announcement."""
 
+from dataclasses import replace
+
 import psutil
 from PIL import Image
 from sqlalchemy.orm import Session
@@ -7,7 +9,7 @@ from sqlalchemy.orm import Session
 from broker import publications
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, runs, settlement
-from broker.runs.progress import Ending, Progress
+from broker.runs.progress import Ending, Progress, Spike
 from broker.runs.series import Measured
 from projects import lifecycle
 from tests.bot.conftest import Lab
@@ -56,7 +58,8 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
 
     for step, first, final in ((1, True, False), (16, False, False), (STEPS, False, True)):
         if step == STEPS:
-            lab.call(leases.renew, 1, token, 60.0, progress(11, STEPS), lease_seconds=60)
+            rest = replace(progress(11, STEPS), spikes=[Spike(30, 12.5, 6.1), Spike(31, 11.5, 6.1)])
+            lab.call(leases.renew, 1, token, 60.0, rest, lease_seconds=60)
         lab.call(publish, step, first=first, final=final)
     lab.call(settlement.settle, 1, token, 62.0, Progress(0, 0), Ending(0), 3)
     done = await lab.guild.wait_for(
@@ -65,6 +68,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     assert f"[step {STEPS}]({URL}{STEPS})" in done.text
     assert "step 40 of 40 (100 %)" in done.text
     assert "**Took**" in done.text
+    assert "📈 The loss last spiked at step 31, to 11.500." in done.text
     assert len(done.attachments) == 1
 
     sample = lab.call(attempts.admit, 2, [0])
@@ -84,6 +88,8 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     ]
     in_thread = " ".join(m.text for m in await lab.guild.messages(thread))
     assert all(f"({URL}{step})" in in_thread for step in (1, 16, STEPS))
+    assert in_thread.count("📈 Run 1: the loss jumped to **12.500** at step 30, from about 6.100.") == 1
+    assert (in_thread.count("jumped"), sum("jumped" in text for text in in_channel)) == (1, 0)
     assert sum("· run 1" in text for text in in_channel) == 1
 
     lab.call(lifecycle.complete, lab.actor("Ada"), 1, outcome="negative result", learnt="It does not.")

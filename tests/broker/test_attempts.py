@@ -14,7 +14,7 @@ from broker.allocations.ledger import Account
 from broker.runs import attempts, leases, series, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError
-from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress, Spike
 from broker.runs.runs import RunState
 from broker.runs.series import Measured
 from projects.db.columns import utcnow
@@ -255,6 +255,25 @@ def test_how_a_run_that_was_asked_to_stop_ends(
     assert lab.renew(run, token, 2), "the supervisor is told to stop"
     lab.settle(run, token, 3, ending)
     assert (lab.run(run).state, lab.run(run).reason) == (state, reason)
+
+
+def test_a_spike_of_the_loss_is_told_once(lab: Lab, project: int, run: int) -> None:
+    def told() -> list[tuple[int, str, str]]:
+        return [(one["step"], one["loss"], one["usual"]) for one in lab.payloads(project, "run.spiked")]
+
+    token = lab.start(run, 0)
+    lab.renew(run, token, 1, replace(NOTHING, spikes=[Spike(60, 4.5, 3.0), Spike(61, 5.5, 3.0)]))
+    lab.renew(run, token, 2, replace(NOTHING, spikes=[Spike(100, 6.5, 3.0)]))
+    assert told() == [(60, "4.500", "3.000")]
+    assert (lab.run(run).spike, lab.run(run).spike_step) == (6.5, 100)
+    lab.renew(run, token, 3, replace(NOTHING, spikes=[Spike(151, 7.0, 2.5)]))
+    lab.settle(run, token, 4, KILLED)
+    again = lab.start(run, 0)
+    lab.renew(run, again, 1, replace(NOTHING, spikes=[Spike(60, 4.5, 3.0), Spike(151, 7.0, 2.5)]))
+    with lab.db.write() as session:
+        last = replace(NOTHING, spikes=[Spike(300, 9.0, 2.5)])
+        settlement.settle(session, run, again, 2, last, DONE, 3)
+    assert told() == [(60, "4.500", "3.000"), (151, "7.000", "2.500"), (300, "9.000", "2.500")]
 
 
 def test_a_run_cancelled_before_its_trainer_runs_is_told_at_the_first_renewal(lab: Lab, run: int) -> None:

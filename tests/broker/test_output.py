@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker.runners import output
-from broker.runs.progress import Checkpoint, Ending
+from broker.runs.progress import Checkpoint, Ending, Spike
 from broker.runs.series import Measured
 
 
@@ -57,6 +57,14 @@ def test_what_is_no_number_is_left_out_and_breaks_nothing(tmp_path: Path) -> Non
     progress = output.read(tmp_path, 0, 0)
     assert list(progress.points) == [Measured("lr", 1, 10, 0.1)]
     assert (progress.step, progress.unigram_entropy) == (1, 6.0)
+
+
+def test_a_jump_of_the_loss_is_read_where_its_numbers_are_whole(tmp_path: Path) -> None:
+    jump: dict[str, object] = {"event": "spike", "step": 60, "loss": 4.5, "usual": 3.0}
+    write(tmp_path / "events.jsonl", jump, jump | {"step": 70}, jump | {"loss": None}, jump | {"usual": "3"})
+    progress = output.read(tmp_path, 0, 0)
+    assert list(progress.spikes) == [Spike(60, 4.5, 3.0), Spike(70, 4.5, 3.0)]
+    assert list(output.until(progress, 60).spikes) == [Spike(60, 4.5, 3.0)]
 
 
 def test_what_a_full_disk_has_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def resumed(p: Payload) -> str:
     )
 
 
+@entry("run.spiked")
+def spiked(p: Payload) -> str:
+    return f"📈 {_run(p)}: the loss jumped to **{p['loss']}** at step {p['step']:,}, from about {p['usual']}."
+
+
 @entry("run.extended")
 def extended(p: Payload) -> str:
     return f"⏳ {by(p)} extends the time limit of {_run(p).lower()} by {text.duration(p['seconds'])}."
