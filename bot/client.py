@@ -20,11 +20,13 @@ from sqlalchemy.orm import Session
 from bot import buttons, errors, text
 from bot.app import App, Interaction, begin
 from bot.buttons import Button
+from bot.commands import last_question
 from bot.commands.allocation import buttons as allocation_buttons
 from bot.commands.allocation.commands import allocation
 from bot.commands.catalogue.commands import catalogue_group
 from bot.commands.cluster import cluster_group
 from bot.commands.form import answer_closed
+from bot.commands.last_question import DoIt
 from bot.commands.project import buttons as project_buttons
 from bot.commands.project.commands import project
 from bot.commands.project.put_on_record import put_on_record
@@ -118,9 +120,9 @@ class Bot(App):
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
-        for module in (project_buttons, allocation_buttons, run_buttons, stoa_buttons):
+        for module in (last_question, project_buttons, allocation_buttons, run_buttons, stoa_buttons):
             buttons.register(module.HANDLERS)
-        self.add_dynamic_items(Button, PostComparison)
+        self.add_dynamic_items(Button, DoIt, PostComparison)
         await self._register_commands()
 
     async def _register_commands(self) -> None:

@@ -271,7 +271,7 @@ async def ledger(stage: Stage, console: Console) -> str:
 async def complete(stage: Stage, console: Console) -> str:
     """Ada completes the project with its outcome; the whole server is told, with its people and its checkpoints."""
     ada = stage.person("Ada")
-    form = await ada.command("project complete", channel=stage.channel)
+    form = await ada.agree(await ada.command("project complete", channel=stage.channel))
     learnt = "Brackets close by step 64 here, long before indentation settles: too early to tell orders of data apart."
     await ada.submit(form, {"Outcome": "Negative result", "What was learnt": learnt})
     told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 64" in m.text)

@@ -396,6 +396,15 @@ class Person:
         message_id = message if isinstance(message, str) else message.id
         return await self._act("press", {"message_id": message_id, "target": target, "timeout": timeout})
 
+    async def agree(self, asked: Answer, *, timeout: float = PATIENCE) -> Answer:
+        """Presses the first button under an answer that asks whether to go on.
+
+        Raises ActionError where it has none.
+        """
+        if asked.message is None or not asked.message.buttons:
+            raise ActionError(f"Nothing is asked: {asked.text}")
+        return await self.press(asked.message, asked.message.buttons[0].label, timeout=timeout)
+
     async def menu(self, message: Message | str, name: str, *, timeout: float = PATIENCE) -> Answer:
         """Chooses an entry of a message's context menu, such as "Put on record".
 

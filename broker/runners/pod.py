@@ -61,7 +61,8 @@ class UnpreparedError(Exception):
 
 
 class Pod:
-    """One pod of an attempt; `index` is the node's number. Only node 0 writes events, checkpoints and the outcome."""
+    """One pod of an attempt; `index` is the node's number. Node 0 writes events, checkpoints and the outcome; where
+    another cannot begin, that one writes the outcome, as Kubernetes then ends node 0."""
 
     def __init__(self, store: Store, folder: str, head: str, index: int, place: Path) -> None:
         self.store, self.folder, self.head, self.index = store, folder, head, index
@@ -89,7 +90,9 @@ class Pod:
             self.prepare()
             status = self.train()
         except StoppedError:
-            return self.end(Outcome(status=Status.STOPPED, reason="it was asked to stop before it had begun"))
+            if self.index == 0:
+                self.end(Outcome(status=Status.STOPPED, reason="it was asked to stop before it had begun"))
+            return Status.STOPPED
         except UnpreparedError as error:
             transient = error.status != Status.CONFIG
             return self.end(Outcome(status=error.status, reason=error.reason, transient=transient))
@@ -314,7 +317,7 @@ class Pod:
         if sample.exists():
             self.insisting(lambda: self.store.write(f"{self.folder}/{contract.SAMPLE_FILE}", sample.read_bytes()))
         if path.exists():
-            self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", path.read_bytes()))
+            self.say(path.read_bytes())
             return status if status >= 0 else 128 - status
         how = f"signal {-status}" if status < 0 else f"status {status}"
         reason = None if status in (Status.DONE, Status.STOPPED, Status.CONFIG) else f"the trainer was ended by {how}"
@@ -325,10 +328,18 @@ class Pod:
 
     def end(self, outcome: Outcome) -> int:
         """Say how the attempt has ended; the exit status of the pod."""
-        if self.index == 0:
-            data = outcome.model_dump_json().encode()
-            self.insisting(lambda: self.store.write(f"{self.folder}/{contract.OUTCOME_FILE}", data))
+        self.say(outcome.model_dump_json().encode())
         return int(outcome.status)
+
+    def say(self, outcome: bytes) -> None:
+        """Put the outcome there, unless another pod has said why it could not begin."""
+        name = f"{self.folder}/{contract.OUTCOME_FILE}"
+
+        def put() -> None:
+            if self.store.read(name) is None:
+                self.store.write(name, outcome)
+
+        self.insisting(put)
 
     def insisting(self, work: Callable[[], object]) -> None:
         """Do work with the store until it succeeds, or the pod is killed; raises ClosedError."""

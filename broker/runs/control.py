@@ -24,12 +24,22 @@ from projects.errors import ConflictError, InvalidError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
+from projects.rights import Act
 
 
 def cancel(session: Session, actor: Actor, run_id: int) -> None:
     """Cancel a run; a running one writes a checkpoint first."""
     run, person = _of_member(session, actor, run_id)
     _cancel(session, run, EndReason.CANCELLED, f"cancelled by {people.mark(person)}", by=person)
+
+
+def check_may_cancel(session: Session, actor: Actor, run_id: int) -> Run:
+    """The run, where the actor may cancel it now; raises the errors of `cancel`. Only reads."""
+    run = runs.load(session, run_id)
+    rights.check(session, actor, session.get_one(Project, run.project_id), Act.USE_COMPUTE)
+    if not is_cancellable(run):
+        raise ConflictError(f"Run {run.id} is already {run.state}.")
+    return run
 
 
 def pause(session: Session, actor: Actor, run_id: int) -> None:
@@ -290,6 +300,11 @@ def cancellable() -> ColumnElement[bool]:
     """The condition for runs that have neither ended nor are being cancelled."""
     stops = (col(Run.state) == RunState.STOPPING) & (col(Run.stops_as) == RunState.CANCELLED)
     return col(Run.state).not_in(ENDED) & ~stops
+
+
+def is_cancellable(run: Run) -> bool:
+    """Whether the run has neither ended nor is being cancelled."""
+    return run.state not in ENDED and not (run.state == RunState.STOPPING and run.stops_as == RunState.CANCELLED)
 
 
 def revivable(session: Session) -> Sequence[int]:

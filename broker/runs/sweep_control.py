@@ -6,13 +6,14 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from broker.runs import control, sweeps
-from broker.runs.runs import ENDED, Run, RunState, Sweep
+from broker.runs.runs import Run, RunState, Sweep
 from broker.runs.sweeps import SweepReceipt
 from projects import quotas, rights
 from projects.errors import ConflictError
 from projects.people import Actor, Person
 from projects.projects import Project
 from projects.quotas import QuotaKind
+from projects.rights import Act
 
 PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 
@@ -20,13 +21,18 @@ PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 def cancel(session: Session, actor: Actor, sweep_id: int) -> int:
     """Cancel the runs of a sweep that have not ended, running ones after a checkpoint; returns how many."""
     sweep, members, person = _held(session, actor, sweep_id)
-    going = [run for run in members if run.state not in ENDED and not _is_being_cancelled(run)]
-    if not going:
-        raise ConflictError(f"Sweep {sweep_id} has no run left to cancel.")
+    going = _cancellable(sweep_id, members)
     sweeps.tell(session, sweep, "sweep.stopping", by=person, count=len(going), stops_as=RunState.CANCELLED)
     for run in going:
         control.cancel(session, actor, run.id)
     return len(going)
+
+
+def check_may_cancel(session: Session, actor: Actor, sweep_id: int) -> Sequence[Run]:
+    """The runs that `cancel` would cancel now; raises its errors. Only reads."""
+    project = session.get_one(Project, sweeps.load(session, sweep_id).project_id)
+    rights.check(session, actor, project, Act.USE_COMPUTE)
+    return _cancellable(sweep_id, sweeps.members(session, sweep_id))
 
 
 def pause(session: Session, actor: Actor, sweep_id: int) -> int:
@@ -63,5 +69,8 @@ def _held(session: Session, actor: Actor, sweep_id: int) -> tuple[Sweep, Sequenc
     return sweep, sweeps.members(session, sweep_id), person
 
 
-def _is_being_cancelled(run: Run) -> bool:
-    return run.state == RunState.STOPPING and run.stops_as == RunState.CANCELLED
+def _cancellable(sweep_id: int, members: Sequence[Run]) -> Sequence[Run]:
+    going = [run for run in members if control.is_cancellable(run)]
+    if not going:
+        raise ConflictError(f"Sweep {sweep_id} has no run left to cancel.")
+    return going

@@ -173,10 +173,14 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     await card(lab, "change 3 of allocation 1", "Withdrawn by Ada")
 
     shown = await card(lab, "-# P1 · allocation 1", "Approved by Rosa")
-    revoke = await rosa.press(shown, "Revoke")
+    asked = await rosa.press(shown, "Revoke")
+    ends = "Allocation 1 ends: 1.5 GPU-hours return to its sponsor's grant.\n**This cannot be undone.**"
+    assert (asked.ephemeral, asked.text) == (True, ends)
+    revoke = await rosa.agree(asked)
     async with stale_cards(lab):
         assert (await rosa.submit(revoke, WHY)).text.startswith("Revoked: ")
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
+        await refused(lab, rosa.agree(asked), "Allocation 1 is revoked; this needs an approved one.")
     await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1, which returns 1.5" in m.text)
     assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 GPU-hours used by")).buttons == []
     listed = (await grace.command("allocation list", channel=channel.id)).text.splitlines()

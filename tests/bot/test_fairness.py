@@ -98,7 +98,8 @@ async def test_only_a_project_that_was_granted_gpu_time_is_announced(lab: Lab) -
     abandoned, granted = propose(lab, "Never began"), propose(lab, "Had an hour")
     lab.give(granted)
     thread = await thread_of(lab, abandoned)
-    form = await lab.person("Ada").command("project complete", channel=thread)
+    asked = await lab.person("Ada").command("project complete", channel=thread)
+    form = await lab.person("Ada").agree(asked)
     answer = await lab.person("Ada").submit(form, {"Outcome": "abandoned", "What was learnt": "To begin is hard."})
     assert answer.text == "The project is completed; its channel or thread says so. Thank you!"
     await lab.guild.wait_for(thread, lambda m: "To begin is hard." in m.text)

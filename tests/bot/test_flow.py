@@ -58,7 +58,8 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral
     assert (await ada.command("project show", channel=channel.id)).ephemeral
-    assert (await ada.command("run cancel", run=1)).text == "Run 1 has been asked to stop."
+    stopped = await ada.agree(await ada.command("run cancel", run=1))
+    assert stopped.text == "Run 1 has been asked to stop."
     await lab.guild.wait_for(channel.id, lambda m: "Run 1 is cancelled" in m.text)
     await lab.guild.wait_for(channel.id, lambda m: m.id == run_card.id and "cancelled" in m.text)
     assert lab.call(runs.view, 1).state == "cancelled"

@@ -138,7 +138,9 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
 
     members = f"Only a reviewer who is not of {title} can do this; the admins assign the reviewers' role."
     await refused(lab, grace.command("project release", **here), members)
-    release, twice = [await rosa.command("project release", **here) for _ in range(2)]
+    asked = await rosa.command("project release", **here)
+    assert asked.text.startswith(f"All checkpoints that **{title.strip('“”')}** holds back become public under CC0-1.0")
+    release, twice = [await rosa.agree(asked) for _ in range(2)]
     assert "the checkpoints become public" in (await rosa.submit(release, {"Reason": "Nothing is wrong."})).text
     await refused(lab, rosa.submit(twice, {"Reason": "Twice."}), f"{title} holds nothing back.")
     await lab.guild.wait_for(channel.id, lambda m: "**Rosa** releases the checkpoints that were held back" in m.text)
@@ -157,7 +159,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     assert "large models" in (await grace.command("project list")).text
 
     late = await ada.command("project update", channel=channel.id)
-    stop = await omar.command("project stop", **here)
+    stop = await omar.agree(await omar.command("project stop", **here))
     assert stop.title == "Stop the project for good"
     assert "its record stays" in (await omar.submit(stop, {"Reason": "Its lead asked for it."})).text
     card = await lab.guild.wait_for("proposals", lambda m: f"P{number} · project" in m.text and "Stopped" in m.text)

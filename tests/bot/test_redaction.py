@@ -129,7 +129,8 @@ async def test_who_is_forgotten_is_named_on_no_card_however_old(lab: Lab) -> Non
     for run in (1, 2):
         await lab.launch(channel)
         await lab.guild.wait_for(channel.id, has(f"-# P1 · run {run}"))
-        await lab.person("Ada").command("run cancel", channel=channel.id, run=run)
+        asked = await lab.person("Ada").command("run cancel", channel=channel.id, run=run)
+        await lab.person("Ada").agree(asked)
         cards.append(await lab.guild.wait_for(channel.id, has(f"Run {run} was cancelled")))
     assert all("by Ada" in card.text for card in cards)
     await lab.guild.fault(rf"PATCH /channels/{channel.id}/messages/{cards[0].id}$", count=1000, status=503)
@@ -187,6 +188,13 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     async def because(command: str, why: str, **given: Any) -> Answer:
         return await omar.submit(await omar.command(command, **given), {"Reason": why})
 
+    async def forgotten(person: str) -> str:
+        shown = await because("stoa forget", "They asked.", person=person)
+        assert shown.message is not None
+        assert shown.text.endswith("**This cannot be undone.**")
+        done = await omar.press(shown.message, "Forget the person")
+        return (await lab.guild.wait_for_answer(done, lambda answer: "blanked; their" in answer.text)).text
+
     refused = await grace.command("stoa redact", channel=card.id, number=1)
     assert "Only the admins" in refused.text
     assert refused.ephemeral
@@ -195,7 +203,10 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert await omar.complete("stoa redact", "number", "grant", project=0) == [("2 · grant.added", 2)]
     nothing = await omar.command("stoa redact", channel=card.id, number=99)
     assert "There is no entry 99" in nothing.text, "it is said before a form opens"
-    done = await because("stoa redact", "It was private.", channel=card.id, number=1)
+    asked, again = [await omar.command("stoa redact", channel=card.id, number=1) for _ in range(2)]
+    assert asked.text.startswith("Entry 1 of project:1, `project.proposed` by **Ada** of <t:")
+    done = await omar.submit(await omar.agree(asked), {"Reason": "It was private."})
+    assert (await omar.agree(again)).text == "Entry 1 of “project:1” is already blank."
     assert await omar.complete("stoa redact", "number", "prop", channel=card.id) == []
     assert "Entry 1 is blanked" in done.text
     await lab.guild.wait_for(card.id, lambda m: "record 1 " in m.text and posts.BLANKED in m.text)
@@ -205,8 +216,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert "you are banned: Spam." in refused.text
     await because("stoa unban", "A mistake.", person="Ada")
     await lab.guild.wait_for("public-record", lambda m: "Ada can take part again" in m.text)
-    forgotten = await because("stoa forget", "They asked.", person="Ada")
-    assert "entries are blanked" in forgotten.text
+    assert "entries are blanked" in await forgotten("Ada")
     await lab.guild.wait_for("public-record", lambda m: "were blanked" in m.text)
     for message in [m for m in await lab.guild.messages("public-record") if "Ada" in m.text]:
         await lab.guild.wait_for("public-record", forgets("Ada", message.id))
@@ -235,8 +245,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert "2 entries are blanked" in done.text
     titles = [lab.call(projects.load, number).title for number in (2, 3)]
     assert titles == ["Does a former member fall (0)?", "Does Grace fall (1)?"]
-    again = await because("stoa forget", "They asked.", person="Grace")
-    assert "0 entries are blanked" in again.text
+    assert "0 entries are blanked" in await forgotten("Grace")
 
     form = await omar.command("stoa ban", person="Grace")
     await omar.command("stoa setup", admins="reviewer")

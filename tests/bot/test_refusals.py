@@ -57,7 +57,7 @@ async def test_a_title(shared_lab: Shared, title: str, sentence: str) -> None:
 async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada = lab.person("Ada")
-    form = await ada.command("project complete", channel=channel.id)
+    form = await ada.agree(await ada.command("project complete", channel=channel.id))
     empty = await ada.submit(form, {"Outcome": "Abandoned", "What was learnt": " \u200b "}, force=True)
     assert empty.message is not None
     assert empty.message.button_labels == ["Edit and resend"]

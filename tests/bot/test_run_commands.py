@@ -301,7 +301,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert shown.message is not None
     assert len(shown.message.attachments) == 1
     assert waits in said(shown), "a run that waits again says why, under its curve"
-    assert said(await ada.command("run cancel", run=run)) == f"Run {run} has been asked to stop."
+    assert (await ada.agree(await ada.command("run cancel", run=run))).text == f"Run {run} has been asked to stop."
     assert said(await ada.command("run cancel", run=run)) == f"Run {run} is already cancelled."
     assert said(await ada.command("run show", run=404)) == "There is no run 404."
     assert said(await ada.command("run show")) == "Use this in a run's thread, or name the run in the option “run”."
@@ -312,7 +312,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     ada = lab.person("Ada")
     for other in await lab_runs(lab):
         if lab.call(runs.view, other).state == RunState.QUEUED:
-            await ada.command("run cancel", run=other)
+            await ada.agree(await ada.command("run cancel", run=other))
     first = await launched(lab, channel, time_limit="2m", override="steps=40")
     assert (
         said(await ada.command("run sample", run=first))

@@ -138,7 +138,7 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     assert second.endswith(f" GPU-hours · Ada · sweep 1 · <#{thread}>")
     assert "of sweep 1" not in said(await ada.command("run why", run=3))
 
-    assert "asked to stop" in said(await ada.command("run cancel", channel=thread))
+    assert "asked to stop" in (await ada.agree(await ada.command("run cancel", channel=thread))).text
     ended = await lab.guild.wait_for(channel.id, lambda m: "Sweep 1 is over" in m.text and "record" in m.text)
     assert "2 cancelled, 1 failed, 1 finished" in ended.text
     assert "The best is run 2, learning_rate=1e-3 seed=2, with a loss of **2.650**." in ended.text.replace("\\", "")
@@ -170,7 +170,11 @@ async def test_a_sweep_is_paused_and_resumed_by_its_buttons_and_by_command(share
     assert "resume as they were" in said(await ada.command("run resume", sweep=sweep, gpus=2))
     found = await ada.complete("run cancel", "sweep", "", channel=channel.id)
     assert found[0] == (f"{sweep} · demo, seed=1..3 (3 not ended)", sweep)
-    assert said(await ada.command("run cancel", sweep=sweep)) == f"3 runs of sweep {sweep}: asked to stop."
+    cancel = await ada.command("run cancel", sweep=sweep)
+    assert said(cancel).startswith(f"Sweep {sweep} ends. Runs ")
+    assert said(cancel).endswith(" end at once.\n**This cannot be undone.**")
+    assert (await ada.agree(cancel)).text == f"3 runs of sweep {sweep}: asked to stop."
+    assert said(await ada.command("run cancel", sweep=sweep)) == f"Sweep {sweep} has no run left to cancel."
     assert said(await ada.command("run cancel", sweep=404)) == "There is no sweep 404."
     assert said(await ada.command("run compare", runs="sweep 404")) == "There is no sweep 404."
     assert lab.call(sweeps.view, sweep).state == RunState.FINISHED

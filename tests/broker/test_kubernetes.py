@@ -414,12 +414,14 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
     assert said(folder) == "b'met'\n"
 
 
-def test_data_that_two_nodes_cannot_prepare_end_the_run_with_the_trainers_sentence(
-    start: Start, tmp_path: Path
-) -> None:
+def test_data_that_a_node_cannot_prepare_end_the_run_with_the_trainers_sentence(start: Start, tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("data: {prepared: null}\n")
-    for status, transient in ((Status.CONFIG, False), (Status.FAILED, True)):
-        code = f"import os, sys; os.write(2, b'at work\\nThe corpus is gone.\\n'); sys.exit({status:d})"
+    for node, status, transient in ((0, Status.CONFIG, False), (1, Status.CONFIG, False), (1, Status.FAILED, True)):
+        code = (
+            "import os, pathlib, sys, time; pod = pathlib.Path(f'/proc/{os.getppid()}/environ').read_text()\n"
+            f"if 'JOB_COMPLETION_INDEX={node}' not in pod: time.sleep(600)\n"
+            f"os.write(2, b'at work\\nThe corpus is gone.\\n'); sys.exit({status:d})"
+        )
         runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2)
         assert ended(runner) == status
         told = json.loads((folder / "outcome.json").read_text())

@@ -81,7 +81,7 @@ async def play(stage: Stage, slurm: Cluster) -> None:
     assert told == f"Slurm ended the job: NODE_FAIL on {lost}"
     card = await stage.guild.wait_for(here, lambda m: m.text.endswith("· run 1") and m.thread_id is not None)
     await stage.guild.wait_for(card.thread_id or "", lambda m: told in m.text.replace("\\", ""))
-    await ada.command("run cancel", run=1, channel=here)
+    await ada.agree(await ada.command("run cancel", run=1, channel=here))
     await until(lambda: stage.run().state == RunState.CANCELLED, "the end")
 
 

@@ -5,15 +5,20 @@ Each opens a form, after the domain has checked that the member may do what the 
 
 from collections.abc import Mapping
 
+from sqlalchemy.orm import Session
+
 from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Handler
+from bot.commands import ending_text
 from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm, RequestForm
+from bot.commands.last_question import LastQuestion
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
 from broker.allocations import allocations, pools, requests
-from broker.reports import review_context
+from broker.reports import endings, review_context
 from broker.reviews import changes, reviews
 from projects.errors import NotFoundError
+from projects.people import Actor
 
 DECLINED = "Declined; the decision and its reason are posted in the project's channel."
 
@@ -71,12 +76,17 @@ async def answer(interaction: Interaction, allocation_id: int) -> None:
     await interaction.response.send_modal(form)
 
 
-async def revoke(interaction: Interaction, allocation_id: int) -> None:
-    """End an allocation."""
-    await interaction.client.read(reviews.check_may_revoke, actor(interaction), allocation_id)
+async def _revoke(interaction: Interaction, allocation_id: int) -> None:
     done = "Revoked: its runs write a checkpoint and stop, and what is left returns to the sponsor's grant."
     title = f"Revoke allocation {allocation_id}"
     await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done))
+
+
+def _told_of(session: Session, who: Actor, allocation_id: int) -> str:
+    return ending_text.of_allocation(allocation_id, endings.of_allocation(session, who, allocation_id))
+
+
+REVOKE = LastQuestion("revoke", "Revoke allocation {}", _told_of, _revoke)
 
 
 async def release_half(interaction: Interaction, allocation_id: int) -> None:
@@ -109,7 +119,7 @@ HANDLERS: Mapping[str, Handler] = {
     "decline": decline,
     "ask": ask,
     "answer": answer,
-    "revoke": revoke,
+    "revoke": REVOKE.ask,
     "release_half": release_half,
     "approve_change": approve_change,
     "decline_change": decline_change,

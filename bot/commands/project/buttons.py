@@ -2,12 +2,20 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from sqlalchemy.orm import Session
+
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
-from bot.commands.project.forms import ProposeForm, ScopeForm
+from bot.commands import ending_text
+from bot.commands.last_question import LastQuestion
+from bot.commands.project.forms import CompleteForm, ProposeForm, ScopeForm
+from bot.commands.reason_form import ReasonForm
 from bot.delivery import follower_roles
-from projects import lifecycle, membership, projects
+from broker.reports import endings
+from projects import lifecycle, membership, projects, updates
+from projects.people import Actor
+from projects.rights import Act
 
 HELPS = "**Next** Say hello in its channel or thread; `/stoa help` there shows what you can do."
 
@@ -68,6 +76,47 @@ async def scope(interaction: Interaction, project_id: int) -> None:
     """Open the form of the scope, for checkpoints that are public at once and the usual licence."""
     await interaction.client.read(lifecycle.check_may_scope, actor(interaction), project_id)
     await interaction.response.send_modal(ScopeForm(project_id, projects.ReleasePolicy.OPEN, projects.LICENCES[0]))
+
+
+async def _complete(interaction: Interaction, project_id: int) -> None:
+    await interaction.response.send_modal(CompleteForm(project_id))
+
+
+async def _stop(interaction: Interaction, project_id: int) -> None:
+    done = "The project is stopped; its record stays."
+    await interaction.response.send_modal(ReasonForm("Stop the project for good", lifecycle.stop, project_id, done))
+
+
+async def _release(interaction: Interaction, project_id: int) -> None:
+    done = "Released: the checkpoints become public, those to come as they are written."
+    await interaction.response.send_modal(ReasonForm("Release the checkpoints", updates.release, project_id, done))
+
+
+def _told_of_complete(session: Session, who: Actor, project_id: int) -> str:
+    return _ends(session, who, project_id, Act.COMPLETE, projects.Stage.COMPLETED)
+
+
+def _told_of_stop(session: Session, who: Actor, project_id: int) -> str:
+    return _ends(session, who, project_id, Act.STOP, projects.Stage.STOPPED)
+
+
+def _ends(session: Session, who: Actor, project_id: int, act: Act, to: projects.Stage) -> str:
+    ending = endings.of_project(session, who, project_id, act, to)
+    return ending_text.of_project(projects.load(session, project_id).title, ending)
+
+
+def _told_of_release(session: Session, who: Actor, project_id: int) -> str:
+    updates.check_may_release(session, who, project_id)
+    project = projects.load(session, project_id)
+    return (
+        f"All checkpoints that **{text.line(project.title, 160)}** holds back become public under {project.licence}, "
+        "and those to come as they are written. Anybody can load them and keep them."
+    )
+
+
+COMPLETE = LastQuestion("complete_project", "Complete the project", _told_of_complete, _complete)
+STOP = LastQuestion("stop_project", "Stop the project", _told_of_stop, _stop)
+RELEASE = LastQuestion("release_project", "Release the checkpoints", _told_of_release, _release)
 
 
 def press(act: Answering) -> Handler:

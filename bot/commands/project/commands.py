@@ -12,11 +12,12 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.project_card import project_card
 from bot.commands import autocomplete, context
+from bot.commands.last_question import LastQuestion
 from bot.commands.project import buttons
-from bot.commands.project.forms import CompleteForm, HandoverForm, NeedsForm, ScopeForm, UpdateForm
+from bot.commands.project.forms import HandoverForm, NeedsForm, ScopeForm, UpdateForm
 from bot.commands.reason_form import ReasonForm
 from bot.delivery import card_updates
-from projects import lifecycle, membership, moderation, projects, updates
+from projects import lifecycle, membership, moderation, projects
 from projects.projects import Stage
 from projects.rights import Act
 
@@ -169,33 +170,22 @@ async def resume(interaction: Interaction, project: int | None = None) -> None:
 @project.command(name="complete", description="End your project with its outcome and what was learnt")
 @of_project
 async def complete(interaction: Interaction, project: int | None = None) -> None:
-    """Open the form of the outcome for the lead."""
-    project_id = await context.project_of(interaction, project)
-    await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.COMPLETE)
-    await interaction.response.send_modal(CompleteForm(project_id))
+    """Ask the lead whether the project shall end; the form of the outcome comes then."""
+    await _ask(interaction, project, buttons.COMPLETE)
 
 
 @project.command(name="stop", description="End a project for good, without an outcome: for its lead and moderators")
 @of_project
 async def stop(interaction: Interaction, project: int | None = None) -> None:
-    """Open the form of the reason."""
-    project_id = await context.project_of(interaction, project)
-    who = actor(interaction)
-    await interaction.client.read(lifecycle.check_may, who, project_id, Act.STOP, to=Stage.STOPPED)
-    done = "The project is stopped; its record stays."
-    form = ReasonForm("Stop the project for good", lifecycle.stop, project_id, done)
-    await interaction.response.send_modal(form)
+    """Ask whether the project shall end; the form of the reason comes then."""
+    await _ask(interaction, project, buttons.STOP)
 
 
 @project.command(name="release", description="Open the held checkpoints of a project to everyone: for reviewers")
 @of_any_project
 async def release(interaction: Interaction, project: int | None = None) -> None:
-    """Open the form of the reason."""
-    project_id = await context.project_of(interaction, project)
-    await interaction.client.read(updates.check_may_release, actor(interaction), project_id)
-    done = "Released: the checkpoints become public, those to come as they are written."
-    form = ReasonForm("Release the checkpoints", updates.release, project_id, done)
-    await interaction.response.send_modal(form)
+    """Ask whether the checkpoints shall be public; the form of the reason comes then."""
+    await _ask(interaction, project, buttons.RELEASE)
 
 
 @project.command(name="open", description="Give a project its channel: for moderators")
@@ -258,6 +248,12 @@ async def _act(interaction: Interaction, named: int | None, act: buttons.Answeri
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, named)
     await errors.reply(interaction, await act(interaction, project_id))
+
+
+async def _ask(interaction: Interaction, named: int | None, question: LastQuestion) -> None:
+    """Acknowledge the command, and ask once more."""
+    await acknowledge(interaction)
+    await question.ask(interaction, await context.project_of(interaction, named))
 
 
 async def _left(interaction: Interaction, project_id: int) -> str:

@@ -7,11 +7,13 @@ from sqlalchemy.orm import Session
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
+from bot.commands import ending_text, last_question
+from bot.commands.last_question import LastQuestion
 from bot.commands.run import answers, comparison_answers, sweep_answers
 from bot.commands.run.forms import LaunchForm, SampleForm
 from broker import catalogue
 from broker.allocations import allocations
-from broker.reports import run_plan, sweep_plan
+from broker.reports import endings, run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
 from broker.runs.runs import RunState
 from projects import lifecycle
@@ -122,6 +124,29 @@ async def discard(interaction: Interaction, plan_id: int) -> None:
     await interaction.client.write(run_plan.discard, actor(interaction), plan_id)
     await answers.show(interaction, answers.discarded())
 
+
+async def _cancel(interaction: Interaction, run_id: int) -> None:
+    await interaction.response.defer()
+    await interaction.client.write(control.cancel, actor(interaction), run_id)
+    await last_question.answer(interaction, f"Run {run_id} has been asked to stop.")
+
+
+async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:
+    await interaction.response.defer()
+    count = await interaction.client.write(sweep_control.cancel, actor(interaction), sweep_id)
+    await last_question.answer(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
+
+
+def _told_of_run(session: Session, who: Actor, run_id: int) -> str:
+    return ending_text.of_runs(endings.of_run(session, who, run_id))
+
+
+def _told_of_sweep(session: Session, who: Actor, sweep_id: int) -> str:
+    return f"Sweep {sweep_id} ends. {ending_text.of_runs(endings.of_sweep(session, who, sweep_id))}"
+
+
+CANCEL = LastQuestion("cancel_run", "Cancel run {}", _told_of_run, _cancel)
+CANCEL_SWEEP = LastQuestion("cancel_sweep", "Cancel sweep {}", _told_of_sweep, _cancel_sweep)
 
 HANDLERS: Mapping[str, Handler] = {
     "pause": pause,

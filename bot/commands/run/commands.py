@@ -15,7 +15,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, launching, runs, sweep_control
+from broker.runs import comparison, control, launching, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -262,15 +262,12 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
 @app_commands.describe(run=RUN, sweep=SWEEP)
 @app_commands.autocomplete(run=run_autocomplete.unended_run, sweep=run_autocomplete.sweeps)
 async def cancel(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
-    """Ask the run, or all runs of the sweep, to stop."""
+    """Ask whether the run, or all runs of the sweep, shall stop."""
     await acknowledge(interaction)
     if sweep_id := await context.sweep_of(interaction, run, sweep):
-        count = await interaction.client.write(sweep_control.cancel, actor(interaction), sweep_id)
-        await errors.reply(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
+        await buttons.CANCEL_SWEEP.ask(interaction, sweep_id)
         return
-    run_id = await context.run_of(interaction, run)
-    await interaction.client.write(control.cancel, actor(interaction), run_id)
-    await errors.reply(interaction, f"Run {run_id} has been asked to stop.")
+    await buttons.CANCEL.ask(interaction, await context.run_of(interaction, run))
 
 
 @run.command(name="why", description="Say why a run waits, its place in the queue and when it is expected to start")

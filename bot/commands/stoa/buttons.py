@@ -1,16 +1,20 @@
 """The lists of pools, grants, shares and limits that admins see, with buttons which open the forms to change them."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import discord
 from discord import ui
+from sqlalchemy.orm import Session
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button, Handler
 from bot.cards import card
 from bot.commands import context
+from bot.commands.last_question import LastQuestion
+from bot.commands.reason_form import BlankingForm
 from bot.commands.stoa import help_text
 from bot.commands.stoa.forms import (
     AddGrantForm,
@@ -28,8 +32,11 @@ from broker.allocations.shares import ShareView
 from broker.allocations.sponsor_shares import SponsorView
 from broker.reports.cluster import PoolStatus
 from projects import policies, rights
-from projects.errors import NotFoundError
+from projects.errors import NotFoundError, OverError
+from projects.people import Actor
 from projects.policies import Policies
+from projects.record import record, redaction
+from projects.record.record import EntryView
 from projects.rights import Act
 
 
@@ -183,6 +190,37 @@ async def change_limit(interaction: Interaction, _: int) -> None:
     """Open the form of a change to a limit."""
     require(interaction, Act.CHANGE_POLICIES)
     await interaction.response.send_modal(ChangeLimitForm())
+
+
+def _told_of_blanking(session: Session, who: Actor, entry_id: int) -> str:
+    rights.require_admin(who, Act.REDACT)
+    entry = _entry(session, entry_id)
+    if entry.payload is None:
+        raise OverError(f"Entry {entry.number} of “{entry.stream}” is already blank.")
+    by = f" by **{text.line(entry.payload['by']['name'], 60)}**" if entry.payload.get("by") else ""
+    of = f"{text.code(entry.kind, 60)}{by} of {text.day(entry.payload['at'])}"
+    return (
+        f"Entry {entry.number} of {entry.stream}, {of}, is blanked: in the record, on cards and in its posts. "
+        "A tombstone says that it was, and why."
+    )
+
+
+def _entry(session: Session, entry_id: int) -> EntryView:
+    entry = record.load(session, entry_id)
+    if entry is None:
+        raise NotFoundError("There is no such entry any more.")
+    return entry
+
+
+async def _blank(interaction: Interaction, entry_id: int) -> None:
+    entry = await interaction.client.read(_entry, entry_id)
+    done = f"Entry {entry.number} is blanked; its posts will follow."
+    act = functools.partial(redaction.redact, number=entry.number)
+    title = f"Blank entry {entry.number} of {entry.stream}"
+    await interaction.response.send_modal(BlankingForm(title, act, entry.stream, done))
+
+
+BLANK = LastQuestion("blank_entry", "Blank the entry", _told_of_blanking, _blank)
 
 
 async def _pool_names(interaction: Interaction) -> Sequence[str]:

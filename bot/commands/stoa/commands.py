@@ -10,7 +10,7 @@ from discord.app_commands import Choice
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
-from bot.commands.reason_form import BlankingForm, ReasonForm
+from bot.commands.reason_form import ReasonForm
 from bot.commands.stoa import buttons
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.forget import ForgetForm
@@ -253,13 +253,12 @@ async def unban(interaction: Interaction, person: discord.User) -> None:
 )
 @app_commands.autocomplete(number=autocomplete.entry_numbers, project=autocomplete.listed_projects)
 async def redact(interaction: Interaction, number: int, project: int | None = None) -> None:
-    """Open the form of the reason, which must not repeat what is blanked."""
+    """Ask whether the entry shall be blanked; the form of the reason, which must not repeat it, comes then."""
     buttons.require(interaction, Act.REDACT)
+    await acknowledge(interaction)
     stream = record.LAB if project == 0 else record.project_stream(await context.project_of(interaction, project))
-    await interaction.client.read(redaction.named, stream, number)
-    done = f"Entry {number} is blanked; its posts will follow."
-    act = functools.partial(redaction.redact, number=number)
-    await interaction.response.send_modal(BlankingForm(f"Blank entry {number} of {stream}", act, stream, done))
+    entry = await interaction.client.read(redaction.named, stream, number)
+    await buttons.BLANK.ask(interaction, entry.id)
 
 
 @stoa.command(name="forget", description="Blank a person's name, and every entry that names them")

@@ -10,6 +10,7 @@ from discord import ui
 from bot import errors, text
 from bot.app import Interaction, actor, take
 from bot.cards import card
+from bot.commands.last_question import NO_WAY_BACK
 from bot.commands.reason_form import BlankingForm
 from broker.publishing import forgetting
 from broker.publishing.forgetting import Forgotten, Found
@@ -21,18 +22,15 @@ PATIENCE = 12 * 3600
 
 
 class ForgetForm(BlankingForm):
-    """The reason why a person is forgotten. Where texts of people may name the person, their list comes next."""
+    """The reason why a person is forgotten. What is blanked, and a list of texts that may name them, come next."""
 
     def __init__(self, discord_id: str) -> None:
         self.discord_id = discord_id
-        super().__init__("Forget a person", forgetting.forget, discord_id, _done)
+        super().__init__("Forget a person", forgetting.forget, discord_id, "")
 
     async def answer(self, interaction: Interaction) -> None:
-        """Forget the person at once where no text of people may name them, else show these texts."""
+        """Show what is blanked and the texts that may name the person; a button of this list forgets them."""
         found = await interaction.client.read(forgetting.find, actor(interaction), self.discord_id)
-        if not found.mentions.texts:
-            await super().answer(interaction)
-            return
         decision = Decision(self.discord_id, self.said.value, found)
         await errors.again(lambda: interaction.edit_original_response(view=decision))
 
@@ -83,7 +81,8 @@ class Decision(ui.LayoutView):
             "## Forget a person",
             f"{text.count(self.found.entries, 'entry refers', 'entries refer')} to the person and will be blanked. "
             f"{text.count(len(texts), 'other text')} may name the person, or only contain the same word. "
-            f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing has been changed yet.",
+            f"Chosen to be changed: **{len(self.chosen):,} of {len(texts):,}**. Nothing has been changed yet.\n"
+            f"{NO_WAY_BACK}",
         ]
         if self.repositories:
             named = text.count(len(self.repositories), "repository", "repositories")
@@ -103,25 +102,23 @@ class Decision(ui.LayoutView):
             )
             for number, place in enumerate(shown, first + 1)
         ]
-        pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
-        pick.required = False  # Discord refuses a select that is required and has no least number
-        self.clear_items()
-        self.add_item(
-            ui.Container(
-                ui.TextDisplay("\n".join([*head, *lines, f"-# Page {self.page + 1} of {pages}"])),
-                ui.ActionRow(pick),
-                ui.ActionRow(
-                    _Act("Previous", self._previous, disabled=self.page == 0),
-                    _Act("Next", self._next, disabled=self.page + 1 >= pages),
-                    _Act("All", self._all),
-                    _Act("None", self._none),
-                ),
-                ui.ActionRow(
-                    _Act("Forget the person", self._forget, discord.ButtonStyle.danger), _Act("Cancel", self._cancel)
-                ),
-                accent_colour=card.ORANGE,
+        parts: list[ui.Item[Any]] = []
+        if texts:
+            lines.append(f"-# Page {self.page + 1} of {pages}")
+            pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
+            pick.required = False  # Discord refuses a select that is required and has no least number
+            turn = (
+                _Act("Previous", self._previous, disabled=self.page == 0),
+                _Act("Next", self._next, disabled=self.page + 1 >= pages),
+                _Act("All", self._all),
+                _Act("None", self._none),
             )
-        )
+            parts = [ui.ActionRow(pick), ui.ActionRow(*turn)]
+        forget = _Act("Forget the person", self._forget, discord.ButtonStyle.danger)
+        said: ui.TextDisplay[Any] = ui.TextDisplay("\n".join([*head, *lines]))
+        end = ui.ActionRow(forget, _Act("Cancel", self._cancel))
+        self.clear_items()
+        self.add_item(ui.Container(said, *parts, end, accent_colour=card.ORANGE))
 
     async def pick(self, interaction: Interaction, of: set[str], chosen: set[str]) -> None:
         """Choose these of the texts of a page, and no others of it."""
