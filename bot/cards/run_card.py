@@ -10,6 +10,7 @@ from bot import text
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
 from broker.allocations.ledger import in_hours
+from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runs.runs import ENDED, RunKind, RunState, RunView
 
@@ -36,8 +37,9 @@ def run_card(
     thread_id: str = "",
     number: int = 1,
     drawn: RunView | None = None,
+    details: RunDetails | None = None,
 ) -> Card:
-    """The card of a run.
+    """The card of a run, with its `details` where somebody asks for it.
 
     `picture` is the name of the attached file with the loss curve, which shows the run as it was in `drawn`. `why` says
     what a queued run waits for. A successor card, `number` 2 and on, links to the thread `thread_id` with the posts.
@@ -48,7 +50,8 @@ def run_card(
         shown.append(
             ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(drawn or run)))
         )
-    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id)], marker)
+    more = [] if details is None else [_made(run, details)]
+    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id), *more], marker)
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
 
@@ -143,6 +146,20 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
     if thread_id:
         lines.append(f"This card continues an older one; the run's posts are in <#{thread_id}>.")
     return lines
+
+
+def _made(run: RunView, details: RunDetails) -> Sequence[str]:
+    """What is known of how good the run is, how it was made and how it is loaded."""
+    losses = [] if details.perplexity is None else [f"perplexity {details.perplexity:,.1f} a token"]
+    losses += [] if details.bits_per_byte is None else [f"{details.bits_per_byte:.4f} bits per byte"]
+    made = [] if details.mfu is None else [f"**MFU** {details.mfu:.1%}"]
+    made += [] if details.seed is None else [f"**Seed** {details.seed}"]
+    made += [f"**Version of the trainer** {text.code(details.code_version, 80)}"] if details.code_version else []
+    return [
+        f"**Held-out** {', '.join(losses)}, at step {run.held_out_step:,}" if losses else "",
+        " · ".join(made),
+        text.block(details.loading, 600) if details.loading else "",
+    ]
 
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:

@@ -81,6 +81,33 @@ def renewed(session: Session, run_id: int, repo: str, step: int, said: str) -> s
     return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
 
 
+def loading(repo: str, step: int) -> str:
+    """The Python code that loads a published checkpoint."""
+    return "\n".join(
+        [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{repo}", revision="step{step}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="step{step}")',
+        ]
+    )
+
+
+def bits_per_byte(loss: float, metadata: Mapping[str, Any]) -> float | None:
+    """A held-out loss, in nats per token, by the bytes of text that a token stands for, the sources mixed by weight;
+    None where the checkpoint's metadata lack these."""
+    parts = [
+        (source.get("weight") or 0, source.get("held_out", {}))
+        for source in metadata.get("data", {}).get("sources", [])
+    ]
+    known = [
+        (weight, part["bytes"] / part["tokens"]) for weight, part in parts if part.get("tokens") and "bytes" in part
+    ]
+    whole = sum(weight for weight, _ in known)
+    size = sum(weight * size for weight, size in known)
+    return loss / math.log(2) / (size / whole) if size and len(known) == len(parts) else None
+
+
 def _card(
     session: Session,
     run_id: int,
@@ -106,6 +133,7 @@ def _card(
         ModelCardData(
             license=licence if licence in HUB_LICENCES else "other",
             license_name=None if licence in HUB_LICENCES else licence,
+            # `language` is left out: neither recipes nor corpora say in which their text is.
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=["stoa", run.recipe],
@@ -119,6 +147,7 @@ def _card(
         data_manifest=DATA_MANIFEST_FILE,
         facts=_facts(session, row, metadata, held_out),
         fork_step=row.fork_step,
+        loading=loading(repo, step),
         loss_plot=LOSS_PLOT_FILE if len(losses) > 1 else "",
         losses=_evenly_spread(losses),
         parent=parent,
@@ -144,8 +173,8 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
         *_configured(run.config),
     ]
     if held_out is not None:
-        bytes_a_token = _bytes_a_token(metadata)
-        bits = f", {held_out.value / math.log(2) / bytes_a_token:.4f} bits per byte" if bytes_a_token else ""
+        in_bits = bits_per_byte(held_out.value, metadata)
+        bits = "" if in_bits is None else f", {in_bits:.4f} bits per byte"
         facts.append(
             ("Held-out loss", f"{held_out.value:.4f} nats per token{bits}, at step {held_out.step:,}"),
         )
@@ -167,19 +196,6 @@ def _configured(text: str) -> list[tuple[str, str]]:
         ("Precision", config.training.precision),
         ("Seed", str(config.training.seed)),
     ]
-
-
-def _bytes_a_token(metadata: Mapping[str, Any]) -> float:
-    """The bytes of text that a held-out token stands for, the sources mixed by weight; 0 where that is not known."""
-    parts = [
-        (source.get("weight") or 0, source.get("held_out", {}))
-        for source in metadata.get("data", {}).get("sources", [])
-    ]
-    known = [
-        (weight, part["bytes"] / part["tokens"]) for weight, part in parts if part.get("tokens") and "bytes" in part
-    ]
-    whole = sum(weight for weight, _ in known)
-    return sum(weight * size for weight, size in known) / whole if whole and len(known) == len(parts) else 0.0
 
 
 def _result(held_out: Measured) -> EvalResult:

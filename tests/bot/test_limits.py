@@ -27,6 +27,7 @@ from broker.allocations.ledger import Account
 from broker.plots.curve import Curve
 from broker.plots.loss_curve import draw
 from broker.reports.review_context import Remark, ReviewContext
+from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.reviews.changes import ChangeView
 from broker.runs.runs import CheckpointLink, RunKind, RunState, RunView
@@ -133,7 +134,8 @@ async def test_cards(said: str) -> None:
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
-        card = run_card(training, picture="curve.png", why=why, thread_id="1")
+        details = RunDetails(2.5, 1.25, 0.4, 7, said, said)
+        card = run_card(training, picture="curve.png", why=why, thread_id="1", details=details)
         checked(card)
         galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
         assert [bool(picture.description) for gallery in galleries for picture in gallery.items] == [True]

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from bot import text
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
+from broker.publications import Publication, Repository
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
@@ -37,6 +38,12 @@ def progress(first: int, last: int, checkpoints: tuple[int, ...] = (), at: float
     points += [Measured("tokens_per_second", last, last * 1000, 500.0), Measured("held_out", last, last * 1000, 6.5)]
     kept = [Checkpoint(step, f"/nowhere/attempt-1/checkpoints/step{step}") for step in checkpoints]
     return Progress(0, 0, step=last, tokens=last * 1000, unigram_entropy=7.25, points=points, checkpoints=kept)
+
+
+def publish(session: Session, run: int, step: int) -> None:
+    """A checkpoint is on the Hub."""
+    session.add(Repository(run_id=run, name="lab/ours", private=False))
+    session.get_one(Publication, (run, step)).url = f"https://hub.example.org/lab/ours/tree/step{step}"
 
 
 def start(lab: Lab, run: int, *devices: int) -> int:
@@ -384,8 +391,12 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert shown.message is not None
     [picture] = shown.message.attachments
     assert picture.filename == f"run-{first}.png"
+    assert "```" not in shown.text, "nothing is published that one could load"
+    lab.call(publish, first, 16)
     usual = await ada.command("run show", run=first)
     assert usual.message is not None
+    assert "**Held-out** perplexity 665.1 a token, at step 20\n**Seed** 1234\n```\nfrom transformers" in usual.text
+    assert 'AutoModelForCausalLM.from_pretrained("lab/ours", revision="step16")\n' in usual.text
     assert usual.message.attachments[0].path.read_bytes() != picture.path.read_bytes()
     card = await card_of(lab, channel, first, "Compare")
     pressed = await ada.press(card, "Compare")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import time
 import tracemalloc
@@ -27,7 +28,9 @@ from broker.publications import Publication, Repository
 from broker.publishing import forgetting, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
-from broker.reports import run_plan
+from broker.reports import run_details, run_plan
+from broker.reports.run_details import RunDetails
+from broker.runs import runs
 from broker.runs.progress import Checkpoint, Progress
 from broker.runs.series import Measured
 from projects import lifecycle, people, updates
@@ -164,6 +167,12 @@ def waiting(lab: Lab) -> list[tuple[int, int]]:
         return list(publisher.waiting(session))
 
 
+def shown(lab: Lab, run: int) -> RunDetails:
+    """What `/run show` says beyond the card."""
+    with lab.db.read() as session:
+        return run_details.details(session, runs.view(session, run))
+
+
 def lapse(lab: Lab) -> None:
     """All leases run out."""
     with lab.db.write() as session:
@@ -271,6 +280,22 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     assert card.eval_results is not None
     (result,) = card.eval_results
     assert (result.metric_type, result.metric_value) == ("loss", 4.0)
+    assert card.language is None, "nothing says in which language the data are"
+
+    assert shown(lab, run).mfu is None, "the speed was not measured"
+    lab.renew(run, 1, 0, Progress(0, 0, points=[Measured("tokens_per_second", 3, 300, 1e6)]))
+    assert shown(lab, run).mfu is None, "nobody knows the peak of the pool's CPUs"
+    with lab.db.write() as session:
+        session.execute(text("UPDATE pools SET gpu_type = 'H100'"))
+    details = shown(lab, run)
+    assert (details.seed, details.code_version) == (config.training.seed, "abc123")
+    assert details.perplexity == pytest.approx(math.e**3)
+    assert details.bits_per_byte == pytest.approx(3 / math.log(2) / 4)
+    assert details.mfu == pytest.approx(check.flops_per_token(config) * 1e6 / 495e12), "fp32 is TF32 on an H100"
+    assert f"```python\n{details.loading}\n```" in said, "the code of the card"
+    how.write_text("[]")
+    details = shown(lab, run)
+    assert (details.code_version, details.bits_per_byte) == ("", None), "what is not known is not said"
 
     with lab.db.write() as session:
         plan = run_plan.plan_fork(session, ADA, request_id(), run, 2, overrides="seed=7, steps=9", time_limit="5m")

@@ -14,7 +14,7 @@ from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
-from broker.reports import run_plan, sweep_plan, why
+from broker.reports import run_details, run_plan, sweep_plan, why
 from broker.runs import comparison, control, launching, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
@@ -173,13 +173,15 @@ async def show(
     async with app.dear_turn():
         view = await app.read(runs.view, await context.run_of(interaction, run))
         waits = await app.read(why.why, view.id) if view.state == RunState.QUEUED else None
+        details = await app.read(run_details.details, view)
         curve = await app.read(curve_of, view, None if panel is None else Panel(panel), log=log_tokens)
         png = await app.renderer.draw(curve) if len(curve.loss) > 1 else None
     if png is None:
-        await answers.show(interaction, run_card(view, why=waits))
+        await answers.show(interaction, run_card(view, why=waits, details=details))
         return
     name = f"run-{view.id}.png"
-    await answers.show(interaction, run_card(view, picture=name, why=waits), discord.File(io.BytesIO(png), name))
+    card = run_card(view, picture=name, why=waits, details=details)
+    await answers.show(interaction, card, discord.File(io.BytesIO(png), name))
 
 
 @run.command(name="list", description="List the newest runs of a project")

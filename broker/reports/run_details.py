@@ -1,0 +1,89 @@
+"""What `/run show` says of a run beyond its card: its held-out loss in other units, how it was made, how to load it."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from broker import configs, publications
+from broker.allocations.pools import Pool
+from broker.publications import Disk, Repository
+from broker.publishing import model_card
+from broker.runs import runs
+from broker.runs.runs import RunKind, RunView
+from projects.errors import InvalidError
+from trainer import check, contract
+from trainer import gpus as gpus_by_name
+from trainer.config import TrainConfig
+
+MOST_NATS = 100
+"""The highest loss that is told as a perplexity too."""
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """The newest held-out loss as perplexity and as bits per byte, MFU at the newest speed, the seed, the version of
+    the trainer's code, and the Python code that loads the newest published checkpoint; each is None or empty where it
+    is not known."""
+
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    mfu: float | None = None
+    seed: int | None = None
+    code_version: str = ""
+    loading: str = ""
+
+
+def details(session: Session, run: RunView) -> RunDetails:
+    """What is known of a run; nothing of one that does not train."""
+    if run.kind != RunKind.TRAIN:
+        return RunDetails()
+    row, repository = runs.load(session, run.id), session.get(Repository, run.id)
+    metadata, config = _metadata(session, run.id), _config(row.config)
+    nats = run.held_out if run.held_out is not None and run.held_out < MOST_NATS else None
+    return RunDetails(
+        perplexity=None if nats is None else math.exp(nats),
+        bits_per_byte=None if nats is None else _bits(nats, metadata),
+        mfu=_mfu(config, session.get_one(Pool, row.pool_id), run),
+        seed=None if config is None else config.training.seed,
+        code_version=str(metadata.get("code_version", "")),
+        loading=model_card.loading(repository.name, run.checkpoints[-1].step) if repository and run.checkpoints else "",
+    )
+
+
+def _bits(nats: float, metadata: dict[str, Any]) -> float | None:
+    try:
+        return model_card.bits_per_byte(nats, metadata)
+    except (AttributeError, KeyError, TypeError):
+        return None
+
+
+def _config(text: str) -> TrainConfig | None:
+    """A run's configuration; None where an earlier version wrote one that is refused today."""
+    try:
+        return configs.read(text)
+    except InvalidError:
+        return None
+
+
+def _mfu(config: TrainConfig | None, pool: Pool, run: RunView) -> float | None:
+    """MFU at the newest measured speed, by the peak FLOP/s that the configuration names or the pool's GPUs have."""
+    if config is None or not run.rate:
+        return None
+    gpu = None if pool.is_cpu else gpus_by_name.named(pool.gpu_type)
+    peak = config.training.peak_tflops or getattr(gpu, config.training.precision, None)
+    return check.flops_per_token(config) * run.rate / (peak * 1e12 * run.gpus) if peak else None
+
+
+def _metadata(session: Session, run_id: int) -> dict[str, Any]:
+    """What the run's newest checkpoint says of how it was made; nothing where this host has it no more."""
+    newest = publications.newest(session, run_id)
+    if newest is None or newest.disk != Disk.KEPT:
+        return {}
+    try:
+        return dict(json.loads((Path(newest.folder) / contract.CHECKPOINT_METADATA_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
