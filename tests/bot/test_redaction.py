@@ -236,6 +236,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     page = await omar.press(shown.message, "All")
     assert "**23 of 23**" in page.text
     page = await omar.press(shown.message, "None")
+    assert "**0 of 23**" in page.text
     page = await omar.press(shown.message, "Previous")
     first = select_of(page)[0]
     page = await omar.choose(shown.message, "Texts to change", first)

@@ -71,13 +71,25 @@ class Decision(ui.LayoutView):
         self.discord_id, self.reason, self.found = discord_id, reason, found.mentions
         self.repositories = found.repositories
         self.page, self.chosen = 0, set[str]()
+        # The items stay the same: a press of a new one is lost until Discord has answered the edit that shows it.
+        self._said: ui.TextDisplay[Any] = ui.TextDisplay("")
+        self._pick = _Pick(placeholder="Texts to change", min_values=0)
+        self._pick.required = False  # Discord refuses a select that is required and has no least number
+        self._turn = _Act("Previous", self._previous), _Act("Next", self._next)
         self._draw()
+        forget = _Act("Forget the person", self._forget, discord.ButtonStyle.danger)
+        end = ui.ActionRow(forget, _Act("Cancel", self._cancel))
+        parts: list[ui.Item[Any]] = []
+        if self.found.texts:
+            turn = ui.ActionRow(*self._turn, _Act("All", self._all), _Act("None", self._none))
+            parts = [ui.ActionRow(self._pick), turn]
+        self.add_item(ui.Container(self._said, *parts, end, accent_colour=card.ORANGE))
 
     def _draw(self) -> None:
         texts, pages = self.found.texts, math.ceil(len(self.found.texts) / A_PAGE)
         first = self.page * A_PAGE
         shown = texts[first : first + A_PAGE]
-        head = [
+        said = [
             "## Forget a person",
             f"{text.count(self.found.entries, 'entry refers', 'entries refer')} to the person and will be blanked. "
             f"{text.count(len(texts), 'other text')} may name the person, or only contain the same word. "
@@ -86,15 +98,18 @@ class Decision(ui.LayoutView):
         ]
         if self.repositories:
             named = text.count(len(self.repositories), "repository", "repositories")
-            head.append(
+            said.append(
                 f"On the Hub, the model cards of {named} may name the person: {forgetting.listed(self.repositories)}."
             )
-        lines = [
+        said += [
             f"{'☑' if place.key in self.chosen else '☐'} **{number}** {text.line(place.where, 80)}: "
             f"{text.line(place.said, 300)}"
             for number, place in enumerate(shown, first + 1)
         ]
-        options = [
+        if texts:
+            said.append(f"-# Page {self.page + 1} of {pages}")
+        self._said.content = "\n".join(said)
+        self._pick.options = [
             discord.SelectOption(
                 label=text.bounded(f"{number} · {place.where}", 100),
                 value=place.key,
@@ -102,23 +117,9 @@ class Decision(ui.LayoutView):
             )
             for number, place in enumerate(shown, first + 1)
         ]
-        parts: list[ui.Item[Any]] = []
-        if texts:
-            lines.append(f"-# Page {self.page + 1} of {pages}")
-            pick = _Pick(placeholder="Texts to change", options=options, min_values=0, max_values=len(options))
-            pick.required = False  # Discord refuses a select that is required and has no least number
-            turn = (
-                _Act("Previous", self._previous, disabled=self.page == 0),
-                _Act("Next", self._next, disabled=self.page + 1 >= pages),
-                _Act("All", self._all),
-                _Act("None", self._none),
-            )
-            parts = [ui.ActionRow(pick), ui.ActionRow(*turn)]
-        forget = _Act("Forget the person", self._forget, discord.ButtonStyle.danger)
-        said: ui.TextDisplay[Any] = ui.TextDisplay("\n".join([*head, *lines]))
-        end = ui.ActionRow(forget, _Act("Cancel", self._cancel))
-        self.clear_items()
-        self.add_item(ui.Container(said, *parts, end, accent_colour=card.ORANGE))
+        self._pick.max_values = len(shown)
+        previous, following = self._turn
+        previous.disabled, following.disabled = self.page == 0, self.page + 1 >= pages
 
     async def pick(self, interaction: Interaction, of: set[str], chosen: set[str]) -> None:
         """Choose these of the texts of a page, and no others of it."""
