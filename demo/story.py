@@ -286,7 +286,19 @@ async def verify(stage: Stage, console: Console) -> str:
         verdicts = [verification.verify(session, stream) for stream in record.streams(session)]
     broken = [verdict for verdict in verdicts if not verdict.ok]
     expect(not broken, f"a chain is broken: {broken}")
+    project = next(verdict for verdict in verdicts if verdict.stream != record.LAB)
+    until = time.monotonic() + PATIENCE
+    while not await _is_posted(stage, f"· record {project.entries} ·"):
+        expect(time.monotonic() < until, f"entry {project.entries} of the project was not posted")
+        await asyncio.sleep(0.5)
     return f"{sum(verdict.entries for verdict in verdicts)} entries in {len(verdicts)} chains, all whole"
+
+
+async def _is_posted(stage: Stage, marker: str) -> bool:
+    """Whether a message in any channel has this marker of an entry."""
+    channels = await stage.guild.channels()
+    told = [message.text for channel in channels for message in await stage.guild.messages(channel.id)]
+    return any(marker in text for text in told)
 
 
 STORY: tuple[tuple[str, Act], ...] = (

@@ -31,7 +31,7 @@ class RecipeFacts:
 
 
 def facts(session: Session, recipes: Sequence[tuple[str, str]]) -> list[RecipeFacts | None]:
-    """The facts of each recipe, given by its name and its YAML text; None for one that the present schema refuses."""
+    """The facts of each recipe, a pair of its name and its YAML text; None for one that the present schema refuses."""
     read: dict[int, tuple[str, TrainConfig]] = {}
     for number, (name, body) in enumerate(recipes):
         with suppress(InvalidError):
