@@ -116,9 +116,16 @@ def _progress(run: RunView) -> Sequence[str]:
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
-        "" if run.spike is None else f"📈 The loss last spiked at step {run.spike_step:,}, to {run.spike:.3f}.",
+        _spiked(run),
         " · ".join(speed),
     ]
+
+
+def _spiked(run: RunView) -> str:
+    """The newest spike of the loss; nothing of one that lies ahead since the run went on from an earlier step."""
+    if run.spike is None or run.spike_step is None or run.spike_step > run.step:
+        return ""
+    return f"📈 The loss last spiked at step {run.spike_step:,}, to {run.spike:.3f}."
 
 
 def _explained(entropy: float | None) -> str:
@@ -150,11 +157,11 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
 
 def _made(run: RunView, details: RunDetails) -> Sequence[str]:
     """What is known of how good the run is, how it was made and how it is loaded."""
-    losses = [] if details.perplexity is None else [f"perplexity {details.perplexity:,.1f} a token"]
+    losses = [] if details.perplexity is None else [f"perplexity {details.perplexity:,.1f} per token"]
     losses += [] if details.bits_per_byte is None else [f"{details.bits_per_byte:.4f} bits per byte"]
     made = [] if details.mfu is None else [f"**MFU** {details.mfu:.1%}"]
     made += [] if details.seed is None else [f"**Seed** {details.seed}"]
-    made += [f"**Version of the trainer** {text.code(details.code_version, 80)}"] if details.code_version else []
+    made += [f"**Trainer version** {text.code(details.code_version, 80)}"] if details.code_version else []
     return [
         f"**Held-out** {', '.join(losses)}, at step {run.held_out_step:,}" if losses else "",
         " · ".join(made),

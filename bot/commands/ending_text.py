@@ -16,7 +16,7 @@ def of_runs(ending: Ending) -> str:
 
 def of_allocation(allocation_id: int, ending: Ending) -> str:
     """What happens when an allocation is revoked."""
-    back = f"Allocation {allocation_id} ends: {text.gpu_hours(ending.returned)} return to its sponsor's grant."
+    back = f"Allocation {allocation_id} ends: {_return(ending.returned)} to its sponsor's grant."
     return _sentences([back, *_runs(ending, "pause", "pause"), _unused(ending, "grant")])
 
 
@@ -28,8 +28,8 @@ def of_project(title: str, ending: Ending) -> str:
     if ending.allocations:
         ends = "ends" if len(ending.allocations) == 1 else "end"
         said.append(
-            f"{_named(ending.allocations, 'allocation').capitalize()} {ends}: {text.gpu_hours(ending.returned)} return "
-            f"to the sponsor's grant."
+            f"{_named(ending.allocations, 'allocation').capitalize()} {ends}: {_return(ending.returned)} "
+            f"to where the hours were granted from."
         )
     return _sentences([*said, *_runs(ending, "stop", "end"), _unused(ending, "grant")])
 
@@ -51,6 +51,12 @@ def _unused(ending: Ending, to: str) -> str:
         return ""
     hours = text.gpu_hours(ending.reserved)
     return f"What is not used of the {hours} reserved for {_named(ending.stopping, 'run')} returns to the {to}."
+
+
+def _return(seconds: int) -> str:
+    """Such as “1 GPU-hour returns”."""
+    hours = text.gpu_hours(seconds)
+    return f"{hours} return{'' if hours.endswith('s') else 's'}"
 
 
 def _named(ids: Sequence[int], noun: str) -> str:

@@ -72,7 +72,7 @@ def _of_runs(session: Session, runs: Sequence[Run], allocations: Sequence[Alloca
     return Ending(
         stopping=[run.id for run in stopping],
         waiting=[run.id for run in runs if run.state in WAITING],
-        checkpoint=all(run.kind == RunKind.TRAIN for run in stopping),
+        checkpoint=all(run.kind == RunKind.TRAIN and run.state != RunState.STARTING for run in stopping),
         reserved=sum(attempt.reserved for attempt in attempts if attempt is not None and attempt.state in OPEN),
         allocations=list(accounts),
         requests=[each.id for each in allocations if each.state == AllocationState.REQUESTED],

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
 from broker import configs, publications
-from broker.allocations.pools import Pool
 from broker.publications import Disk, Repository
 from broker.publishing import model_card
-from broker.runs import runs
-from broker.runs.runs import RunKind, RunView
+from broker.runs import runs, series
+from broker.runs.runs import Run, RunKind, RunView
 from projects.errors import InvalidError
-from trainer import check, contract
-from trainer import gpus as gpus_by_name
+from trainer import contract
 from trainer.config import TrainConfig
 
 MOST_NATS = 100
@@ -25,9 +24,9 @@ MOST_NATS = 100
 
 @dataclass(frozen=True)
 class RunDetails:
-    """The newest held-out loss as perplexity and as bits per byte, MFU at the newest speed, the seed, the version of
-    the trainer's code, and the Python code that loads the newest published checkpoint; each is None or empty where it
-    is not known."""
+    """The newest held-out loss as perplexity and as bits per byte, the newest MFU that the trainer measured, the seed,
+    the version of the trainer's code, and the Python code that loads the newest published checkpoint; each is None or
+    empty where it is not known."""
 
     perplexity: float | None = None
     bits_per_byte: float | None = None
@@ -47,7 +46,7 @@ def details(session: Session, run: RunView) -> RunDetails:
     return RunDetails(
         perplexity=None if nats is None else math.exp(nats),
         bits_per_byte=None if nats is None else _bits(nats, metadata),
-        mfu=_mfu(config, session.get_one(Pool, row.pool_id), run),
+        mfu=session.scalar(select(series.newest(col(Run.id), "mfu")).where(Run.id == run.id)),
         seed=None if config is None else config.training.seed,
         code_version=str(metadata.get("code_version", "")),
         loading=model_card.loading(repository.name, run.checkpoints[-1].step) if repository and run.checkpoints else "",
@@ -67,15 +66,6 @@ def _config(text: str) -> TrainConfig | None:
         return configs.read(text)
     except InvalidError:
         return None
-
-
-def _mfu(config: TrainConfig | None, pool: Pool, run: RunView) -> float | None:
-    """MFU at the newest measured speed, by the peak FLOP/s that the configuration names or the pool's GPUs have."""
-    if config is None or not run.rate:
-        return None
-    gpu = None if pool.is_cpu else gpus_by_name.named(pool.gpu_type)
-    peak = config.training.peak_tflops or getattr(gpu, config.training.precision, None)
-    return check.flops_per_token(config) * run.rate / (peak * 1e12 * run.gpus) if peak else None
 
 
 def _metadata(session: Session, run_id: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ MOST_BYTES = 4 * 2**20
 MOST_COUNT = 2**53
 """The largest whole number that a float holds exactly; a column of the database holds it too."""
 UNREADABLE = (OSError, ValueError, RecursionError)
-MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second")
+MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
 
 log = structlog.get_logger()
 

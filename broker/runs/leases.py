@@ -5,6 +5,7 @@ then stops the trainer and discards the result.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker import publications
+from broker import configs, publications
 from broker.allocations import hosts, ledger
 from broker.runners.processes import Process
 from broker.runs import attempts, runs, series
@@ -23,6 +24,7 @@ from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured, Point
 from projects.db import transition
 from projects.db.columns import utcnow
+from projects.errors import InvalidError
 
 MOST_WAITING = 200
 QUIET = 50
@@ -301,12 +303,13 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
 def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
     """Save the steps at which the loss spiked, and tell of each spike once, however many steps it has.
 
-    A spike ends with `QUIET` steps, or a hundredth of a long run, without one. Steps that a later attempt trains again
-    are not told again. After this a transaction locks no other balance, as it holds the project's stream.
+    A spike ends with `QUIET` steps, a hundredth of a long run, or two logged steps, without one. Steps that a later
+    attempt trains again are not told again. After this a transaction locks no other balance, as it holds the project's
+    stream.
     """
     if not spikes:
         return
-    quiet = max(QUIET, run.total_steps // 100)
+    quiet = max(QUIET, run.total_steps // 100, 2 * _log_every(run))
     last = session.scalar(select(func.max(Point.step)).where(Point.run_id == run.id, Point.series == series.SPIKE))
     series.add(session, run.id, [Measured(series.SPIKE, spike.step, 0, spike.loss) for spike in spikes])
     for spike in spikes:
@@ -314,6 +317,13 @@ def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
             loss, usual = f"{spike.loss:.3f}", f"{spike.usual:.3f}"
             runs.tell(session, run, "run.spiked", step=spike.step, loss=loss, usual=usual)
         last = max(last or 0, spike.step)
+
+
+def _log_every(run: Run) -> int:
+    """The steps from one logged loss to the next; 1 where an earlier version wrote a configuration refused today."""
+    with suppress(InvalidError):
+        return configs.read(run.config).training.log_every
+    return 1
 
 
 def guarded(

@@ -76,7 +76,7 @@ async def test_a_project_is_completed_after_a_question_that_tells_all_that_ends(
     assert asked.text == (
         f"**{title}** ends: nobody can join it, ask for GPU time or launch a run in it any more. Its open requests for "
         "GPU time are withdrawn (allocation 2). Allocation 1 ends: "
-        f"{left} return to the sponsor's grant. Run {run} ends at once.{END}"
+        f"{left} return to where the hours were granted from. Run {run} ends at once.{END}"
     )
     assert asked.message is not None
     assert (asked.message.button_labels, style(asked)) == (["Complete the project", "Keep it"], 4)

@@ -96,6 +96,8 @@ def run(said: str) -> RunView:
         rate=1.0,
         held_out=1.0,
         held_out_step=64,
+        spike=1.0,
+        spike_step=3,
         unigram_entropy=1.0,
         spent=1,
         account=Account(3600, 0, 0),

@@ -179,6 +179,11 @@ def select_of(answer: Answer) -> list[str]:
     return [option["value"] for part in walk(answer.components) for option in part.get("options", ())]
 
 
+def ids_of_select(answer: Answer) -> list[str]:
+    """The ids by which the selects of an answer are known."""
+    return [part["custom_id"] for part in walk(answer.components) if "options" in part]
+
+
 async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: Lab) -> None:
     await lab.start_bot(ADMIN_ROLE_ID=str(lab.guild.info["roles"]["admin"]))
     propose(lab)
@@ -231,6 +236,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert shown.message is not None
     page = await omar.press(shown.message, "Next")
     assert "**9** " in page.text
+    assert ids_of_select(page) != ids_of_select(shown), "a late choice from the first page chooses nothing of this one"
     page = await omar.choose(shown.message, "Texts to change", *select_of(page)[:2])
     assert "**2 of 23**" in page.text
     page = await omar.press(shown.message, "All")

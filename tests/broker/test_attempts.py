@@ -276,6 +276,15 @@ def test_a_spike_of_the_loss_is_told_once(lab: Lab, project: int, run: int) -> N
     assert told() == [(60, "4.500", "3.000"), (151, "7.000", "2.500"), (300, "9.000", "2.500")]
 
 
+def test_a_spike_over_steps_that_are_logged_rarely_is_told_once(lab: Lab, project: int, run: int) -> None:
+    with lab.db.write() as session:
+        session.execute(text("UPDATE runs SET config = replace(config, 'log_every: 2', 'log_every: 100')"))
+    token = lab.start(run, 0)
+    for number, step in enumerate((100, 200, 300), 1):
+        lab.renew(run, token, number, replace(NOTHING, spikes=[Spike(step, 4.5, 3.0)]))
+    assert [told["step"] for told in lab.payloads(project, "run.spiked")] == [100]
+
+
 def test_a_run_cancelled_before_its_trainer_runs_is_told_at_the_first_renewal(lab: Lab, run: int) -> None:
     token = lab.admit(run, 0)
     assert lab.claim(run, token)

@@ -282,16 +282,13 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     assert (result.metric_type, result.metric_value) == ("loss", 4.0)
     assert card.language is None, "nothing says in which language the data are"
 
-    assert shown(lab, run).mfu is None, "the speed was not measured"
-    lab.renew(run, 1, 0, Progress(0, 0, points=[Measured("tokens_per_second", 3, 300, 1e6)]))
-    assert shown(lab, run).mfu is None, "nobody knows the peak of the pool's CPUs"
-    with lab.db.write() as session:
-        session.execute(text("UPDATE pools SET gpu_type = 'H100'"))
+    assert shown(lab, run).mfu is None, "the trainer does not know the peak of these CPUs"
+    lab.renew(run, 1, 0, Progress(0, 0, points=[Measured("mfu", 2, 200, 0.3), Measured("mfu", 3, 300, 0.4)]))
     details = shown(lab, run)
     assert (details.seed, details.code_version) == (config.training.seed, "abc123")
     assert details.perplexity == pytest.approx(math.e**3)
     assert details.bits_per_byte == pytest.approx(3 / math.log(2) / 4)
-    assert details.mfu == pytest.approx(check.flops_per_token(config) * 1e6 / 495e12), "fp32 is TF32 on an H100"
+    assert details.mfu == 0.4
     assert f"```python\n{details.loading}\n```" in said, "the code of the card"
     how.write_text("[]")
     details = shown(lab, run)

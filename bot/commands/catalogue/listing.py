@@ -42,8 +42,8 @@ def items(session: Session, state: str | None) -> list[str]:
 def card(said: Sequence[str], page: int) -> Card:
     """A page of what is said, or the last one where there are fewer."""
     end = (
-        "-# A cost is that of all the recipe's steps, by the most similar run that was measured, on that run's pool. "
-        f"`/run launch` starts what is marked {MARKS[CatalogueState.ACCEPTED]} or {BUILT_IN}."
+        "-# Costs cover all steps of a recipe; they are estimated from the most similar measured run, on its pool. "
+        f"`/run launch` starts a recipe that is marked {MARKS[CatalogueState.ACCEPTED]} or {BUILT_IN}."
     )
     pages = text.pages(said or ["Nothing is in this state."], text.CARD - 400)
     shown = min(page, len(pages))

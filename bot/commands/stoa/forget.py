@@ -13,7 +13,7 @@ from bot.cards import card
 from bot.commands.last_question import NO_WAY_BACK
 from bot.commands.reason_form import BlankingForm
 from broker.publishing import forgetting
-from broker.publishing.forgetting import Forgotten, Found
+from broker.publishing.forgetting import Found
 
 A_PAGE = 8
 """The texts that a page shows."""
@@ -71,10 +71,10 @@ class Decision(ui.LayoutView):
         self.discord_id, self.reason, self.found = discord_id, reason, found.mentions
         self.repositories = found.repositories
         self.page, self.chosen = 0, set[str]()
-        # The items stay the same: a press of a new one is lost until Discord has answered the edit that shows it.
+        # The buttons stay the same: a press of a new one is lost until Discord has answered the edit that shows it.
         self._said: ui.TextDisplay[Any] = ui.TextDisplay("")
-        self._pick = _Pick(placeholder="Texts to change", min_values=0)
-        self._pick.required = False  # Discord refuses a select that is required and has no least number
+        self._choice: ui.ActionRow[Any] = ui.ActionRow()
+        self._pick = self._new_pick()
         self._turn = _Act("Previous", self._previous), _Act("Next", self._next)
         self._draw()
         forget = _Act("Forget the person", self._forget, discord.ButtonStyle.danger)
@@ -82,7 +82,7 @@ class Decision(ui.LayoutView):
         parts: list[ui.Item[Any]] = []
         if self.found.texts:
             turn = ui.ActionRow(*self._turn, _Act("All", self._all), _Act("None", self._none))
-            parts = [ui.ActionRow(self._pick), turn]
+            parts = [self._choice, turn]
         self.add_item(ui.Container(self._said, *parts, end, accent_colour=card.ORANGE))
 
     def _draw(self) -> None:
@@ -135,12 +135,22 @@ class Decision(ui.LayoutView):
         """Answer an error as everywhere else."""
         await errors.answer(interaction, error)
 
+    def _new_pick(self) -> _Pick:
+        """A page has a select of its own, so that a late choice from the page before is lost and changes no other."""
+        pick = _Pick(placeholder="Texts to change", min_values=0)
+        pick.required = False  # Discord refuses a select that is required and has no least number
+        self._choice.clear_items().add_item(pick)
+        return pick
+
     async def _previous(self, interaction: Interaction) -> None:
-        self.page -= 1
-        await self._show(interaction)
+        await self._turn_to(interaction, self.page - 1)
 
     async def _next(self, interaction: Interaction) -> None:
-        self.page += 1
+        await self._turn_to(interaction, self.page + 1)
+
+    async def _turn_to(self, interaction: Interaction, page: int) -> None:
+        if 0 <= page * A_PAGE < len(self.found.texts):  # a second press may come before the button is disabled
+            self.page, self._pick = page, self._new_pick()
         await self._show(interaction)
 
     async def _all(self, interaction: Interaction) -> None:
@@ -160,7 +170,8 @@ class Decision(ui.LayoutView):
         app, who = interaction.client, actor(interaction)
         done = await app.write(forgetting.forget, who, self.discord_id, self.reason, self.chosen)
         chosen = f"{text.count(len(self.chosen), 'text was', 'texts were')} chosen."
-        await self._end(interaction, _done(done, chosen))
+        said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow. {chosen}"
+        await self._end(interaction, " ".join(filter(None, (said, forgetting.told(done.repositories)))))
 
     async def _cancel(self, interaction: Interaction) -> None:
         await interaction.response.defer()
@@ -171,8 +182,3 @@ class Decision(ui.LayoutView):
         end = ui.LayoutView(timeout=None)
         end.add_item(ui.TextDisplay(said))
         await errors.again(lambda: interaction.edit_original_response(view=end))
-
-
-def _done(done: Forgotten, chosen: str = "") -> str:
-    said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow."
-    return " ".join(filter(None, (said, chosen, forgetting.told(done.repositories))))
