@@ -124,6 +124,7 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await ada.submit(scope, SCOPE | {"Licence of the models": "CC0-1.0"})
     assert "**Models** CC0-1.0" in (await ada.command("project show", **here)).text
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith(f"p{number}-"))
+    await lab.guild.wait_for(channel.id, lambda m: True)  # the bot knows it as the project's by then
 
     unsaid = await ada.command("project pause", channel=channel.id)
     await refused(lab, ada.submit(unsaid, {}, force=True), "The reason is empty: please write a sentence or two.")
