@@ -182,12 +182,12 @@ def pool_change(
 def pool_list() -> None:
     """List the pools, and the GPU-hours of each that no allocation holds."""
     from bot import text
-    from broker.allocations import ledger, pools
+    from broker.allocations import pools
 
     with refusing(), database().read() as session:
         available = pools.available(session)
         for pool in pools.every(session):
-            left = ledger.in_hours(available.get(pool.id, 0))
+            left = pool.unit.hours(available.get(pool.id, 0))
             preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
@@ -224,7 +224,7 @@ def grant_change(
 def grant_list() -> None:
     """List the grants with what is granted to allocations, committed to second halves, and left."""
     from broker.allocations import pools
-    from broker.allocations.ledger import in_hours
+    from broker.allocations.units import in_hours
 
     with refusing(), database().read() as session:
         for grant in pools.grants(session):

@@ -32,9 +32,9 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert refused.text == "Only compute reviewers can decide on requests; the admins assign the reviewers' role."
     form = await rosa.press(card, "Approve")
     assert form.fields[0].value == "2"
-    answer = await rosa.submit(form, {"GPU-hours": "1", "Reason": "Half of it, to begin with."})
+    answer = await rosa.submit(form, {"Core-hours": "1", "Reason": "Half of it, to begin with."})
     assert answer.ephemeral
-    decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 GPU-hour of the 2 asked for" in m.text)
+    decision = await lab.guild.wait_for(channel.id, lambda m: "approves 1 core-hour of the 2 asked for" in m.text)
     assert "Half of it, to begin with." in decision.text
     assert "The Library" in decision.text
     decided = await lab.guild.wait_for("compute-review", lambda m: m.button_labels == ["Revoke"])
@@ -44,8 +44,8 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert await ada.complete("run launch", "recipe", "de", channel=channel.id) == [("demo", "demo")]
     launched = await lab.launch(channel, override="steps=20")
     assert launched.ephemeral
-    assert "0.167 GPU-hours at most" in launched.text
-    assert "1 GPU-hour left" in launched.text
+    assert "0.167 core-hours at most" in launched.text
+    assert "1 core-hour left" in launched.text
     run_card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and m.thread_id)
     assert "queued" in run_card.text
     assert run_card.thread_id is not None
@@ -53,7 +53,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "steps=20" in queued.text
 
     ledger = await ada.command("allocation show", channel=channel.id)
-    assert "Granted: 1 GPU-hour\n" in ledger.text
+    assert "Granted: 1 core-hour\n" in ledger.text
     assert "queued" in (await ada.command("run list", channel=run_card.thread_id)).text
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral

@@ -275,7 +275,7 @@ def test_no_more_is_asked_for_than_one_grant_holds(lab: Lab) -> None:
     lab.approve(asked, hours="3")
     with lab.db.read() as session:
         assert review_context.of_request(session, asked).available == 0, "a change of it draws on its own grant"
-        assert pools.largest_in(session, "shared") == 2 * HOUR
+        assert pools.largest_in(session, "shared").seconds == 2 * HOUR
 
 
 def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(lab: Lab) -> None:
