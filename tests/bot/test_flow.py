@@ -1,7 +1,12 @@
-"""The way from a proposal to a queued run, as members go it in Discord."""
+"""The way from a proposal to a finished run, as members go it in Discord."""
 
-from broker.runs import runs
+import json
+
+from broker.runners.processes import Process
+from broker.runs import attempts, leases, runs, settlement
+from broker.runs.progress import Ending, Progress
 from tests.bot.conftest import Lab
+from tests.discord_openapi import recorded
 
 
 async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
@@ -58,13 +63,31 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "Do small models dream?" in (await ada.command("project list")).text
     assert (await ada.command("run show", run=1)).ephemeral
     assert (await ada.command("project show", channel=channel.id)).ephemeral
+    assert "Nothing holds it up." in (await ada.command("run why", run=1)).text
+    assert "0 of 2 cores busy" in (await ada.command("cluster status")).text
+    assert "Run 1, 1 core ·" in (await ada.command("cluster queue")).text
     stopped = await ada.agree(await ada.command("run cancel", run=1))
     assert stopped.text == "Run 1 has been asked to stop."
     await lab.guild.wait_for(channel.id, lambda m: "Run 1 is cancelled" in m.text)
     await lab.guild.wait_for(channel.id, lambda m: m.id == run_card.id and "cancelled" in m.text)
     assert lab.call(runs.view, 1).state == "cancelled"
 
+    await lab.launch(channel)
+    token = lab.call(attempts.admit, 2, (0,))
+    lab.call(leases.claim, 2, token, host="here", lease_seconds=600)
+    lab.call(leases.started, 2, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    lab.call(settlement.settle, 2, token, 36.0, Progress(0, 0), Ending(0), 3)
+    await lab.guild.wait_for(channel.id, lambda m: "Run 2 is finished at step 0, after 0.01 core-hours." in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Core-hours** 0.01 by this run" in m.text)
+    usage = await ada.command("cluster usage")
+    assert "0.01 core-hours of 1 core-hour spent" in usage.text
+    report = await ada.command("allocation change", channel=channel.id, allocation=1)
+    assert report.fields[0].label == "Core-hours more"
+
     record = await lab.guild.messages("public-record")
     assert [m.text.splitlines()[-1].rpartition(" · ")[0] for m in record] == ["-# Lab · record 1", "-# Lab · record 2"]
     assert await lab.stop_bot() == 0
     assert "Traceback" not in lab.log
+    # The pool is of CPUs: nothing that the bot has said speaks of GPUs, but for the descriptions of its commands.
+    said = [e for e in recorded(lab.root / "sandbox", "exchanges.jsonl") if not e["path"].endswith("/commands")]
+    assert [exchange for exchange in said if "GPU" in json.dumps(exchange)] == []
