@@ -13,6 +13,7 @@ from bot.commands import autocomplete, context
 from broker import catalogue, publications
 from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
+from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
 from broker.runs import control, launching, runs
 from broker.runs import sweeps as all_sweeps
@@ -317,7 +318,7 @@ def _unit(session: Session, interaction: Interaction, about: About) -> Unit:
     Raises NotFoundError and ConflictError where neither is known.
     """
     if about.run is not None:
-        return runs.view(session, about.run).unit
+        return session.get_one(Pool, runs.load(session, about.run).pool_id).unit
     if context.is_about_a_run(interaction):
         raise NotFoundError(NO_RUN)
     if about.project is None:
