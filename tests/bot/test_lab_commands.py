@@ -158,7 +158,7 @@ async def test_limits(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
     listed = await omar.command("stoa limits")
-    assert "**Starter hours** 1\n-# Hours of GPUs or cores that a proposal gets at once; 0 for none." in listed.text
+    assert "**Starter hours** 1\n-# Hours of GPUs or cores a proposal gets at once; 0 for none." in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Change one")
     changed = await omar.submit(form, {"Limit": "Starter hours", "Value": "2", "Reason": "It was too small."})

@@ -61,7 +61,7 @@ class ScopeForm(Form):
         self.project_id, self.release_policy = project_id, release_policy
         self.goal = long(USUAL, "What will exist at the end that does not exist today?")
         self.plan = long(LONG, "The steps to it, and who does them")
-        self.compute = long(BRIEF, "How many GPU-hours, or core-hours, on which pool, and how you estimated them")
+        self.compute = long(BRIEF, "How many hours of which pool, and how you estimated them")
         self.release = long(BRIEF, "Models, data, code, a report: what others can use")
         options = [discord.SelectOption(label=each, default=each == licence) for each in projects.LICENCES]
         self.licence: ui.Select[Any] = ui.Select(placeholder="What others may do with them", options=options)
