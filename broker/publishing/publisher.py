@@ -1,12 +1,14 @@
 """Publishing a run's checkpoints to the Hub, in the order of steps, each under a lease until the Hub has verified
 it."""
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import false, func, or_, update
@@ -19,7 +21,7 @@ from broker.publications import Disk, Publication, Repository
 from broker.publishing import disk, fetched, forgetting
 from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
-from broker.runs import runs
+from broker.runs import runs, series
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from broker.store import DamagedError, StoreError
 from projects import projects
@@ -27,6 +29,7 @@ from projects.db import transition
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
+from trainer import contract
 
 LONGEST_BACKOFF_SECONDS = 600.0
 UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
@@ -88,7 +91,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             return
         try:
             with _renewing(settings, db, claimed):
-                url = _upload(settings, db, hub, claimed)
+                url, tokens = _upload(settings, db, hub, claimed)
         except (HubError, StoreError, OSError, ValueError) as error:  # the Hub, the store, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
@@ -103,7 +106,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             _tell_refused(db, error)
             return
         with db.write() as session:
-            finish(session, claimed, url)
+            finish(session, claimed, url, tokens)
         disk.tidy(settings, db)
 
 
@@ -227,13 +230,19 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     )
 
 
-def finish(session: Session, claimed: Claimed, url: str) -> None:
-    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now."""
+def finish(session: Session, claimed: Claimed, url: str, tokens: int | None = None) -> None:
+    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now.
+
+    `tokens` is how many its weights have seen, if its metadata say so.
+    """
     done = _guarded(session, claimed, url=url, lease_until=None, error="")
     if not done:
         _came_late(session, claimed)
     else:
         run = runs.load(session, claimed.run_id)
+        told: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
+        if (held_out := series.newest_until(session, run.id, "held_out", claimed.step)) is not None:
+            told |= {"held_out": f"{held_out.value:.3f}", "held_out_step": held_out.step}
         runs.tell(
             session,
             run,
@@ -243,6 +252,7 @@ def finish(session: Session, claimed: Claimed, url: str) -> None:
             first=claimed.first,
             final=claimed.final,
             held=claimed.private,
+            **told,
         )
 
 
@@ -296,14 +306,16 @@ def _later(tries: int, pause_seconds: float, least_seconds: float = 0.0) -> date
     return utcnow() + timedelta(seconds=max(pause, least_seconds))
 
 
-def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:
+def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> tuple[str, int | None]:
+    """Publish a checkpoint; returns its address and how many tokens its weights have seen."""
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
         message = f"step {claimed.step}"
         url = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
-    return url
+        tokens = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text()).get("tokens")
+    return url, tokens if isinstance(tokens, int) else None
 
 
 @contextmanager

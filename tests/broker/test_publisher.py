@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,10 +187,14 @@ def row(lab: Lab, run: int, step: int) -> Publication:
 
 def told(lab: Lab) -> list[tuple[int, bool, bool]]:
     """Step, first and final of each publication that the record tells of."""
+    return [(payload["step"], payload["first"], payload["final"]) for payload in entries(lab)]
+
+
+def entries(lab: Lab) -> list[dict[str, Any]]:
+    """What the record tells of each publication."""
     with lab.db.read() as session:
-        entries = record.since(session, record.project_stream(1), 0)
-    payloads = [entry.payload or {} for entry in entries if entry.kind == "checkpoint.published"]
-    return [(payload["step"], payload["first"], payload["final"]) for payload in payloads]
+        found = record.since(session, record.project_stream(1), 0)
+    return [entry.payload or {} for entry in found if entry.kind == "checkpoint.published"]
 
 
 def test_published_once_in_the_order_of_steps(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
@@ -258,9 +263,11 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
         {"name": name, "licence": "PSF-2.0", "place": {}, "weight": 0.5, "held_out": {"tokens": 100, "bytes": size}}
         for name, size in (("docs", 300), ("code", 500))
     ]
-    how.write_text(json.dumps({"step": 2, "code_version": "abc123", "data": {"sources": halves}}))
+    how.write_text(json.dumps({"step": 2, "tokens": 200, "code_version": "abc123", "data": {"sources": halves}}))
     lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[written]))
     publish(lab, conf, run)
+    (entry,) = entries(lab)
+    assert [entry[key] for key in ("tokens", "held_out", "held_out_step")] == [200, "4.000", 2]
     said = hub.read(repo(conf, run), "README.md", "step2")
     config = configs.read(lab.row(run).config)
     for row_of_card in (

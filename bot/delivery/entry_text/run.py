@@ -173,6 +173,23 @@ def checkpoint(p: Payload) -> str:
     return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
 
 
+def checkpoint_line(p: Payload, *, names_run: bool = False) -> str:
+    """A published checkpoint as a line of the index in its thread; older entries know no tokens and no loss."""
+    parts = [f"[step {p['step']:,}]({p['url']})"]
+    if names_run:
+        parts.insert(0, f"run {p['run']}")
+    if "tokens" in p:
+        parts.append(f"{p['tokens']:,} tokens")
+    if "held_out" in p:
+        at = "" if p["held_out_step"] == p["step"] else f" at step {p['held_out_step']:,}"
+        parts.append(f"held-out {p['held_out']}{at}")
+    if p.get("final"):
+        parts.append("the last one")
+    if p.get("held"):
+        parts.append("held back until reviewers release it")
+    return " · ".join(parts)
+
+
 @entry("checkpoint.delayed")
 def checkpoint_delayed(p: Payload) -> str:
     return (
