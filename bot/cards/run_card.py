@@ -78,9 +78,11 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"of sweep {run.sweep_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
+    if run.tags:
+        about.append(text.tags(run.tags))
     does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
     return [
-        f"### {emoji} Run {run.id} {word}",
+        f"### {emoji} {' '.join(filter(None, (f'Run {run.id}', text.run_name(run.name), word)))}",
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.gpus(run.gpus, run.nodes)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",

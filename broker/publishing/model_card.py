@@ -136,7 +136,7 @@ def _card(
             # `language` is left out: neither recipes nor corpora say in which their text is.
             library_name="transformers",
             pipeline_tag="text-generation",
-            tags=["stoa", run.recipe],
+            tags=list(dict.fromkeys(("stoa", run.recipe, *run.tags))),
             datasets=[source["dataset"] for source in sources if source["dataset"]] or None,
             base_model=parent.name if parent else None,
             model_name=repo if held_out else None,

@@ -106,6 +106,8 @@ def run(said: str) -> RunView:
         started_at=None,
         ended_at=None,
         stages=(2, 10),
+        name=said,
+        tags=(said,) * 5,
     )
 
 
@@ -150,7 +152,20 @@ async def test_cards(said: str) -> None:
 def payload_of(kind: str, said: str) -> dict[str, Any]:
     """A payload with all that the text of any entry needs; every text in it is `said`."""
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
-    words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
+    words = (
+        "title",
+        "question",
+        "needs",
+        "why",
+        "goal",
+        "plan",
+        "compute",
+        "release",
+        "outcome",
+        "learnt",
+        "pool",
+        "tags",
+    )
     payload: dict[str, Any] = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
         (*words, "sponsor", "gpu_type", "until", "recipe", "text"), said
     )
