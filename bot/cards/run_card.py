@@ -164,11 +164,19 @@ def _made(run: RunView, details: RunDetails) -> Sequence[str]:
     made = [] if details.mfu is None else [f"**MFU** {details.mfu:.1%}"]
     made += [] if details.seed is None else [f"**Seed** {details.seed}"]
     made += [f"**Trainer version** {text.code(details.code_version, 80)}"] if details.code_version else []
+    commits = [] if details.code_commit is None else [f"**Commit of the code** {_commit(details.code_commit)}"]
+    if details.hub_commit is not None and run.checkpoints:
+        commits.append(f"**Commit on the Hub** of step {run.checkpoints[-1].step:,}: {_commit(details.hub_commit)}")
     return [
         f"**Held-out** {', '.join(losses)}, at step {run.held_out_step:,}" if losses else "",
         " · ".join(made),
+        " · ".join(commits),
         text.block(details.loading, 600) if details.loading else "",
     ]
+
+
+def _commit(commit: str) -> str:
+    return text.code(commit, 64) if commit else "not recorded"
 
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:

@@ -180,6 +180,8 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
         )
     if version := str(metadata.get("code_version", "")):
         facts.append(("Version of the trainer", _plain(version[:80])))
+    if commit := str(metadata.get("code_commit", "")):
+        facts.append(("Git commit of the trainer", _plain(commit[:64])))
     return facts
 
 

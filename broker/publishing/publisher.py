@@ -36,6 +36,8 @@ UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
 """Errors that come from the checkpoint's folder or its copy in the store, not from a full disk or the Hub."""
 LOST_AFTER = 12
 """A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
+LONGEST_COMMIT = 64
+"""Characters of a git commit: a SHA-256, or 40 of a SHA-1."""
 VISIBILITY = -1
 """In the place of a step: the repository itself is to be made public or private, or its cards rewritten."""
 
@@ -55,6 +57,17 @@ class Claimed:
     private: bool
     first: bool
     final: bool
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A checkpoint on the Hub, with the commit there; and what its metadata say: the commit of the trainer's code, and
+    how many tokens its weights have seen. These are empty and None where they are not recorded."""
+
+    url: str
+    hub_commit: str = ""
+    code_commit: str = ""
+    tokens: int | None = None
 
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
@@ -91,7 +104,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             return
         try:
             with _renewing(settings, db, claimed):
-                url, tokens = _upload(settings, db, hub, claimed)
+                uploaded = _upload(settings, db, hub, claimed)
         except (HubError, StoreError, OSError, ValueError) as error:  # the Hub, the store, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
@@ -106,7 +119,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             _tell_refused(db, error)
             return
         with db.write() as session:
-            finish(session, claimed, url, tokens)
+            finish(session, claimed, uploaded)
         disk.tidy(settings, db)
 
 
@@ -230,17 +243,16 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     )
 
 
-def finish(session: Session, claimed: Claimed, url: str, tokens: int | None = None) -> None:
-    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now.
-
-    `tokens` is how many its weights have seen, if its metadata say so.
-    """
-    done = _guarded(session, claimed, url=url, lease_until=None, error="")
+def finish(session: Session, claimed: Claimed, uploaded: Uploaded) -> None:
+    """Store and record that a checkpoint was published and verified, unless another publisher has the lease now."""
+    commits = {"hub_commit": uploaded.hub_commit, "code_commit": uploaded.code_commit}
+    done = _guarded(session, claimed, url=uploaded.url, lease_until=None, error="", **commits)
     if not done:
         _came_late(session, claimed)
     else:
         run = runs.load(session, claimed.run_id)
-        told: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
+        told: dict[str, Any] = {key: commit for key, commit in commits.items() if commit}
+        told |= {} if uploaded.tokens is None else {"tokens": uploaded.tokens}
         if (held_out := series.newest_until(session, run.id, "held_out", claimed.step)) is not None:
             told |= {"held_out": f"{held_out.value:.3f}", "held_out_step": held_out.step}
         runs.tell(
@@ -248,7 +260,7 @@ def finish(session: Session, claimed: Claimed, url: str, tokens: int | None = No
             run,
             "checkpoint.published",
             step=claimed.step,
-            url=url,
+            url=uploaded.url,
             first=claimed.first,
             final=claimed.final,
             held=claimed.private,
@@ -306,16 +318,16 @@ def _later(tries: int, pause_seconds: float, least_seconds: float = 0.0) -> date
     return utcnow() + timedelta(seconds=max(pause, least_seconds))
 
 
-def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> tuple[str, int | None]:
-    """Publish a checkpoint; returns its address and how many tokens its weights have seen."""
+def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Uploaded:
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
         message = f"step {claimed.step}"
-        url = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
+        branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
-        tokens = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text()).get("tokens")
-    return url, tokens if isinstance(tokens, int) else None
+        how = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
+    tokens, code_commit = how.get("tokens"), str(how.get("code_commit", ""))[:LONGEST_COMMIT]
+    return Uploaded(branch.url, branch.commit, code_commit, tokens if isinstance(tokens, int) else None)
 
 
 @contextmanager

@@ -138,7 +138,7 @@ async def test_cards(said: str) -> None:
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
-        details = RunDetails(2.5, 1.25, 0.4, 7, said, said)
+        details = RunDetails(2.5, 1.25, 0.4, 7, said, said, said, said)
         card = run_card(training, picture="curve.png", why=why, thread_id="1", details=details)
         checked(card)
         galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
