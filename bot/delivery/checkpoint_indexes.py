@@ -61,6 +61,11 @@ class CheckpointIndexes:
         waiting: list[Callable[[], bool]] = []
         for row in await self.app.read(_growing, self.stream):
             entries = await self.app.read(record.numbered, self.stream, list(_told(row)))
+            if row.gone:
+                left = [entry for entry in entries if _told(row)[entry.number] == UNSHOWN]
+                await self._post(f"{row.key.rpartition(':')[0]}:{left[0].number}", row.channel_id, left)
+                await self.app.write(_shown, row.key, digest(entries))
+                continue
             age = edit_budget.age(row.message_id or "")
             is_turn = functools.partial(self.sender.budget.turn, row.key, row.channel_id, age=age)
             if not is_turn():
@@ -73,9 +78,11 @@ class CheckpointIndexes:
             except LockedThreadError:
                 waiting.append(functools.partial(is_turn, pause=OLD))
             else:
-                if not await self.app.write(_shown, row.key, digest(entries)):  # it was deleted before the edit
-                    left = [entry for entry in entries if _told(row)[entry.number] == UNSHOWN]
-                    await self._post(f"{row.key.rpartition(':')[0]}:{left[0].number}", row.channel_id, left)
+                now = await self.app.read(outbox.message, row.key)
+                if now is not None and now.gone:  # it was deleted before the edit
+                    waiting.append(lambda: True)
+                else:
+                    await self.app.write(_shown, row.key, digest(entries))
         self._waiting, self.behind = waiting, bool(waiting)
 
     async def _post(self, key: str, thread_id: str, entries: Sequence[EntryView]) -> None:
@@ -137,16 +144,15 @@ def _add(session: Session, entry: EntryView, prefix: str, thread_id: str) -> boo
 
 
 def _growing(session: Session, stream: str) -> Sequence[DiscordMessage]:
-    """The indexes of a stream that lack a line, and those of which nobody knows what they show."""
-    return [row for row in session.scalars(_standing(_prefix(stream))) if UNSHOWN in _told(row).values()]
+    """The indexes of a stream that lack a line, also deleted ones, and those of which nobody knows what they show."""
+    begun = col(DiscordMessage.message_id).is_not(None) | col(DiscordMessage.gone)
+    rows = select(DiscordMessage).where(col(DiscordMessage.key).startswith(_prefix(stream), autoescape=True), begun)
+    return [row for row in session.scalars(rows) if UNSHOWN in _told(row).values()]
 
 
-def _shown(session: Session, key: str, digest: str) -> bool:
-    """Note what an index shows after an edit; False where a person has deleted it."""
-    row = session.get_one(DiscordMessage, key)
-    if not row.gone:
-        row.digest = digest
-    return not row.gone
+def _shown(session: Session, key: str, digest: str) -> None:
+    """Note what an index shows after an edit, or what another shows in its place."""
+    session.get_one(DiscordMessage, key).digest = digest
 
 
 def _told(row: DiscordMessage) -> dict[int, str]:

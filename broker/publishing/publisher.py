@@ -326,6 +326,8 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Upl
         branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
         how = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
+    if not isinstance(how, dict):
+        raise ValueError(f"{contract.CHECKPOINT_METADATA_FILE} of step {claimed.step} is no object")
     tokens, code_commit = how.get("tokens"), str(how.get("code_commit", ""))[:LONGEST_COMMIT]
     return Uploaded(branch.url, branch.commit, code_commit, tokens if isinstance(tokens, int) else None)
 
