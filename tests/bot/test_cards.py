@@ -197,7 +197,7 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     shown = run("demo")
     for state, (emoji, colour, word) in RUNS.items():
         card = run_card(replace(shown, state=state))
-        assert said(card).startswith(f"### {emoji} Run 1 {word}\n")
+        assert said(card).startswith(f"### {emoji} Run 1 “demo” {word}\n")
         (container,) = card.children
         assert isinstance(container, ui.Container)
         assert container.accent_colour == colour
