@@ -19,6 +19,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Names and tags are lost, but for those in the record."""
     for table in ("launch_drafts", "runs"):
-        with op.batch_alter_table(table) as changed:
-            changed.drop_column("tags")
-            changed.drop_column("name")
+        for column in ("tags", "name"):
+            op.drop_column(table, column)

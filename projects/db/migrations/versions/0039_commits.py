@@ -17,6 +17,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """The commits are lost, but for those in the record."""
-    with op.batch_alter_table("publications") as table:
-        table.drop_column("code_commit")
-        table.drop_column("hub_commit")
+    for column in ("code_commit", "hub_commit"):
+        op.drop_column("publications", column)
