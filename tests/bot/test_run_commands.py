@@ -480,14 +480,14 @@ async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shar
     ada = lab.person("Ada")
     given = {"name": "**Wide** @everyone 🧪", "tags": "#Rope, tiny"}
     run = await launched(lab, channel, time_limit="1m", **given)
-    card = await card_of(lab, channel, run, "“\\*\\*Wide\\*\\* @\u200beveryone 🧪” waits for GPUs", "`rope` `tiny`")
+    card = await card_of(lab, channel, run, "“\\*\\*Wide\\*\\* @\u200beveryone 🧪” waits for its turn", "`rope` `tiny`")
     await lab.guild.wait_for(
         card.thread_id or "", has(f"launches run {run} “\\*\\*Wide\\*\\* @\u200beveryone 🧪”, tagged `rope` `tiny`: ")
     )
     renamed = said(await ada.command("run name", channel=card.thread_id or "", name="Narrow", tags="tiny"))
     assert renamed == f"Run {run} is now called “Narrow” and has the tags `tiny`."
     await lab.guild.wait_for(card.thread_id or "", has(f"**Ada** names run {run}: “Narrow”, tagged `tiny`."))
-    await card_of(lab, channel, run, f"Run {run} “Narrow” waits for GPUs")
+    await card_of(lab, channel, run, f"Run {run} “Narrow” waits for its turn")
     assert f"Run {run} “Narrow” " in (await ada.command("run show", run=run)).text
     listed = [said(await ada.command("run list", channel=channel.id, tag=tag)) for tag in ("tiny", "rope")]
     assert f"{run} “Narrow” `demo`".replace("`", "") in listed[0].replace("*", "").replace("`", "")
