@@ -145,7 +145,6 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         lease_seconds=20,
         stop_grace_seconds=GRACE_SECONDS,
         picture_seconds=8,
-        tick_seconds=0.5,
         disk_floor_gib=0.5,  # it needs less than that
     )
 
