@@ -581,7 +581,7 @@ def test_each_checkpoint_has_the_metrics_since_the_one_before(lab: Lab, conf: Se
 
 
 def test_the_work_for_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
-    """Fifty thousand lines before it: their bytes are not read again, the losses stay bounded, and so does the memory."""
+    """Lines before it are not read again, and neither the losses nor the memory grow with them."""
     attempt, target = tmp_path / "attempt-1", tmp_path / "out.jsonl"
     log_steps(attempt, range(1, 50_001))
     size = (attempt / "metrics.jsonl").stat().st_size

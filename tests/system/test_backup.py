@@ -18,10 +18,8 @@ from projects.record import record, verification
 from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
-from tests.databases import create, postgres
+from tests.databases import create
 from tests.system.test_command_line import stoa
-
-__all__ = ["postgres"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -24,14 +24,11 @@ from projects.db.database import Database
 from projects.errors import InvalidError
 from projects.people import Actor
 from projects.settings import Settings
-from tests.databases import postgres
 from tests.environment import bare
 from tests.patience import PATIENCE
-from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, Seaweed
 from tests.system.chaos import call
 from tests.system.test_command_line import stoa
-
-__all__ = ["postgres", "seaweed"]
 
 
 @pytest.fixture(scope="module")
