@@ -18,7 +18,6 @@ from bot import server
 from broker import fence
 from broker.allocations import pools
 from cli import doctor
-from cli.services import Parts
 from demo.play import settings_for
 from projects.db.database import Database
 from projects.errors import InvalidError
@@ -29,6 +28,7 @@ from tests.environment import bare
 from tests.patience import PATIENCE
 from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
 from tests.system.chaos import call
+from tests.system.forked_parts import ForkedParts
 from tests.system.test_command_line import stoa
 
 __all__ = ["postgres", "seaweed"]
@@ -38,7 +38,7 @@ __all__ = ["postgres", "seaweed"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A sandbox, with a queue."""
     home = tmp_path_factory.mktemp("doctor")
-    parts = Parts(home / "logs")
+    parts = ForkedParts(home / "logs")
     where = home / "sandbox"
     environment = bare()
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]
