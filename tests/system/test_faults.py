@@ -42,14 +42,14 @@ GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 LOOK = 0.5
 """Seconds between two looks at all processes of the machine."""
-SMALL = "batch=2, micro_batch=2, sequence_length=32"
 RECIPE = """
 like: demo
 model: {layers: 1, hidden_size: 32, heads: 2}
 data:
+  sequence_length: 32
   tokenizer: {vocabulary: 320, train_bytes: 20000}
   sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]
-training: {evaluation_tokens: 64}
+training: {batch: 2, micro_batch: 2, evaluation_tokens: 64}
 """
 SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
 SECRET = "a-discord-token-nobody-may-see"
@@ -93,9 +93,7 @@ class Stoa:
         """Queue a run on one device, with a time limit that is for nobody to reach."""
         allocation = self.lab.allocation(self.project, hours="0.6")
         with self.db.write() as session:
-            order = Order(
-                self.project, self.recipe, "30m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation
-            )
+            order = Order(self.project, self.recipe, "30m", overrides=f"steps={steps}", allocation_id=allocation)
             return launching.launch(session, ADA, f"faults-{allocation}", order).run_id
 
     def folder(self, run: int, token: int) -> Path:
