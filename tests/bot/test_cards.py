@@ -42,7 +42,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
-    asked = replace(request("Sizes"), seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty.")
+    asked = replace(
+        request("Sizes"), gpu_type="CPU", seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty."
+    )
     heads = {
         AllocationState.REQUESTED: "2 core-hours for Sizes",
         AllocationState.APPROVED: "1 core-hour for Sizes",
@@ -64,6 +66,7 @@ async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
         "one_reviewer": 100 * 3600,
         "days": 30,
         "reviewers": 2,
+        "units": [Unit.CORE],
     }
     card = said(review_card(asked, replace(context("Why?"), halves=False, **hours)))
     assert (
@@ -73,6 +76,8 @@ async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
     alone = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"recent": 0, "reviewers": 1})))
     assert "Within 30 days" not in alone
     assert "**Decision** One reviewer decides." in alone
+    both = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"units": list(Unit)})))
+    assert "the project was granted 60 hours of GPUs and cores together; with this it would be 110." in both
     theirs = PeriodSum(project=0, granted=60 * 3600, asked=30 * 3600, person="Ada")
     sliced = hours | {"recent": 0, "with_this": 50 * 3600, "person": theirs}
     card = said(review_card(asked, replace(context("Why?"), halves=False, **sliced)))
@@ -207,7 +212,7 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     ended = replace(shown, started_at=started, ended_at=started.replace(minute=5), state=RunState.FINISHED)
     over = said(run_card(ended))
     assert "**Took** 5 min" in over
-    assert re.search(r"\*\*core-hours\*\* [\d.]+ by this run\n", over), (
+    assert re.search(r"\*\*Core-hours\*\* [\d.]+ by this run\n", over), (
         "what others draw of the allocation is not its own"
     )
     fork = replace(shown, parent_id=3, attempt=2)

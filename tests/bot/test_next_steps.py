@@ -49,7 +49,7 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     for source in (asked.message, granted):
         launching = await ada.press(source, "Launch a run")
         assert [field.label for field in launching.fields] == [
-            "Recipe", "Time limit", "Cores", "Changes to the recipe",
+            "Recipe", "Time limit", "Cores", "Changes to the recipe", "Name",
         ]  # fmt: skip
     odd = {"Recipe": "demo", "Time limit": "10m", "Cores": "two"}
     assert (await ada.submit(launching, odd)).text == "The number of cores is a whole number, such as 1 or 8."
