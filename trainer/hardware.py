@@ -15,6 +15,8 @@ DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 """What the model computes with, by the configured precision."""
 _ARCHITECTURES = {"gfx908": "MI100", "gfx90a": "MI250X", "gfx942": "MI300X", "gfx950": "MI355X"}
 """AMD's GPUs by their architectures, as some versions of ROCm have no name for them."""
+_LONG = 0.02
+"""Seconds of a matrix product after which a larger one tells no more of a device."""
 
 
 def device(local_rank: int) -> torch.device:
@@ -52,15 +54,23 @@ def check_precision(training: TrainingConfig, device: torch.device) -> None:
             raise ConfigError(refusal)
 
 
-def _measured(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
-    """FLOP/s in the fastest of a few matrix products, on the device as shared as it is."""
-    square = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        (square @ square)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+def _measured(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s in the fastest of a few matrix products, on the device as shared as it is.
+
+    They grow while they are fast: a CPU without instructions for 16 bits takes seconds for one of 1024 rows.
+    """
+    fastest = 0.0
+    for size in (128, 256, 512, 1024):
+        square = torch.ones(size, size, dtype=dtype, device=device)
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            (square @ square)[0, 0].item()
+            best = min(best, time.perf_counter() - began)
+        fastest = max(fastest, 2 * size**3 / best)
+        if best > _LONG:
+            break
+    return fastest
 
 
 def peak_memory(device: torch.device) -> int:
