@@ -270,14 +270,15 @@ def test_a_spike_of_the_loss_is_told_once(lab: Lab, project: int, run: int) -> N
     lab.renew(run, token, 2, replace(NOTHING, spikes=[Spike(100, 6.5, 3.0)]))
     assert told() == [(60, "4.500", "3.000")]
     assert (lab.run(run).spike, lab.run(run).spike_step) == (6.5, 100)
-    lab.renew(run, token, 3, replace(NOTHING, spikes=[Spike(151, 7.0, 2.5)]))
+    lab.renew(run, token, 3, replace(NOTHING, spikes=[Spike(250, 7.0, 2.5)]))
     lab.settle(run, token, 4, KILLED)
     again = lab.start(run, 0)
-    lab.renew(run, again, 1, replace(NOTHING, spikes=[Spike(60, 4.5, 3.0), Spike(151, 7.0, 2.5)]))
+    lab.renew(run, again, 1, replace(NOTHING, spikes=[Spike(60, 4.5, 3.0), Spike(170, 5.0, 3.0), Spike(250, 7.0, 2.5)]))
     with lab.db.write() as session:
-        last = replace(NOTHING, spikes=[Spike(300, 9.0, 2.5)])
+        last = replace(NOTHING, spikes=[Spike(320, 9.0, 2.5)])
         settlement.settle(session, run, again, 2, last, DONE, 3)
-    assert told() == [(60, "4.500", "3.000"), (151, "7.000", "2.500"), (300, "9.000", "2.500")]
+    new = [(170, "5.000", "3.000"), (320, "9.000", "2.500")]
+    assert told() == [(60, "4.500", "3.000"), (250, "7.000", "2.500"), *new], "each once, in the order that they came"
 
 
 def test_a_spike_over_steps_that_are_logged_rarely_is_told_once(lab: Lab, project: int, run: int) -> None:
