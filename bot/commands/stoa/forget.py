@@ -7,7 +7,7 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot import errors, text
+from bot import errors, kept_forms, text
 from bot.app import Interaction, actor, take
 from bot.cards import card
 from bot.commands.form import Form, long
@@ -171,6 +171,7 @@ class Decision(ui.LayoutView):
         await interaction.response.defer()
         app, who = interaction.client, actor(interaction)
         done = await app.write(forgetting.forget, who, self.discord_id, self.reason, self.chosen)
+        await app.write(kept_forms.drop, self.discord_id)
         chosen = f"{text.count(len(self.chosen), 'text was', 'texts were')} chosen."
         said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow. {chosen}"
         await self._end(interaction, " ".join(filter(None, (said, forgetting.told(done.repositories)))))
