@@ -188,7 +188,7 @@ async def card(stage: Stage, console: Console) -> str:
 
 
 async def checkpoints(stage: Stage, console: Console) -> str:
-    """Every checkpoint is a branch, its link a post in the run's thread; the last one is in the channel too."""
+    """Every checkpoint is a branch, with its link in the run's thread; the last one is in the channel too."""
     until = time.monotonic() + PATIENCE
     while True:
         run = stage.run()
