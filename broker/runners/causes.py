@@ -72,7 +72,7 @@ def sentence(
     elif known == EndReason.OUT_OF_MEMORY:
         found = said if "memory" in said.lower() else f"{runner or 'out of memory'}{_advice(folder, room)}"
     else:
-        found = said or runner or ("" if status == Status.DONE else _unsaid(folder, status, room))
+        found = said or runner or ("" if status == Status.DONE else _unsaid(folder, status))
     return public(found, folder)
 
 
@@ -97,10 +97,10 @@ def of_signal(number: int) -> str:
     return f"the trainer was ended by {name}{f', {usual}' if usual else ''}"
 
 
-def _unsaid(folder: Path, status: int, room: Room | None) -> str:
+def _unsaid(folder: Path, status: int) -> str:
     """The cause by the status and the log alone."""
     if status < 0:
-        return of_signal(-status) + (_advice(folder, room) if status == -signal.SIGKILL else "")
+        return of_signal(-status)
     tail = _tail(folder / LOG_FILE)
     if status == Status.CONFIG and (
         last := next((line for line in reversed(tail.split("\n")) if text.cleaned(line)), "")

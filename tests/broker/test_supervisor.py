@@ -171,7 +171,7 @@ def test_a_trainer_whose_host_is_drained_goes_on_later(lab: Lab, tmp_path: Path,
         supervisor.terminate()
         assert supervisor.wait(PATIENCE) == 0
     assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.HOST_DRAINED)
-    assert lab.run(run).reason == f"its host {processes.host()} is being drained"
+    assert lab.run(run).reason.startswith(f"its host {processes.host()} is being drained; the trainer was killed ")
 
 
 def test_a_trainer_that_something_else_kills_was_ended_by_a_signal(lab: Lab, tmp_path: Path, run: int) -> None:
@@ -180,8 +180,8 @@ def test_a_trainer_that_something_else_kills_was_ended_by_a_signal(lab: Lab, tmp
             os.kill(number, signal.SIGKILL)
         assert supervisor.wait(PATIENCE) == 0
     assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.SIGNAL)
-    assert lab.run(run).reason.startswith("the trainer was ended by SIGKILL, as the kernel does where a host's memory ")
-    assert re.search(r"; its processes need about [0-9.]+ GiB of a host's memory$", lab.run(run).reason)
+    killed = "the trainer was ended by SIGKILL, as the kernel does where a host's memory is used up"
+    assert lab.run(run).reason == killed
 
 
 def test_a_hold_much_shorter_than_the_lease_is_no_matter(lab: Lab, tmp_path: Path, run: int) -> None:

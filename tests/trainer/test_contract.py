@@ -176,11 +176,11 @@ def test_a_rank_that_the_kernel_kills_says_what_memory_it_needs(tmp_path: Path, 
     counters, out = tmp_path / "vmstat", tmp_path / "out"
     counters.write_text("pgfault 7\noom_kill 3\n")
     command = [sys.executable, "-c", SCRIPT, counters, "train", write_config(tmp_path / "tiny.yml"), "--out", out]
-    with psutil.Popen(list(map(str, command)), env=SCRUBBED, stderr=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(list(map(str, command)), env=SCRUBBED, stderr=subprocess.PIPE, text=True) as parent:
         try:
-            wait_for(lambda: len(parent.children()) == 1)
+            wait_for(lambda: len(psutil.Process(parent.pid).children()) == 1)
             counters.write_text(f"pgfault 7\noom_kill {3 + kills}\n")
-            parent.children()[0].kill()
+            psutil.Process(parent.pid).children()[0].kill()
             _, said = parent.communicate(timeout=PATIENCE)
         finally:
             parent.kill()
