@@ -581,29 +581,29 @@ def test_each_checkpoint_has_the_metrics_since_the_one_before(lab: Lab, conf: Se
 
 
 def test_the_work_for_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
-    """Two million lines before it: their bytes are not read again, the losses stay bounded, and so does the memory."""
+    """Lines before it are not read again, and neither the losses nor the memory grow with them."""
     attempt, target = tmp_path / "attempt-1", tmp_path / "out.jsonl"
-    log_steps(attempt, range(1, 200_001))
+    log_steps(attempt, range(1, 50_001))
+    size = (attempt / "metrics.jsonl").stat().st_size
     tracemalloc.start()
-    points = metrics.write(200_000, attempt, -1, target)
+    points = metrics.write(50_000, attempt, -1, target)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 20 * 2**20
-    assert (points[0].step, points[-1].step, len(points) <= metrics.MOST_LOSSES) == (1, 200_000, True)
-    assert target.read_text().count("\n") == 200_000
-    seen = (attempt / "metrics.jsonl").stat().st_size
+    assert peak < 0.8 * size
+    assert (points[0].step, points[-1].step, len(points) <= metrics.MOST_LOSSES) == (1, 50_000, True)
+    assert target.read_text().count("\n") == 50_000
     with (attempt / "metrics.jsonl").open("r+b") as file:  # who read it again would find nothing
-        file.write(b"\0" * seen)
-    log_steps(attempt, range(200_001, 200_011))
-    points = metrics.write(200_005, attempt, 200_000, target)
-    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == list(range(200_001, 200_006))
-    assert (points[0].step, points[-1].step) == (1, 200_005)
-    log_steps(tmp_path / "attempt-2", range(200_004, 200_009), loss=2.0)
-    points = metrics.write(200_008, tmp_path / "attempt-2", 200_005, target)
-    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == [200_006, 200_007, 200_008]
+        file.write(b"\0" * size)
+    log_steps(attempt, range(50_001, 50_011))
+    points = metrics.write(50_005, attempt, 50_000, target)
+    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == list(range(50_001, 50_006))
+    assert (points[0].step, points[-1].step) == (1, 50_005)
+    log_steps(tmp_path / "attempt-2", range(50_004, 50_009), loss=2.0)
+    points = metrics.write(50_008, tmp_path / "attempt-2", 50_005, target)
+    assert [json.loads(line)["step"] for line in target.read_text().splitlines()] == [50_006, 50_007, 50_008]
     assert [(point.step, point.value) for point in points[-6:]] == [
-        *((step, 1.0) for step in (200_003,)),
-        *((step, 2.0) for step in range(200_004, 200_009)),
+        *((step, 1.0) for step in (50_003,)),
+        *((step, 2.0) for step in range(50_004, 50_009)),
     ]
     assert points[0].step == 1
 
