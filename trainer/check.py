@@ -219,6 +219,8 @@ def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | 
         wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus), device))
         if wanted <= most:
             return f"{need}; with {words} it would need about {readable(wanted)}."
+    if needed <= gpu_memory:
+        return f"{need}; other programs may hold the rest."
     return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
 
 

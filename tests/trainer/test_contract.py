@@ -186,7 +186,7 @@ def test_a_rank_that_the_kernel_kills_says_what_memory_it_needs(tmp_path: Path, 
             parent.kill()
     why = ", as its host was out of memory. It was expected to need " if kills else ".\n"
     assert said.startswith(f"Rank 0 was killed by SIGKILL{why}")
-    assert ("; with training.micro_batch " in said) == bool(kills)
+    assert said.endswith("; other programs may hold the rest.\n") == bool(kills)
     assert outcome(out)["transient"] is True
 
 
