@@ -1,18 +1,21 @@
-"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, and who may send."""
+"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, who may send, and
+forms to be mended."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlmodel import Field
 
-from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
+from projects.db.columns import Base, foreign_key, integer, json_object, row_id, timestamp, utcnow
 
 
 class DiscordMessage(Base, table=True):
     """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
     `key` says what it shows: the post `entry:12:channel`, the post `entries:project:3:4-9:channel` that the entries 4
-    to 9 share, the card `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`, or the welcome
-    `welcome:project:3` or `welcome:proposals`. The row `pin:welcome:proposals` says that the message was pinned.
+    to 9 share, the index `checkpoints:project:3:run:7:12` of a run's checkpoints from entry 12 on, the card
+    `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`, or the welcome `welcome:project:3` or
+    `welcome:proposals`. The row `pin:welcome:proposals` says that the message was pinned.
     `mentions` is the Discord id of the person that a post pings. `digest` and `picture` tell what a card shows now.
     `gone` means that a person has deleted the message, so that it is not sent again.
     """
@@ -106,3 +109,17 @@ class DiscordRoleHolder(Base, table=True):
 
     project_id: int = foreign_key("discord_roles.project_id", primary_key=True)
     discord_id: str = Field(primary_key=True)
+
+
+class DiscordForm(Base, table=True):
+    """A form that was refused, as `bot.kept_forms` encodes it, and the Discord id of the person who filled it in.
+
+    It is deleted a day after `at`.
+    """
+
+    __tablename__ = "discord_forms"
+
+    id: int = row_id()
+    discord_id: str
+    form: dict[str, Any] = json_object()
+    at: datetime = timestamp(default=utcnow)

@@ -64,6 +64,8 @@ class Server:
 
 PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
+WRONG_CLOCKS = Server("tests.wrong_clock", "tests.imported")
+"""The server of parts whose clock may be wrong: each sets `tests.wrong_clock.SECONDS`."""
 TRAINERS = Server("tests.forked_trainer", variables={"DS_ACCELERATOR": "cpu"} | allocator.environment(os.environ))
 """The server of trainers whose ranks are forked from them."""
 TRAINER = "import tests.forked_trainer; tests.forked_trainer.main()"
@@ -124,10 +126,13 @@ def module(
     *arguments: str,
     python: Path | None = None,
     session: bool = False,
+    before: str = "",
+    server: Server = PARTS,
 ) -> Forked:
-    """Start what `python -m name` is, with these arguments; with `session`, in a session of its own."""
-    code = f"import os; os.setsid(); {_of_module(name)}" if session else _of_module(name)
-    return Forked(code, log, environment, *arguments, python=python)
+    """Start what `python -m name` is, with these arguments, after the statement `before`; with `session`, in a session
+    of its own."""
+    steps = ("import os; os.setsid()" if session else "", before, _of_module(name))
+    return Forked("; ".join(filter(None, steps)), log, environment, *arguments, python=python, server=server)
 
 
 def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,15 +1,15 @@
 """The device that a rank computes on: its peak FLOP/s, its memory, and the memory in use."""
 
+import os
 import resource
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-import psutil
 import torch
 
 from trainer import gpus
 from trainer.config import ConfigError, Precision, TrainingConfig
+from trainer.memory import host_bytes_here
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What the model computes with, by the configured precision."""
@@ -84,10 +84,23 @@ def memory(device: torch.device, local_ranks: int) -> int:
     """Bytes that a rank may use: its GPU's memory, or its share of the host's memory within the process's limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [psutil.virtual_memory().total]
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (text := group.read_text().strip()).isdecimal():
-        limits.append(int(text))
     bounds = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     own = [bound for bound in bounds if bound != resource.RLIM_INFINITY]
-    return min([*own, min(limits) // local_ranks])
+    return min([*own, host_bytes_here() // local_ranks])
+
+
+def gpu_number(local_rank: int) -> str:
+    """The number of a rank's GPU on its host; that among the GPUs that the process sees, where they have names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = visible[local_rank].strip() if local_rank < len(visible) else ""
+    return named if named.isdecimal() else str(local_rank)
+
+
+def held_by_others(device: torch.device) -> int:
+    """Bytes of a GPU that this process has not allocated and that are not free: other programs', and its own context's;
+    0 where the driver does not say."""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, total - free - torch.cuda.memory_reserved(device))
+    except RuntimeError:
+        return 0

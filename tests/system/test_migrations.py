@@ -16,7 +16,7 @@ import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.tables import DiscordCommands, DiscordPurpose, DiscordRole, DiscordRoleHolder
+from bot.tables import DiscordCommands, DiscordForm, DiscordPurpose, DiscordRole, DiscordRoleHolder
 from broker import catalogue, publications
 from broker.allocations import pools, shares, sponsor_shares
 from broker.publications import Repository
@@ -36,9 +36,6 @@ from projects.db.migrations import versions
 from projects.findings import Finding
 from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab
-from tests.databases import database_url, db, new_url, postgres
-
-__all__ = ["database_url", "db", "new_url", "postgres"]
 
 FIRST = 1
 PAST_MEMBERSHIPS = 17
@@ -78,6 +75,7 @@ def fill(database: Database) -> None:
         outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
+        session.add(DiscordForm(discord_id="600", form={"form": []}))
         session.add(DiscordRole(project_id=1, role_id="500"))
         session.flush()
         session.add(DiscordRoleHolder(project_id=1, discord_id="600"))

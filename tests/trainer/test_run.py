@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
 from trainer.checkpoint.resume import StartingPoint
+from trainer.code_version import code_commit
 from trainer.config import TrainConfig
 from trainer.contract import Status
 from trainer.distributed.parallel_dims import ParallelDims
@@ -71,6 +72,7 @@ def test_checkpoint_says_how_it_was_made(finished: Path) -> None:
     how = json.loads((finished / "checkpoints" / "step4" / "how.json").read_text())
     assert (how["step"], how["tokens"], how["seed"]) == (4, 4 * 8 * 32, 1234)
     assert how["torch_version"] == torch.__version__
+    assert how["code_commit"] == code_commit()
     assert how["config"]["training"]["steps"] == 12
     assert [(source["name"], source["licence"]) for source in how["data"]["sources"]] == [
         ("python-docs", "PSF-2.0"),
@@ -124,7 +126,8 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     assert result.returncode == 70
     assert outcome(tmp_path / "out")["reason"] == (
         "The loss of step 5 is nan; the weights were not touched. It read rows 0 to 7 of the batch: data show --step 5 "
-        "prints them."
+        "prints them. A fork from an earlier checkpoint with a lower learning rate, or with another seed, may get past "
+        "it."
     )
     assert outcome(tmp_path / "out")["transient"] is False
     assert lines(tmp_path / "out" / "events.jsonl")[-1]["event"] == "failed"
