@@ -36,6 +36,15 @@ def of_project(title: str, ending: Ending) -> str:
     return _sentences([*said, *_runs(ending, "stop", "end"), _unused(ending, "grant")])
 
 
+def about(ending: Ending) -> str:
+    """What of an ending people are to know before they agree to it: what ends, and whether checkpoints are written.
+
+    Of more runs than are named, it is whether there are any: where runs last seconds, their number never stands still.
+    """
+    runs = [ids if len(ids) <= MOST_NAMED else "many" for ids in map(list, (ending.stopping, ending.waiting))]
+    return repr((list(ending.allocations), list(ending.requests), *runs, ending.checkpoint))
+
+
 def _runs(ending: Ending, stop: str, at_once: str) -> Sequence[str]:
     said = []
     for runs, verb, checkpoint in ((ending.stopping, stop, ending.checkpoint), (ending.waiting, at_once, False)):

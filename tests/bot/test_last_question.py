@@ -54,6 +54,9 @@ async def test_a_run_is_cancelled_after_a_question_that_outlives_a_restart(share
     reserved = "What is not used of the 0.1 core-hours reserved for run 1 returns to the allocation."
     assert again.text.endswith(f"\nRun 1 writes a checkpoint and stops. {reserved}{END}")
     assert lab.heads() == heads
+    lab.call(lambda session: attempts.extend(session, runs.load(session, 1), 720))
+    later = await ada.command("run cancel", channel=channel.id, run=1)
+    assert "of the 0.3 GPU-hours reserved" in later.text, "other sums are no reason to ask again"
     done = await ada.agree(again)
     assert (done.kind, done.text) == ("update", "Run 1 has been asked to stop.")
     assert done.message is not None

@@ -201,7 +201,7 @@ class Lab:
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            settlement.expire(session, attempt, grace_seconds=grace, most=most)
+            settlement.expire(session, attempt, lease_seconds=60, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""

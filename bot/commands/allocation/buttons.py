@@ -12,7 +12,7 @@ from bot.app import Interaction, actor
 from bot.buttons import Handler
 from bot.commands import ending_text
 from bot.commands.allocation.forms import ApproveChangeForm, ApproveForm, RequestForm
-from bot.commands.last_question import LastQuestion
+from bot.commands.last_question import LastQuestion, Told
 from bot.commands.reason_form import AnswerForm, QuestionForm, ReasonForm
 from broker.allocations import allocations, pools, requests
 from broker.reports import endings, review_context
@@ -82,8 +82,9 @@ async def _revoke(interaction: Interaction, allocation_id: int) -> None:
     await interaction.response.send_modal(ReasonForm(title, reviews.revoke, allocation_id, done))
 
 
-def _told_of(session: Session, who: Actor, allocation_id: int) -> str:
-    return ending_text.of_allocation(allocation_id, endings.of_allocation(session, who, allocation_id))
+def _told_of(session: Session, who: Actor, allocation_id: int) -> Told:
+    ending = endings.of_allocation(session, who, allocation_id)
+    return Told(ending_text.of_allocation(allocation_id, ending), ending_text.about(ending))
 
 
 REVOKE = LastQuestion("revoke", "Revoke allocation {}", _told_of, _revoke)

@@ -8,7 +8,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from bot.commands import ending_text, last_question
-from bot.commands.last_question import LastQuestion
+from bot.commands.last_question import LastQuestion, Told
 from bot.commands.run import answers, comparison_answers, sweep_answers
 from bot.commands.run.forms import LaunchForm, SampleForm
 from broker import catalogue
@@ -139,12 +139,14 @@ async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:
     await last_question.answer(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
 
 
-def _told_of_run(session: Session, who: Actor, run_id: int) -> str:
-    return ending_text.of_runs(endings.of_run(session, who, run_id))
+def _told_of_run(session: Session, who: Actor, run_id: int) -> Told:
+    ending = endings.of_run(session, who, run_id)
+    return Told(ending_text.of_runs(ending), ending_text.about(ending))
 
 
-def _told_of_sweep(session: Session, who: Actor, sweep_id: int) -> str:
-    return f"Sweep {sweep_id} ends. {ending_text.of_runs(endings.of_sweep(session, who, sweep_id))}"
+def _told_of_sweep(session: Session, who: Actor, sweep_id: int) -> Told:
+    ending = endings.of_sweep(session, who, sweep_id)
+    return Told(f"Sweep {sweep_id} ends. {ending_text.of_runs(ending)}", ending_text.about(ending))
 
 
 CANCEL = LastQuestion("cancel_run", "Cancel run {}", _told_of_run, _cancel)

@@ -13,7 +13,7 @@ from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Button, Handler
 from bot.cards import card
 from bot.commands import context
-from bot.commands.last_question import LastQuestion
+from bot.commands.last_question import LastQuestion, Told
 from bot.commands.reason_form import BlankingForm
 from bot.commands.stoa import help_text
 from bot.commands.stoa.forms import (
@@ -192,17 +192,18 @@ async def change_limit(interaction: Interaction, _: int) -> None:
     await interaction.response.send_modal(ChangeLimitForm())
 
 
-def _told_of_blanking(session: Session, who: Actor, entry_id: int) -> str:
+def _told_of_blanking(session: Session, who: Actor, entry_id: int) -> Told:
     rights.require_admin(who, Act.REDACT)
     entry = _entry(session, entry_id)
     if entry.payload is None:
         raise OverError(f"Entry {entry.number} of “{entry.stream}” is already blank.")
     by = f" by **{text.line(entry.payload['by']['name'], 60)}**" if entry.payload.get("by") else ""
     of = f"{text.code(entry.kind, 60)}{by} of {text.day(entry.payload['at'])}"
-    return (
+    said = (
         f"Entry {entry.number} of {entry.stream}, {of}, is blanked: in the record, on cards and in its posts. "
         "A tombstone says that it was, and why."
     )
+    return Told(said, said)
 
 
 def _entry(session: Session, entry_id: int) -> EntryView:
