@@ -40,7 +40,7 @@ def noted(session: Session, entries: Sequence[EntryView]) -> Sequence[EntryView]
         (field, of): gpu_type
         for field, query in queries.items()
         if all_of(field)
-        for of, gpu_type in session.execute(query).tuples()
+        for of, gpu_type in session.execute(query)
     }
     return [
         entry if entry.payload is None else replace(entry, payload=entry.payload | _unit(entry.payload, types))
