@@ -53,7 +53,7 @@ async def test_a_run_on_a_copy_is_launched_paused_resumed_and_forked_and_has_the
     assert "copied from the store" not in offer.text
     original = await launched(lab, offer)
 
-    with supervised(beside, there, copied) as (supervisor, token, first):
+    with supervised(beside, there, copied, forks=True) as (supervisor, token, first):
         await until(lambda: (first / "metrics.jsonl").exists() and len(losses(first)) >= EARLY, "some steps")
         await until(lambda: attempts.process_of(attempt(beside, copied, token)), "a word of the trainer's process")
         process = attempts.process_of(attempt(beside, copied, token))
