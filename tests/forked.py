@@ -65,6 +65,15 @@ class Server:
             _servers.append(psutil.Process(psutil.Process(process.pid).ppid()))
         return process
 
+    def warm(self) -> None:
+        """Have the modules imported by now."""
+        if not self._begun:
+            self.start(_nothing).join()
+
+
+def _nothing() -> None:
+    pass
+
 
 PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
@@ -142,8 +151,18 @@ def module(
     """
     code = f"import os; os.chdir({str(folder)!r}); {_of_module(name, forks=forks)}"
     code = f"import os; os.setsid(); {code}" if session else code
-    server = TRAINERS if forks and python in (None, Path(PYTHON)) else PARTS
+    server = _server_of(python) if forks else PARTS
     return Forked(code, log, environment, *arguments, python=python, server=server)
+
+
+def warm(python: Path) -> None:
+    """Have imported what processes of this Python are forked from that fork what they start."""
+    _server_of(python).warm()
+
+
+def _server_of(python: Path | None) -> Server:
+    """What those are forked from: of those whose trainer is the real one, a process that has PyTorch."""
+    return TRAINERS if python in (None, Path(PYTHON)) else PARTS
 
 
 def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

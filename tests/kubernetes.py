@@ -34,12 +34,12 @@ class Standin:
     """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all.
 
     Pods are forked, where `forks`, with `python` as their Python; what looks into a pod's own process needs one that
-    begins anew.
+    begins anew, and so does one with a Python that only its image knows.
     """
 
     def __init__(self, root: Path, programs: Path) -> None:
         self.root = root
-        self.forks = True
+        self.forks = False
         self.python = Path(sys.executable)
         self.cluster = Cluster(root, TOKEN, ADMIN, {IMAGE: programs})
         self.cluster.pods.begin = self._begin
@@ -66,8 +66,9 @@ class Standin:
         self.core: Any = client.CoreV1Api(self.api)
 
     def use(self, python: Path) -> None:
-        """Let `python` in the image be this one."""
-        self.python = python
+        """Let `python` in the image be this one, also of pods that are forked."""
+        self.python, self.forks = python, True
+        forked.warm(python)  # the API server answers nobody while a pod waits for its first process
         script = self.root / "programs" / "python"
         script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
         script.chmod(0o755)
@@ -101,7 +102,6 @@ class Standin:
         def clear(cluster: Cluster) -> None:
             cluster.faults.clear()
             cluster.forbidden.clear()
-            self.forks = True
             cluster.jobs.quota = None
             cluster.jobs.held.clear()
             cluster.pods.lost.clear()
