@@ -11,8 +11,9 @@ class DiscordMessage(Base, table=True):
     """A message that the bot sends once; while `message_id` is None, the intent to send it is open.
 
     `key` says what it shows: the post `entry:12:channel`, the post `entries:project:3:4-9:channel` that the entries 4
-    to 9 share, the card `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`, or the welcome
-    `welcome:project:3` or `welcome:proposals`. The row `pin:welcome:proposals` says that the message was pinned.
+    to 9 share, the index `checkpoints:project:3:run:7:12` of a run's checkpoints from entry 12 on, the card
+    `project:3`, `allocation:5`, `change:4`, `run:7` or `sweep:2`, or the welcome `welcome:project:3` or
+    `welcome:proposals`. The row `pin:welcome:proposals` says that the message was pinned.
     `mentions` is the Discord id of the person that a post pings. `digest` and `picture` tell what a card shows now.
     `gone` means that a person has deleted the message, so that it is not sent again.
     """

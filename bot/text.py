@@ -155,6 +155,16 @@ def nodes(number: int, gpus: int) -> str:
     return f" on {number:,} nodes of {gpus // number:,}" if number > 1 else ""
 
 
+def run_name(name: str) -> str:
+    """The name of a run as people write it; empty where it has none."""
+    return f"“{line(name, 120)}”" if name else ""
+
+
+def tags(of_run: Sequence[str]) -> str:
+    """The tags of a run."""
+    return " ".join(code(tag, 20) for tag in of_run)
+
+
 def memory(gpu_gib: float | None, host_gib: float | None) -> str:
     """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
     sizes = ((gpu_gib, "GPU"), (host_gib, "host"))

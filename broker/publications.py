@@ -33,7 +33,8 @@ class Disk(StrEnum):
 class Publication(Base, table=True):
     """A checkpoint of a run. Its folder stays until `url` is set or the checkpoint is lost.
 
-    Of several attempts that reach a step, the first one's checkpoint counts.
+    Of several attempts that reach a step, the first one's checkpoint counts. Once published, `hub_commit` is the commit
+    on the Hub and `code_commit` that of the trainer's code; each is empty where it was not recorded.
     """
 
     __tablename__ = "publications"
@@ -42,6 +43,8 @@ class Publication(Base, table=True):
     step: int = integer(primary_key=True)
     folder: str
     url: str | None = None
+    hub_commit: str = ""
+    code_commit: str = ""
     lease_until: datetime | None = timestamp(default=None)
     lease: int = integer(default=0)
     tries: int = integer(default=0)
@@ -86,6 +89,12 @@ def links(session: Session, run_id: int) -> Sequence[tuple[int, str]]:
         .order_by(col(Publication.step))
     )
     return [(step, url) for step, url in rows if url is not None]
+
+
+def newest_published(session: Session, run_id: int) -> Publication | None:
+    """The published checkpoint of the highest step."""
+    published = select(Publication).where(Publication.run_id == run_id, col(Publication.url).is_not(None))
+    return session.scalars(published.order_by(col(Publication.step).desc()).limit(1)).one_or_none()
 
 
 def newest_published_before(session: Session, run_id: int, step: int) -> int:

@@ -122,7 +122,7 @@ async def set_stage(
 
 
 def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
-    """Settings that point at a sandbox, with leases short enough to watch."""
+    """Settings that point at a sandbox."""
     return Settings(
         _env_file=None,
         home=home,
@@ -142,10 +142,9 @@ def settings_for(home: Path, sandbox: dict[str, Any]) -> Settings:
         hub_endpoint=sandbox["hub"],
         hub_token=SecretStr(sandbox["hub_token"]),
         hub_namespace="stoa",
-        lease_seconds=20,
+        lease_seconds=60,
         stop_grace_seconds=GRACE_SECONDS,
         picture_seconds=8,
-        tick_seconds=0.5,
         disk_floor_gib=0.5,  # it needs less than that
     )
 

@@ -18,7 +18,7 @@ class Stage:
     settings: Settings
     database: Database
     guild: Guild
-    override: str = "steps=64"
+    override: str = "steps=40"
     project_id: int = 0
     channel: str = ""
     allocation_id: int = 0

@@ -188,7 +188,7 @@ async def card(stage: Stage, console: Console) -> str:
 
 
 async def checkpoints(stage: Stage, console: Console) -> str:
-    """Every checkpoint is a branch, its link a post in the run's thread; the last one is in the channel too."""
+    """Every checkpoint is a branch, with its link in the run's thread; the last one is in the channel too."""
     until = time.monotonic() + PATIENCE
     while True:
         run = stage.run()
@@ -272,9 +272,9 @@ async def complete(stage: Stage, console: Console) -> str:
     """Ada completes the project with its outcome; the whole server is told, with its people and its checkpoints."""
     ada = stage.person("Ada")
     form = await ada.agree(await ada.command("project complete", channel=stage.channel))
-    learnt = "Brackets close by step 64 here, long before indentation settles: too early to tell orders of data apart."
+    learnt = "Brackets close by step 40 here, long before indentation settles: too early to tell orders of data apart."
     await ada.submit(form, {"Outcome": "Negative result", "What was learnt": learnt})
-    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 64" in m.text)
+    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 40" in m.text)
     for word in ("Ada", "Grace", stage.repo):
         expect(word in told.text, f"the announcement does not name {word}")
     return _one_line(told)

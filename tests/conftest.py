@@ -8,6 +8,9 @@ import pytest
 
 from tests import forked
 
+# The servers of these are a process's own, whichever of its files come first.
+pytest_plugins = ["tests.databases", "tests.seaweed"]
+
 # What takes minutes begins first, so that no process is left with it at the end; the other files follow in their order.
 LONGEST = (
     "tests/system",

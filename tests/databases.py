@@ -10,14 +10,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy import Connection, NullPool, create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import SQLAlchemyError
 
 from projects.db.database import Database
 from tests import lock_order
@@ -28,7 +29,28 @@ ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For a slow test of what the kind of database has no say in."""
 QUICK = ["-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off", "-c", "autovacuum=off"]
 """Options of a PostgreSQL server of which nothing is kept, and whose hundreds of databases each live for one test."""
-TABLES = "tables"  # made once, and copied for each test: quicker than a migration
+TABLES = "tables"  # made once, and copied: quicker than a migration
+END_OTHERS = (
+    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+CATALOGUE = """
+    SELECT (SELECT version_num FROM alembic_version),
+           (SELECT max(oid)::bigint FROM pg_class), (SELECT count(*) FROM pg_class),
+           (SELECT count(*) FROM pg_attribute WHERE NOT attisdropped),
+           (SELECT max(oid)::bigint FROM pg_trigger), (SELECT max(oid)::bigint FROM pg_proc),
+           (SELECT count(*) FROM pg_db_role_setting)
+"""
+MOST_BYTES = 2**18
+"""The size of a table from which its deleted rows would slow the next tests down."""
+RESTART = """
+    SELECT setval(seqrelid::regclass, seqstart, false) FROM pg_sequence
+    WHERE pg_sequence_last_value(seqrelid) IS NOT NULL
+"""
+WRITTEN = """
+    SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+        AND pg_relation_size(oid) > 0 AND relname <> 'alembic_version'
+"""
 
 
 def binaries() -> Path | None:
@@ -93,14 +115,64 @@ def sqlite_tables() -> bytes:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with its tables and no rows, on each of the two kinds."""
     if request.param == "sqlite":
         path = tmp_path / "stoa.db"
         path.write_bytes(sqlite_tables())
-        return f"sqlite:///{path}"
-    maintenance: str = request.getfixturevalue("postgres")
-    return create(maintenance, f"test_{secrets.token_hex(6)}", template=TABLES)
+        yield f"sqlite:///{path}"
+        return
+    emptied: Emptied = request.getfixturevalue("emptied")
+    url = emptied.take()
+    yield url
+    emptied.give_back(url)
+
+
+class Emptied:
+    """The databases of a PostgreSQL server that tests are done with: emptying one is quicker than making one."""
+
+    def __init__(self, maintenance: str) -> None:
+        self._maintenance = maintenance
+        self._names: list[str] = []
+        with _connection(create(maintenance, "untouched", template=TABLES)) as connection:
+            self._catalogue = connection.execute(text(CATALOGUE)).one()
+            self._rows = {
+                table: connection.scalar(text(f"SELECT json_agg({table})::text FROM {table}"))
+                for table in connection.scalars(text(WRITTEN)).all()
+            }
+
+    def take(self) -> str:
+        """The URL of a database under a new name, so that what another test left running does not find it."""
+        name = f"test_{secrets.token_hex(6)}"
+        if not self._names:
+            return create(self._maintenance, name, template=TABLES)
+        with _connection(self._maintenance) as connection:
+            connection.execute(text(f"ALTER DATABASE {self._names.pop()} RENAME TO {name}"))
+        return self._maintenance.removesuffix("postgres") + name
+
+    def give_back(self, url: str) -> None:
+        """Empty the database for another test, unless the one before changed its tables or removed it."""
+        with suppress(SQLAlchemyError), _connection(url) as connection:
+            connection.execute(text(END_OTHERS))
+            if connection.execute(text(CATALOGUE)).one() != self._catalogue:
+                return
+            connection.execute(text("SET session_replication_role = replica"))  # rows go in any order
+            written = connection.execute(text(WRITTEN)).all()
+            if max(size for _, size in written) > MOST_BYTES:
+                return
+            for table, _ in written:
+                connection.execute(text(f"DELETE FROM {table}"))
+            for table, rows in self._rows.items():
+                from_json = f"json_populate_recordset(NULL::{table}, CAST(:rows AS json))"
+                connection.execute(text(f"INSERT INTO {table} SELECT * FROM {from_json}"), {"rows": rows})
+            connection.execute(text(RESTART))
+            self._names.append(make_url(url).database or "")
+
+
+@pytest.fixture(scope="session")
+def emptied(postgres: str) -> Emptied:
+    """The databases that tests of this process are done with."""
+    return Emptied(postgres)
 
 
 @pytest.fixture
@@ -146,11 +218,17 @@ def _kept(kind: str) -> Database:
 
 def create(maintenance: str, name: str, *, template: str = "template1") -> str:
     """The URL of a new database, a copy of another."""
-    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with _connection(maintenance) as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
-    engine.dispose()
     return maintenance.removesuffix("postgres") + name
+
+
+@contextmanager
+def _connection(url: str) -> Iterator[Connection]:
+    """A connection of its own, whose statements commit by themselves."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection
 
 
 def until_one_waits_for_a_lock(db: Database) -> None:

@@ -8,11 +8,12 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
 from referencing import Registry
@@ -39,6 +40,23 @@ EDIT = re.compile(r"/messages/(\d+|@original)$")
 SNOWFLAKE = re.compile(r'"[1-9]\d{16,18}"')
 TIME = re.compile(r'"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(\+00:00|Z)"')
 COMMAND_NAME = re.compile(r"^[-_'\w]{1,32}$")
+
+
+def _quickly(keyword: str, enough: int) -> Callable[..., Iterator[Any]]:
+    """A check of a keyword that leaves an option at its first fault: jsonschema's own finds all, for its message."""
+    thorough = Draft202012Validator.VALIDATORS[keyword]
+
+    def check(validator: Any, options: list[Json], value: Any, schema: Json) -> Iterator[Any]:
+        fitting = (option for option in options if validator.evolve(schema=option).is_valid(value))
+        if len(list(islice(fitting, enough))) != 1:
+            yield from thorough(validator, options, value, schema)
+
+    return check
+
+
+QuickValidator = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"oneOf": _quickly("oneOf", 2), "anyOf": _quickly("anyOf", 1)}
+)
 
 
 def find_description() -> Path | None:
@@ -150,7 +168,7 @@ class DiscordJudge:
         validator = self._validators.get(pointer)
         if validator is None:
             schema = {"$ref": f"{URI}#{pointer}"}
-            validator = self._validators[pointer] = Draft202012Validator(schema, registry=self._registry)
+            validator = self._validators[pointer] = QuickValidator(schema, registry=self._registry)
         if validator.is_valid(value):
             self._valid.add(seen)
             return

@@ -77,6 +77,8 @@ def _nothing() -> None:
 
 PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
+WRONG_CLOCKS = Server("tests.wrong_clock", "tests.imported")
+"""The server of parts whose clock may be wrong: each sets `tests.wrong_clock.SECONDS`."""
 TRAINERS = Server(
     "tests.imported", "tests.forked_trainer", variables={"DS_ACCELERATOR": "cpu"} | allocator.environment(os.environ)
 )
@@ -142,17 +144,18 @@ def module(
     *arguments: str,
     python: Path | None = None,
     session: bool = False,
-    folder: Path = ROOT,
+    before: str = "",
+    server: Server | None = None,
     forks: bool = False,
 ) -> Forked:
-    """Start what `python -m name` is, with these arguments; with `session`, in a session of its own.
+    """Start what `python -m name` is, with these arguments, after the statement `before`; with `session`, in a session
+    of its own.
 
     With `forks`, what it starts is forked, too: nobody knows it by its command line then.
     """
-    code = f"import os; os.chdir({str(folder)!r}); {_of_module(name, forks=forks)}"
-    code = f"import os; os.setsid(); {code}" if session else code
-    server = _server_of(python) if forks else PARTS
-    return Forked(code, log, environment, *arguments, python=python, server=server)
+    steps = ("import os; os.setsid()" if session else "", before, _of_module(name, forks=forks))
+    server = server or (_server_of(python) if forks else PARTS)
+    return Forked("; ".join(filter(None, steps)), log, environment, *arguments, python=python, server=server)
 
 
 def warm(python: Path) -> None:

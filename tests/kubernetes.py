@@ -76,8 +76,9 @@ class Standin:
     def _begin(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
         if not self.forks or command[1:3] != ["-m", POD]:
             return begin(command, folder, environment, log)
+        into = f"import os; os.chdir({str(folder)!r})"
         process = forked.module(
-            POD, log, environment, *command[3:], python=self.python, session=True, folder=folder, forks=True
+            POD, log, environment, *command[3:], python=self.python, session=True, before=into, forks=True
         )
         with suppress(ProcessLookupError):  # it has ended already
             while process.poll() is None and os.getpgid(process.pid) != process.pid:

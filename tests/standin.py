@@ -7,28 +7,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WRONG_CLOCK = """
-import datetime, time
-_time, _datetime = time.time, datetime.datetime
-
-class Skewed(type):
-    def __instancecheck__(self, other):
-        return isinstance(other, _datetime)
-
-class WrongDatetime(_datetime, metaclass=Skewed):
-    __slots__ = ()
-
-    @classmethod
-    def now(cls, tz=None):
-        return _datetime.now(tz) + datetime.timedelta(seconds={seconds})
-
-    @classmethod
-    def utcnow(cls):
-        return cls.now(datetime.timezone.utc).replace(tzinfo=None)
-
-time.time = lambda: _time() + {seconds}
-datetime.datetime = WrongDatetime
-"""
 # The rest of the package is the real trainer's: the broker imports its contract and its schema.
 REST = f"__path__.append({str(ROOT / 'trainer')!r})\n"
 
@@ -60,5 +38,6 @@ def python_with(folder: Path, standin: Path) -> Path:
 def skew(python: Path, seconds: float) -> None:
     """Let all processes of this Python, which `python_with` has made, see a clock that is so many seconds ahead."""
     [packages] = (python.parents[1] / "lib").glob("*/site-packages")
-    (packages / "wrong_clock.py").write_text(WRONG_CLOCK.format(seconds=seconds))
+    clock = (ROOT / "tests" / "wrong_clock.py").read_text()
+    (packages / "wrong_clock.py").write_text(f"{clock}SECONDS = {seconds}\n")
     (packages / "a_wrong_clock.pth").write_text("import wrong_clock\n")  # before all that imports the time

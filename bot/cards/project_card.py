@@ -107,4 +107,5 @@ def _run_line(run: RunView) -> str:
     emoji, _, word = RUNS[run.state]
     loss = "" if run.loss is None or run.state in ACTIVE else f", loss {run.loss:.3f}"
     sweep = "" if run.sweep_id is None else f" of sweep {run.sweep_id}"
-    return f"{emoji} **Run {run.id}**{sweep} {text.code(run.recipe, 40)} {word}{loss}"
+    name = f" {text.run_name(run.name)}" if run.name else ""
+    return f"{emoji} **Run {run.id}**{name}{sweep} {text.code(run.recipe, 40)} {word}{loss}"

@@ -78,9 +78,11 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"of sweep {run.sweep_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
+    if run.tags:
+        about.append(text.tags(run.tags))
     does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
     return [
-        f"### {emoji} Run {run.id} {word}",
+        f"### {emoji} {' '.join(filter(None, (f'Run {run.id}', text.run_name(run.name), word)))}",
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.gpus(run.gpus, run.nodes)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
@@ -162,11 +164,19 @@ def _made(run: RunView, details: RunDetails) -> Sequence[str]:
     made = [] if details.mfu is None else [f"**MFU** {details.mfu:.1%}"]
     made += [] if details.seed is None else [f"**Seed** {details.seed}"]
     made += [f"**Trainer version** {text.code(details.code_version, 80)}"] if details.code_version else []
+    commits = [] if details.code_commit is None else [f"**Commit of the code** {_commit(details.code_commit)}"]
+    if details.hub_commit is not None and run.checkpoints:
+        commits.append(f"**Commit on the Hub** of step {run.checkpoints[-1].step:,}: {_commit(details.hub_commit)}")
     return [
         f"**Held-out** {', '.join(losses)}, at step {run.held_out_step:,}" if losses else "",
         " · ".join(made),
+        " · ".join(commits),
         text.block(details.loading, 600) if details.loading else "",
     ]
+
+
+def _commit(commit: str) -> str:
+    return text.code(commit, 64) if commit else "not recorded"
 
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:

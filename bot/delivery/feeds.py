@@ -10,6 +10,7 @@ from bot.cards.sweep_card import sweep_card
 from bot.delivery import follower_roles, gatherings, mentions, outbox, post_buttons, posts
 from bot.delivery.card_updates import CardUpdater
 from bot.delivery.channels import ProjectChannels, thread_name
+from bot.delivery.checkpoint_indexes import PUBLISHED, CheckpointIndexes
 from bot.delivery.done_buttons import DoneButtons
 from bot.delivery.entry_text import Payload
 from bot.delivery.posts import Destination, PostContext
@@ -78,17 +79,18 @@ class ProjectFeed:
         self.channels = ProjectChannels(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
         self.cards = CardUpdater(app, sender, renderer, project_id)
+        self.indexes = CheckpointIndexes(app, sender, project_id)
         self.done_buttons = DoneButtons(app, sender, project_id)
 
     @property
     def behind(self) -> bool:
-        """Whether a card does not show the present state yet, or a post may still show a blanked entry."""
-        return self.cards.behind or self.tombstones.behind
+        """Whether a card or index does not show the present state yet, or a post may still show a blanked entry."""
+        return self.cards.behind or self.tombstones.behind or self.indexes.behind
 
     @property
     def due(self) -> bool:
         """Whether the feed should run now, as such a card or post may be edited."""
-        return self.cards.due or self.tombstones.due or self.done_buttons.due
+        return self.cards.due or self.tombstones.due or self.indexes.due or self.done_buttons.due
 
     async def catch_up(self) -> bool:
         """Post some of the new entries, then blank a post and bring the cards up to date.
@@ -109,6 +111,7 @@ class ProjectFeed:
                 self.done_buttons.note(entry)
             entries = entries[len(told) :] or await self.app.read(outbox.unposted, stream)
         await self.tombstones.refresh()
+        await self.indexes.refresh()
         await self.cards.refresh()
         await self.done_buttons.refresh()
         return bool(entries)
@@ -138,6 +141,10 @@ class ProjectFeed:
         for destination in where:
             target = await self._channel(destination, entry, context)
             if target is None:
+                continue
+            about = _live(entry.payload or {})
+            if entry.kind == PUBLISHED and destination is Destination.RUN and about is not None:
+                await self.indexes.tell(entry, *about, target)
                 continue
             mention = (followers if destination is theirs else None) or person
             if len(entries) > 1:

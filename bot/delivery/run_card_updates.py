@@ -54,8 +54,8 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
         return view.state in ACTIVE
 
     def has_changed(self, view: RunView, shown: RunView) -> bool:
-        """Whether the run is in another state or attempt, or has another checkpoint."""
-        return (shown.state, shown.attempt, shown.checkpoints) != (view.state, view.attempt, view.checkpoints)
+        """Whether the run is in another state or attempt, is called otherwise, or has another checkpoint."""
+        return _told(shown) != _told(view)
 
     def has_advanced(self, view: RunView, shown: RunView) -> bool:
         """Whether the run has done many steps."""
@@ -85,6 +85,11 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
             known = await self.app.read(why.why, run.id)
             self._reasons[run.id] = (time.monotonic(), known)
         return known
+
+
+def _told(run: RunView) -> tuple[object, ...]:
+    """What of a run is shown soon once it changes."""
+    return run.state, run.attempt, run.checkpoints, run.name, run.tags
 
 
 def _active(session: Session, project_id: int) -> set[int]:

@@ -74,19 +74,24 @@ class Sender:
         said: str,
         buttons: Sequence[ui.Item[Any]] = (),
         mention: Mention | None = None,
+        *,
+        digest: str = "",
+        grows: bool = False,
     ) -> str | None:
         """Post a text whose last line is its marker; whatever it says, it pings nobody but `mention`.
 
+        One that `grows` may be rewritten with up to 4,000 characters; `digest` tells what it shows.
         Returns the message's id, or None where a person has deleted the message or its channel. Raises discord.NotFound
         while one of the lab's own channels is deleted and no other is chosen.
         """
-        if not buttons and text.length(said) <= text.MESSAGE:
-            return await self._send(key, channel_id, said.splitlines()[-1], content=said, mention=mention)
+        end = said.splitlines()[-1]
+        if not buttons and not grows and text.length(said) <= text.MESSAGE:
+            return await self._send(key, channel_id, end, content=said, digest=digest, mention=mention)
         view = ui.LayoutView(timeout=None)
         view.add_item(ui.TextDisplay(said))
         if buttons:
             view.add_item(ui.ActionRow(*buttons))
-        return await self._send(key, channel_id, said.splitlines()[-1], view=view, mention=mention)
+        return await self._send(key, channel_id, end, view=view, digest=digest, mention=mention)
 
     async def send_card(self, key: str, channel_id: str, card: Card) -> str | None:
         """Send a card for the first time; returns and raises what `post` does."""

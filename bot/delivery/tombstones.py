@@ -5,7 +5,7 @@ import time
 import structlog
 
 from bot.app import App
-from bot.delivery import edit_budget, gatherings, outbox, posts
+from bot.delivery import checkpoint_indexes, edit_budget, gatherings, outbox, posts
 from bot.delivery.edit_budget import OldMessageError
 from bot.delivery.sender import LockedThreadError, Sender
 from bot.tables import DiscordMessage
@@ -43,6 +43,7 @@ class Tombstones:
         alone = await self.app.read(outbox.unblanked_posts, self.stream)
         left = [(row, f"{posts.BLANKED}\n{posts.marker(entry)}", outbox.TOMBSTONE) for entry, row in alone]
         left += await self.app.read(gatherings.blanked, self.stream)
+        left += await self.app.read(checkpoint_indexes.blanked, self.stream)
         self.behind = bool(left)
         for row, said, digest in left:
             if time.monotonic() >= self._not_before.get(row.channel_id, 0.0):

@@ -38,7 +38,7 @@ def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log:
     choices = [panel] if panel else [Panel.GRADIENT_NORM, Panel.LEARNING_RATE]
     shown = next((choice for choice in choices if series.has(session, run.id, choice)), choices[-1])
     return Curve(
-        title=f"Run {run.id} · {run.recipe}",
+        title=f"Run {run.id} · {run.name or run.recipe}",
         loss=[(point.tokens, point.value) for point in measured],
         held_out=points("held_out"),
         checkpoints=[_tokens_at(measured, link.step) for link in run.checkpoints],

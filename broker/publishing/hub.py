@@ -1,6 +1,7 @@
 """The Hugging Face Hub: a repository for each run, a branch `step{N}` for each checkpoint, the newest one on `main`."""
 
 import hashlib
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +63,14 @@ def _hub_error(error: Exception) -> HubError:
     return HubError(without_secrets(f"{type(error).__name__}: {error}"), refused=status in REFUSED)
 
 
+@dataclass(frozen=True)
+class Branch:
+    """A branch on the Hub with the files of a folder: its address and its commit."""
+
+    url: str
+    commit: str
+
+
 class Hub:
     """Publishes folders, and verifies what the Hub then has."""
 
@@ -74,9 +83,8 @@ class Hub:
         self.endpoint = settings.hub_endpoint.rstrip("/")
         self.api = HfApi(endpoint=self.endpoint, token=settings.hub_token.get_secret_value() or False)
 
-    def publish(self, repo: str, branch: str, folder: Path, message: str, *, private: bool = False) -> str:
-        """Upload the folder's files, but for the trainer's own, to branch `branch` of `repo`; returns the branch's
-        address.
+    def publish(self, repo: str, branch: str, folder: Path, message: str, *, private: bool = False) -> Branch:
+        """Upload the folder's files, but for the trainer's own, to branch `branch` of `repo`.
 
         A second call changes nothing. With `private` the repository is private before the first file goes there;
         without it a private repository stays private, as only `show` opens it. Raises HubError.
@@ -89,7 +97,7 @@ class Hub:
                 # From the first commit, which has no files: `main` has the weights of an earlier step.
                 empty = self.api.list_repo_commits(repo)[-1].commit_id
                 self.api.create_branch(repo, branch=branch, revision=empty, exist_ok=True)
-            self.api.upload_folder(
+            commit = self.api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
                 revision=branch,
@@ -99,7 +107,7 @@ class Hub:
             self._verify(repo, branch, folder)
         except FAILURES as error:
             raise _hub_error(error) from error
-        return f"{self.endpoint}/{repo}/tree/{branch}"
+        return Branch(f"{self.endpoint}/{repo}/tree/{branch}", commit.oid)
 
     def show(self, repo: str, *, private: bool) -> str:
         """Make a repository public or private; returns its address. Raises HubError."""

@@ -136,7 +136,7 @@ def _card(
             # `language` is left out: neither recipes nor corpora say in which their text is.
             library_name="transformers",
             pipeline_tag="text-generation",
-            tags=["stoa", run.recipe],
+            tags=list(dict.fromkeys(("stoa", run.recipe, *run.tags))),
             datasets=[source["dataset"] for source in sources if source["dataset"]] or None,
             base_model=parent.name if parent else None,
             model_name=repo if held_out else None,
@@ -180,6 +180,8 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
         )
     if version := str(metadata.get("code_version", "")):
         facts.append(("Version of the trainer", _plain(version[:80])))
+    if commit := str(metadata.get("code_commit", "")):
+        facts.append(("Git commit of the trainer", _plain(commit[:64])))
     return facts
 
 

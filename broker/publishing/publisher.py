@@ -1,12 +1,14 @@
 """Publishing a run's checkpoints to the Hub, in the order of steps, each under a lease until the Hub has verified
 it."""
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import false, func, or_, update
@@ -19,7 +21,7 @@ from broker.publications import Disk, Publication, Repository
 from broker.publishing import disk, fetched, forgetting
 from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
-from broker.runs import runs
+from broker.runs import runs, series
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from broker.store import DamagedError, StoreError
 from projects import projects
@@ -27,12 +29,15 @@ from projects.db import transition
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.settings import Settings
+from trainer import contract
 
 LONGEST_BACKOFF_SECONDS = 600.0
 UNREADABLE = (ValueError, FileNotFoundError, NotADirectoryError, DamagedError)
 """Errors that come from the checkpoint's folder or its copy in the store, not from a full disk or the Hub."""
 LOST_AFTER = 12
 """A checkpoint is given up after so many tries, most of an hour, with one and the same of these errors."""
+LONGEST_COMMIT = 64
+"""Characters of a git commit: a SHA-256, or 40 of a SHA-1."""
 VISIBILITY = -1
 """In the place of a step: the repository itself is to be made public or private, or its cards rewritten."""
 
@@ -52,6 +57,17 @@ class Claimed:
     private: bool
     first: bool
     final: bool
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A checkpoint on the Hub, with the commit there; and what its metadata say: the commit of the trainer's code, and
+    how many tokens its weights have seen. These are empty and None where they are not recorded."""
+
+    url: str
+    hub_commit: str = ""
+    code_commit: str = ""
+    tokens: int | None = None
 
 
 def waiting(session: Session) -> Sequence[tuple[int, int]]:
@@ -88,7 +104,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             return
         try:
             with _renewing(settings, db, claimed):
-                url = _upload(settings, db, hub, claimed)
+                uploaded = _upload(settings, db, hub, claimed)
         except (HubError, StoreError, OSError, ValueError) as error:  # the Hub, the store, or the folder
             log.warning("not published yet", run=run_id, step=claimed.step, error=str(error))
             with db.write() as session:
@@ -103,7 +119,7 @@ def publish_waiting(settings: Settings, db: Database, run_id: int) -> None:
             _tell_refused(db, error)
             return
         with db.write() as session:
-            finish(session, claimed, url)
+            finish(session, claimed, uploaded)
         disk.tidy(settings, db)
 
 
@@ -227,22 +243,28 @@ def claim(session: Session, run_id: int, settings: Settings) -> Claimed | None:
     )
 
 
-def finish(session: Session, claimed: Claimed, url: str) -> None:
+def finish(session: Session, claimed: Claimed, uploaded: Uploaded) -> None:
     """Store and record that a checkpoint was published and verified, unless another publisher has the lease now."""
-    done = _guarded(session, claimed, url=url, lease_until=None, error="")
+    commits = {"hub_commit": uploaded.hub_commit, "code_commit": uploaded.code_commit}
+    done = _guarded(session, claimed, url=uploaded.url, lease_until=None, error="", **commits)
     if not done:
         _came_late(session, claimed)
     else:
         run = runs.load(session, claimed.run_id)
+        told: dict[str, Any] = {key: commit for key, commit in commits.items() if commit}
+        told |= {} if uploaded.tokens is None else {"tokens": uploaded.tokens}
+        if (held_out := series.newest_until(session, run.id, "held_out", claimed.step)) is not None:
+            told |= {"held_out": f"{held_out.value:.3f}", "held_out_step": held_out.step}
         runs.tell(
             session,
             run,
             "checkpoint.published",
             step=claimed.step,
-            url=url,
+            url=uploaded.url,
             first=claimed.first,
             final=claimed.final,
             held=claimed.private,
+            **told,
         )
 
 
@@ -296,14 +318,18 @@ def _later(tries: int, pause_seconds: float, least_seconds: float = 0.0) -> date
     return utcnow() + timedelta(seconds=max(pause, least_seconds))
 
 
-def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> str:
+def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Uploaded:
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
         message = f"step {claimed.step}"
-        url = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
+        branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
-    return url
+        how = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
+    if not isinstance(how, dict):
+        raise ValueError(f"{contract.CHECKPOINT_METADATA_FILE} of step {claimed.step} is no object")
+    tokens, code_commit = how.get("tokens"), str(how.get("code_commit", ""))[:LONGEST_COMMIT]
+    return Uploaded(branch.url, branch.commit, code_commit, tokens if isinstance(tokens, int) else None)
 
 
 @contextmanager

@@ -26,7 +26,11 @@ MOST_NATS = 100
 class RunDetails:
     """The newest held-out loss as perplexity and as bits per byte, the newest MFU that the trainer measured, the seed,
     the version of the trainer's code, and the Python code that loads the newest published checkpoint; each is None or
-    empty where it is not known."""
+    empty where it is not known.
+
+    `code_commit` is the git commit of that code, by the newest checkpoint, and `hub_commit` the commit on the Hub of
+    the newest published one; each is empty where it was not recorded, and None while there is no such checkpoint.
+    """
 
     perplexity: float | None = None
     bits_per_byte: float | None = None
@@ -34,6 +38,8 @@ class RunDetails:
     seed: int | None = None
     code_version: str = ""
     loading: str = ""
+    code_commit: str | None = None
+    hub_commit: str | None = None
 
 
 def details(session: Session, run: RunView) -> RunDetails:
@@ -42,6 +48,8 @@ def details(session: Session, run: RunView) -> RunDetails:
         return RunDetails()
     row, repository = runs.load(session, run.id), session.get(Repository, run.id)
     metadata, config = _metadata(session, run.id), _config(row.config)
+    published = publications.newest_published(session, run.id)
+    code_commit = metadata.get("code_commit") or (published.code_commit if published else None)
     nats = run.held_out if run.held_out is not None and run.held_out < MOST_NATS else None
     return RunDetails(
         perplexity=None if nats is None else math.exp(nats),
@@ -49,6 +57,8 @@ def details(session: Session, run: RunView) -> RunDetails:
         mfu=session.scalar(select(series.newest(col(Run.id), "mfu")).where(Run.id == run.id)),
         seed=None if config is None else config.training.seed,
         code_version=str(metadata.get("code_version", "")),
+        code_commit=str(code_commit)[:64] if metadata or published else None,
+        hub_commit=None if published is None else published.hub_commit,
         loading=model_card.loading(repository.name, run.checkpoints[-1].step) if repository and run.checkpoints else "",
     )
 

@@ -1,6 +1,6 @@
 """Run plans: a launch as a member asks for it, kept until the member has seen its cost and confirms it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
@@ -12,7 +12,7 @@ from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run, Sweep
 from projects import people, projects, quotas, rights
-from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
+from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor, Person
 from projects.quotas import QuotaKind
@@ -40,6 +40,8 @@ class RunPlan(Base, table=True):
     sweep: str = ""
     time_limit: str
     gpus: int = integer()
+    name: str = words(default="")
+    tags: str = words(default="")
     parent_id: int | None = foreign_key("runs.id", default=None)
     fork_step: int | None = integer(default=None)
     discarded: bool = False
@@ -88,6 +90,8 @@ def keep(
             sweep=sweep,
             time_limit=order.time_limit,
             gpus=order.gpus,
+            name=order.name,
+            tags=order.tags,
             parent_id=None if order.origin is None else order.origin.run_id,
             fork_step=None if order.origin is None else order.origin.step,
         )
@@ -107,17 +111,28 @@ def plan_fork(
     time_limit: str | None = None,
     gpus: int | None = None,
     allocation_id: int | None = None,
+    name: str = "",
+    tags: str = "",
 ) -> Preview:
-    """Plan a fork: what is not given is as in its parent. Raises the errors of a launch."""
+    """Plan a fork: what is not given is as in its parent, but for name and tags. Raises the errors of a launch."""
     order = launching.fork_order(
-        session, run_id, step, overrides=overrides, time_limit=time_limit, gpus=gpus, allocation_id=allocation_id
+        session,
+        run_id,
+        step,
+        overrides=overrides,
+        time_limit=time_limit,
+        gpus=gpus,
+        allocation_id=allocation_id,
+        name=name,
+        tags=tags,
     )
     return plan_run(session, actor, request_id, order)
 
 
-def plan_rerun(session: Session, actor: Actor, request_id: str, run_id: int) -> Preview:
+def plan_rerun(session: Session, actor: Actor, request_id: str, run_id: int, name: str = "", tags: str = "") -> Preview:
     """Plan the same run once more; a fork starts from the same step again. Raises the errors of a launch."""
-    return plan_run(session, actor, request_id, launching.rerun_order(session, run_id))
+    order = replace(launching.rerun_order(session, run_id), name=name, tags=tags)
+    return plan_run(session, actor, request_id, order)
 
 
 def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
@@ -175,6 +190,8 @@ def order_of(plan: RunPlan) -> Order:
         allocation_id=plan.allocation_id,
         origin=launching.origin_of(plan.parent_id, plan.fork_step),
         dataset=plan.dataset,
+        name=plan.name,
+        tags=plan.tags,
     )
 
 

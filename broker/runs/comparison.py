@@ -71,7 +71,7 @@ def _flat(value: Any, field: str = "") -> Mapping[str, str]:
 
 
 def names(views: Sequence[RunView]) -> list[str]:
-    """A name for each of the runs: its recipe, or what sets it apart from the other runs of that recipe.
+    """A name for each of the runs: its own, or its recipe, or what sets it apart from the other runs of that recipe.
 
     That is its overrides, and the run that it was forked from.
     """
@@ -88,7 +88,7 @@ def _name(view: RunView, alike: Sequence[RunView]) -> str:
     said = [f"{name} {value}" for name, value in view.overrides.items() if name in differing]
     if len(alike) > 1 and view.parent_id is not None:
         said.append(f"fork of {view.parent_id}")
-    return ", ".join(said) or view.recipe
+    return view.name or ", ".join(said) or view.recipe
 
 
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:

@@ -14,7 +14,7 @@ from broker import catalogue, configs, publications
 from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
-from broker.runs import estimates, preparing, readings
+from broker.runs import estimates, naming, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import parse, projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -66,6 +66,8 @@ class Order:
     origin: Origin | None = None
     dataset: str = ""
     kind: RunKind = RunKind.TRAIN
+    name: str = ""
+    tags: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def tell_queued(session: Session, run: Run, *, by: Person) -> None:
     """Append the entry that the run is queued, with what was ordered."""
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
+    asked |= {key: said for key, said in (("name", run.name), ("tags", run.tags)) if said}
     origin = origin_of(run.parent_id, run.fork_step)
     if origin is None:
         tell(session, run, "run.queued", by=by, **asked)
@@ -262,6 +265,8 @@ def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
         gpus=order.gpus,
         host_memory=host_memory(config, order.gpus, pool) if order.kind == RunKind.TRAIN else 0,
         time_limit=seconds,
+        name=naming.parse_name(order.name),
+        tags=naming.parse_tags(order.tags),
     )
     return run, config
 
@@ -275,8 +280,13 @@ def fork_order(
     time_limit: str | None = None,
     gpus: int | None = None,
     allocation_id: int | None = None,
+    name: str = "",
+    tags: str = "",
 ) -> Order:
-    """The order for a fork of a run at a step; what is not given is as in the run. Raises DomainError."""
+    """The order for a fork of a run at a step; what is not given is as in the run, but for name and tags.
+
+    Raises DomainError.
+    """
     parent = _trained(session, run_id)
     count, limit = parent.gpus if gpus is None else gpus, time_limit or _same_time(parent)
     return Order(
@@ -287,6 +297,8 @@ def fork_order(
         overrides=typed(parent.overrides | parse_overrides(overrides)),
         allocation_id=allocation_id or payers.payer(session, parent.allocation_id, count * parse_time_limit(limit)),
         origin=Origin(parent.id, step),
+        name=name,
+        tags=tags,
     )
 
 

@@ -105,7 +105,8 @@ class Run(Base, table=True):
     run has ended, is paused or is stopping; a stopping run becomes `stops_as`. An `unfunded` run is paused until its
     allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
     `prompt` is what a member wants a sample to continue. A run of a sweep has its `sweep_id`; its samples do not.
-    `host_memory` is what it is predicted to take of a host, in bytes; 0 where that is not predicted.
+    `host_memory` is what it is predicted to take of a host, in bytes; 0 where that is not predicted. `tags` are words
+    with spaces between.
     """
 
     __tablename__ = "runs"
@@ -129,6 +130,8 @@ class Run(Base, table=True):
     time_limit: int = integer()
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
+    name: str = words(default="")
+    tags: str = words(default="")
     reason: str = sentence(default="")
     end_reason: str | None = None
     stops_as: str = RunState.CANCELLED
@@ -196,6 +199,8 @@ class RunView:
     stages: tuple[int, ...] = ()
     spike: float | None = None
     spike_step: int | None = None
+    name: str = ""
+    tags: tuple[str, ...] = ()
 
     @property
     def stage(self) -> int:
@@ -311,6 +316,8 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             stages=configs.stage_ends(run.config),
             spike=spike,
             spike_step=spike_step,
+            name=run.name,
+            tags=tuple(run.tags.split()),
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }
@@ -336,11 +343,15 @@ def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
     return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
 
 
-def of_project(session: Session, project_id: int, *, kind: RunKind | None = None, limit: int = 25) -> Sequence[RunView]:
-    """The project's runs, of one kind or all, the newest first."""
+def of_project(
+    session: Session, project_id: int, *, kind: RunKind | None = None, tag: str = "", limit: int = 25
+) -> Sequence[RunView]:
+    """The project's runs, of one kind or all, with one tag or any, the newest first."""
     query = select(Run.id).where(Run.project_id == project_id).order_by(col(Run.id).desc()).limit(limit)
     if kind is not None:
         query = query.where(Run.kind == kind)
+    if tag:
+        query = query.where((" " + col(Run.tags) + " ").contains(f" {tag} ", autoescape=True))
     return views(session, session.scalars(query).all())
 
 
@@ -356,18 +367,26 @@ def newest(
     states: Collection[RunState] = tuple(RunState),
     kept: bool = False,
     limit: int = 100,
-) -> Sequence[tuple[int, str, str]]:
-    """Id, recipe and state of the newest training runs in these states, of one project or of all.
+) -> Sequence[tuple[int, str, str, str]]:
+    """Id, name, recipe and state of the newest training runs in these states, of one project or of all.
 
     `kept` selects the runs with a checkpoint on this disk.
     """
-    query = select(Run.id, Run.recipe, Run.state).where(Run.kind == RunKind.TRAIN, col(Run.state).in_(states))
+    wanted = (Run.kind == RunKind.TRAIN, col(Run.state).in_(states))
+    query = select(Run.id, Run.name, Run.recipe, Run.state).where(*wanted)
     if project_id is not None:
         query = query.where(Run.project_id == project_id)
     if kept:
         query = query.where(col(Run.id).in_(publications.runs_kept()))
     rows = session.execute(query.order_by(col(Run.id).desc()).limit(limit))
-    return [(number, recipe, state) for number, recipe, state in rows]
+    return [(number, name, recipe, state) for number, name, recipe, state in rows]
+
+
+def tags_of(session: Session, project_id: int) -> Sequence[str]:
+    """The tags of the project's newest thousand runs that have some, those of the newest run first."""
+    tagged = select(Run.tags).where(Run.project_id == project_id, Run.tags != "")
+    rows = session.scalars(tagged.order_by(col(Run.id).desc()).limit(1000))
+    return list(dict.fromkeys(tag for tags in rows for tag in tags.split()))
 
 
 def in_motion(session: Session) -> Mapping[int, set[int]]:

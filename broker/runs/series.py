@@ -65,6 +65,13 @@ def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     return [Measured(series, row.step, row.tokens, row.value) for row in rows]
 
 
+def newest_until(session: Session, run_id: int, series: str, step: int) -> Measured | None:
+    """The point of a series at its highest step that is not after `step`; None where there is none."""
+    until = (Point.run_id == run_id, Point.series == series, Point.step <= step)
+    row = session.scalars(select(Point).where(*until).order_by(col(Point.step).desc()).limit(1)).one_or_none()
+    return None if row is None else Measured(series, row.step, row.tokens, row.value)
+
+
 def has(session: Session, run_id: int, series: str) -> bool:
     """Whether a series has a point."""
     return session.scalar(select(Point.step).where(Point.run_id == run_id, Point.series == series).limit(1)) is not None

@@ -159,6 +159,23 @@ def since(session: Session, stream: str, number: int, limit: int = 100) -> Seque
     return [_told(entry, body) for entry, body in rows]
 
 
+def numbered(session: Session, stream: str, numbers: Collection[int]) -> Sequence[EntryView]:
+    """The entries of a chain with these numbers, the oldest first."""
+    rows = session.execute(
+        select(Entry, col(Payload.body))
+        .join(Payload, col(Payload.entry_id) == Entry.id)
+        .where(Entry.stream == stream, col(Entry.number).in_(numbers))
+        .order_by(col(Entry.number))
+    )
+    return [_told(entry, body) for entry, body in rows]
+
+
+def blank(session: Session, stream: str, kind: str) -> Sequence[int]:
+    """The numbers of the entries of a chain that are of this kind and were blanked."""
+    numbers = select(Entry.number).join(Payload, col(Payload.entry_id) == Entry.id)
+    return session.scalars(numbers.where(Entry.stream == stream, Entry.kind == kind, col(Payload.body).is_(None))).all()
+
+
 def of_kinds(session: Session, stream: str, kinds: Collection[str]) -> Sequence[EntryView]:
     """The entries of a chain that are of one of these kinds, the oldest first."""
     rows = session.execute(

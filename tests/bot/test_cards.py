@@ -21,11 +21,12 @@ from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.period_sums import PeriodSum
 from broker.plots import comparison_curves
+from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
-from broker.runs.runs import RunState
+from broker.runs.runs import CheckpointLink, RunState
 from broker.runs.series import Measured
 from projects import membership, projects
 from projects.people import Actor
@@ -196,7 +197,7 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     shown = run("demo")
     for state, (emoji, colour, word) in RUNS.items():
         card = run_card(replace(shown, state=state))
-        assert said(card).startswith(f"### {emoji} Run 1 {word}\n")
+        assert said(card).startswith(f"### {emoji} Run 1 “demo” {word}\n")
         (container,) = card.children
         assert isinstance(container, ui.Container)
         assert container.accent_colour == colour
@@ -212,6 +213,15 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     assert "forked from run 3 · attempt 2" in said(run_card(fork))
     assert "<#77>" in said(run_card(fork, thread_id="77"))
     assert "(https://there)" in said(moved_card(fork, "https://there"))
+
+
+async def test_a_shown_run_says_its_commits_or_that_they_were_not_recorded() -> None:
+    shown = replace(run("demo"), checkpoints=(CheckpointLink(1200, "https://hub/step1200"),))
+    card = said(run_card(shown, details=RunDetails(code_commit="c0ffee", hub_commit="f00d")))
+    assert "**Commit of the code** `c0ffee` · **Commit on the Hub** of step 1,200: `f00d`\n" in card
+    card = said(run_card(shown, details=RunDetails(code_commit="", hub_commit="")))
+    assert "**Commit of the code** not recorded · **Commit on the Hub** of step 1,200: not recorded\n" in card
+    assert "Commit" not in said(run_card(shown, details=RunDetails()))
 
 
 async def test_a_runs_card_says_which_of_its_stages_it_is_in() -> None:

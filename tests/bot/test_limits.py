@@ -106,6 +106,8 @@ def run(said: str) -> RunView:
         started_at=None,
         ended_at=None,
         stages=(2, 10),
+        name=said,
+        tags=(said,) * 5,
     )
 
 
@@ -136,7 +138,7 @@ async def test_cards(said: str) -> None:
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
         why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
-        details = RunDetails(2.5, 1.25, 0.4, 7, said, said)
+        details = RunDetails(2.5, 1.25, 0.4, 7, said, said, said, said)
         card = run_card(training, picture="curve.png", why=why, thread_id="1", details=details)
         checked(card)
         galleries = [item for item in card.walk_children() if isinstance(item, ui.MediaGallery)]
@@ -150,7 +152,20 @@ async def test_cards(said: str) -> None:
 def payload_of(kind: str, said: str) -> dict[str, Any]:
     """A payload with all that the text of any entry needs; every text in it is `said`."""
     numbers = ("seconds", "asked", "allocation", "run", "attempt", "gpus", "time_limit", "reserved", "step", "spent")
-    words = ("title", "question", "needs", "why", "goal", "plan", "compute", "release", "outcome", "learnt", "pool")
+    words = (
+        "title",
+        "question",
+        "needs",
+        "why",
+        "goal",
+        "plan",
+        "compute",
+        "release",
+        "outcome",
+        "learnt",
+        "pool",
+        "tags",
+    )
     payload: dict[str, Any] = dict.fromkeys((*numbers, "from_step", "parent"), 7) | dict.fromkeys(
         (*words, "sponsor", "gpu_type", "until", "recipe", "text"), said
     )

@@ -49,15 +49,15 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     for source in (asked.message, granted):
         launching = await ada.press(source, "Launch a run")
         assert [field.label for field in launching.fields] == [
-            "Recipe", "Time limit", "GPUs", "Changes to the recipe",
+            "Recipe", "Time limit", "GPUs", "Changes to the recipe", "Name",
         ]  # fmt: skip
     odd = {"Recipe": "demo", "Time limit": "10m", "GPUs": "two"}
     assert (await ada.submit(launching, odd)).text == "The number of GPUs is a whole number, such as 1 or 8."
     launching = await ada.press(granted, "Launch a run")
-    offer = await ada.submit(launching, odd | {"GPUs": "1", "Changes to the recipe": "steps=400"})
+    offer = await ada.submit(launching, odd | {"GPUs": "1", "Changes to the recipe": "steps=400", "Name": "Long"})
     assert offer.message is not None
     assert "Launch demo on 1 GPU of `local`?" in offer.text
-    assert "steps=400" in offer.text
+    assert "steps=400\n“Long”\n" in offer.text
     await ada.press(offer.message, "Launch")
     await lab.guild.wait_for("proposals", has("**Next** A contributor launches the next run", message_id=card.id))
 

@@ -10,11 +10,8 @@ from projects.db.database import Database
 from sandbox.people import Message, Person
 from tests import databases
 from tests.bot.conftest import PROPOSAL, Lab
-from tests.databases import postgres
 from tests.outage import freezable, relayed
 from tests.patience import until
-
-__all__ = ["postgres"]
 
 
 async def test_members_hear_when_to_try_again_and_keep_what_they_wrote(lab: Lab, postgres: str) -> None:

@@ -23,7 +23,7 @@ from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
 from sandbox.people import Answer, Channel, Message
-from tests.bot.conftest import Lab
+from tests.bot.conftest import Lab, has
 from tests.patience import PATIENCE, until
 from trainer import contract
 
@@ -473,3 +473,26 @@ async def test_an_offer_says_what_is_copied_from_the_store_first(shared_lab: Sha
         assert "**Data** copied from the store first: songs, 1.2 GB" in offered.text
         assert offered.message is not None
         await ada.press(offered.message, "Cancel")
+
+
+async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    given = {"name": "**Wide** @everyone 🧪", "tags": "#Rope, tiny"}
+    run = await launched(lab, channel, time_limit="1m", **given)
+    card = await card_of(lab, channel, run, "“\\*\\*Wide\\*\\* @\u200beveryone 🧪” waits for GPUs", "`rope` `tiny`")
+    await lab.guild.wait_for(
+        card.thread_id or "", has(f"launches run {run} “\\*\\*Wide\\*\\* @\u200beveryone 🧪”, tagged `rope` `tiny`: ")
+    )
+    renamed = said(await ada.command("run name", channel=card.thread_id or "", name="Narrow", tags="tiny"))
+    assert renamed == f"Run {run} is now called “Narrow” and has the tags `tiny`."
+    await lab.guild.wait_for(card.thread_id or "", has(f"**Ada** names run {run}: “Narrow”, tagged `tiny`."))
+    await card_of(lab, channel, run, f"Run {run} “Narrow” waits for GPUs")
+    assert f"Run {run} “Narrow” " in (await ada.command("run show", run=run)).text
+    listed = [said(await ada.command("run list", channel=channel.id, tag=tag)) for tag in ("tiny", "rope")]
+    assert f"{run} “Narrow” `demo`".replace("`", "") in listed[0].replace("*", "").replace("`", "")
+    assert listed[1] == "No run has the tag `rope`."
+    assert await ada.complete("run list", "tag", "ti", channel=channel.id) == [("tiny", "tiny")]
+    assert (f"{run} · Narrow · demo, queued", run) in await ada.complete("run show", "run", "narr", channel=channel.id)
+    long = said(await ada.command("run name", run=run, name="🧪" * 61))
+    assert long == "The name has 61 characters; at most 60 fit."

@@ -5,9 +5,8 @@ import pytest
 from broker.scheduling import tasks
 from projects.db.database import Database
 from tests.broker.lab import Lab
-from tests.databases import database_url, db, postgres
 
-__all__ = ["database_url", "db", "lab", "postgres"]
+__all__ = ["lab"]
 
 
 @pytest.fixture

@@ -47,14 +47,12 @@ from tests.broker.supervised import attempt, charged
 from tests.databases import ONCE
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
-from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, Seaweed
 from tests.standin import python_with_trainer
 from tests.trainer.test_data_indexed import write
 from trainer.contract import CorpusKind
 from trainer.data import measure, readers
 from trainer.data.config import DataConfig, SourceConfig, TokenizerConfig
-
-__all__ = ["seaweed"]
 
 ENDS = "import json, pathlib, sys; pathlib.Path(sys.argv[4], 'outcome.json').write_text(json.dumps({'status': 0}))"
 """A trainer that ends well at once."""

@@ -30,10 +30,8 @@ from tests.environment import bare
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
-from tests.seaweed import Seaweed, seaweed
+from tests.seaweed import Seaweed
 from tests.standin import python_with_trainer
-
-__all__ = ["seaweed"]
 
 LEASE = 12.0  # the store is looked at every two seconds
 

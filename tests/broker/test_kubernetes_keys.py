@@ -43,10 +43,10 @@ from tests.environment import bare
 from tests.forked import Forked
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
-from tests.seaweed import KEY, SECRET, Seaweed, seaweed
+from tests.seaweed import KEY, SECRET, Seaweed
 from tests.standin import python_with_trainer
 
-__all__ = ["cluster", "seaweed", "standin", "start"]
+__all__ = ["cluster", "standin", "start"]
 
 # Each node prepares the data for itself, and only node 0 writes checkpoints.
 TWO_NODES = """

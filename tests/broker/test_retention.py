@@ -31,9 +31,7 @@ from tests.broker.lab import Lab, settings
 from tests.broker.test_control import fork
 from tests.forked import PARTS
 from tests.patience import PATIENCE
-from tests.seaweed import Seaweed, seaweed
-
-__all__ = ["seaweed"]
+from tests.seaweed import Seaweed
 
 STEPS = (10, 20, 30, 40, 50)
 HOST = "host"

@@ -14,9 +14,7 @@ from broker import store
 from broker.store import SENT, WHOLE, DamagedError, Store, StoreError
 from projects.settings import Settings, SettingsError, get_settings
 from tests.broker.lab import settings
-from tests.seaweed import READER, READERS_SECRET, SECRET, Seaweed, seaweed, server
-
-__all__ = ["seaweed"]
+from tests.seaweed import READER, READERS_SECRET, SECRET, Seaweed, server
 
 STEP = "runs/7-a/attempt-1/checkpoints/step40"
 

@@ -14,10 +14,8 @@ from tests.broker.lab import Lab, settings
 from tests.broker.supervised import TRAINER, admitted, supervised_by
 from tests.databases import ONCE
 from tests.patience import PATIENCE, wait_for
-from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed, server
+from tests.seaweed import READER, READERS_SECRET, Seaweed, server
 from tests.standin import python_with_trainer
-
-__all__ = ["seaweed"]
 
 LEASE = 12.0
 WEIGHTS = '(partial / "weights").write_text(str(step))'

@@ -100,10 +100,15 @@ class Visit:
             self.elsewhere.append(request.url)
 
     @classmethod
-    async def begin(cls, browser: Browser, url: str, size: tuple[int, int], scheme: str) -> "Visit":
+    async def begin(
+        cls, browser: Browser, url: str, size: tuple[int, int], scheme: str, *, moving: bool = False
+    ) -> "Visit":
+        """Come to the page; somebody to whom nothing may move, as each frame is drawn by the CPU, but for `moving`."""
         width, height = size
         context = await browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if scheme == "dark" else "light",
+            reduced_motion="no-preference" if moving else "reduce",
         )
         context.set_default_timeout(PATIENCE * 1000)
         visit = cls(await context.new_page(), url)

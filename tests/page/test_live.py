@@ -152,7 +152,7 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
     for number in range(3):
         last = await place.send("\n".join(f"{number}.{line}" for line in range(15)))
     thread = await last.create_thread(name="Run 10")
-    visit = await Visit.begin(browser, info["discord"], PHONE, "light")
+    visit = await Visit.begin(browser, info["discord"], PHONE, "light", moving=True)  # its drawer slides
     page = visit.page
 
     await page.locator("#open").press("Enter")

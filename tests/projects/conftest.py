@@ -3,10 +3,9 @@
 import pytest
 
 from projects.db.database import Database
-from tests.databases import database_url, db, postgres
 from tests.projects.school import School
 
-__all__ = ["database_url", "db", "postgres", "school"]
+__all__ = ["school"]
 
 
 @pytest.fixture

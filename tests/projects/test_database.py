@@ -14,10 +14,7 @@ from projects.db import database
 from projects.db.database import Database, is_away
 from tests import databases
 from tests.broker.lab import settings
-from tests.databases import postgres
 from tests.outage import relayed
-
-__all__ = ["postgres"]
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from rich.console import Console
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from bot.tables import DiscordCursor
+from bot.delivery.checkpoint_indexes import UNSHOWN
+from bot.tables import DiscordCursor, DiscordMessage
 from broker.publications import Publication
 from broker.runs.runs import ENDED, Run
 from cli.services import Parts, environment, last_line
@@ -291,6 +292,8 @@ class Story:
             unpublished = session.scalar(select(func.count()).where(col(Publication.url).is_(None))) or 0
             told = {row.stream: row.number for row in session.scalars(select(DiscordCursor))}
             untold = sum(head - told.get(stream, 0) for stream, head in record.streams(session).items())
+            indexes = session.scalars(select(DiscordMessage).where(col(DiscordMessage.key).startswith("checkpoints:")))
+            untold += sum(row.digest.count(UNSHOWN) for row in indexes)
         counts = {"runs": moving, "checkpoints to publish": unpublished, "entries to post": untold}
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 

@@ -52,6 +52,7 @@ class Story(Hosts):
             NAMES,
             database_url=database_url,
             in_containers=True,
+            begin_anew=True,
             lease_seconds=LEASE,
             stop_grace_seconds=GRACE,
             max_attempts=MOST_ATTEMPTS,

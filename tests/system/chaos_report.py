@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from broker.runs.attempts import OPEN, Attempt
 from broker.runs.runs import ENDED, Run, RunKind, RunState
 from projects.record import record, verification
 from tests.absent import REQUIRE_ALL
+from tests.system import posts
 from tests.system.census import Census
 
 if TYPE_CHECKING:
     from tests.system.chaos import Story
 
-POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · [0-9a-f]{8}\s*$")
 POLL_SECONDS = 0.2
 HUBS_FAULTS = ("Hub answers 500", "Hub answers 429", "upload cut")
 
@@ -151,12 +150,7 @@ def _record(session: Session) -> Line:
 
 
 def _posted(session: Session, messages: Mapping[str, Sequence[str]]) -> Line:
-    found: dict[tuple[str, int], Counter[str]] = {}
-    for channel, texts in messages.items():
-        for text in texts:
-            if marker := POST.search(text):
-                stream = record.LAB if marker[1] is None else f"project:{marker[1]}"
-                found.setdefault((stream, int(marker[2])), Counter())[channel] += 1
+    found = posts.counted(messages)
     heads = record.streams(session)
     entries = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
     problems = [f"entry {number} of {stream} is not posted" for stream, number in sorted(entries - set(found))]
@@ -167,8 +161,8 @@ def _posted(session: Session, messages: Mapping[str, Sequence[str]]) -> Line:
         for channel, count in channels.items()
         if count > 1
     ]
-    posts = sum(channels.total() for channels in found.values())
-    return Line("each entry is posted, and nowhere twice", f"{posts} posts of {len(found)} entries", problems)
+    count = sum(channels.total() for channels in found.values())
+    return Line("each entry is posted, and nowhere twice", f"{count} posts of {len(found)} entries", problems)
 
 
 def _sums(session: Session) -> Line:

@@ -15,11 +15,11 @@ class ForkedParts(Parts):
 
     def __init__(self, logs: Path, *, anew: Sequence[str] = ()) -> None:
         super().__init__(logs)
-        self._anew = anew
+        self.anew = anew
 
     def launch(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
         """See `Parts`."""
-        if name in self._anew or command[1] != "-m":
+        if name in self.anew or command[1] != "-m":
             return super().launch(name, command, env, ready)
         log = self.logs / f"{name}.log"
         log.touch()

@@ -1,8 +1,11 @@
 """What a test sees of other processes, by way of /proc: who they are, what they were given, and how long they lived."""
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +60,20 @@ def trainers(folder: Path) -> list[int]:
     named = {pid: line for pid, line in lines.items() if f"{folder}\0" in line or f'"{folder}"' in line}
     found = [pid for pid, line in named.items() if "runners/shim.py" not in line]
     return sorted(found, key=lambda pid: "trainer.distributed.rank" in command(pid))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let the ranks that write in an attempt's folder stand still meanwhile: they would train on for nobody."""
+    ranks = [pid for pid in trainers(folder) if "trainer.distributed.rank" in command(pid)]
+    try:
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 class Watch:

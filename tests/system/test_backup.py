@@ -11,17 +11,15 @@ from sqlalchemy import URL, make_url
 
 from cli import backup
 from cli.backup import BackupError
-from cli.services import Parts
 from projects.db.database import Database
 from projects.people import Actor
 from projects.record import record, verification
 from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
-from tests.databases import create, postgres
+from tests.databases import create
+from tests.system.forked_parts import ForkedParts
 from tests.system.test_command_line import stoa
-
-__all__ = ["postgres"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -45,7 +43,7 @@ def busy(two: tuple[Settings, Settings]) -> Iterator[Lab]:
     lab.pool()
     project = lab.project()
     lab.allocation(project)
-    parts = Parts(settings.home / "logs")
+    parts = ForkedParts(settings.home / "logs")
     parts.start_stoa(settings, "scheduler")
     lab.launch(project)
     over = threading.Event()

@@ -18,27 +18,24 @@ from bot import server
 from broker import fence
 from broker.allocations import pools
 from cli import doctor
-from cli.services import Parts
 from demo.play import settings_for
 from projects.db.database import Database
 from projects.errors import InvalidError
 from projects.people import Actor
 from projects.settings import Settings
-from tests.databases import postgres
 from tests.environment import bare
 from tests.patience import PATIENCE
-from tests.seaweed import READER, READERS_SECRET, Seaweed, seaweed
+from tests.seaweed import READER, READERS_SECRET, Seaweed
 from tests.system.chaos import call
+from tests.system.forked_parts import ForkedParts
 from tests.system.test_command_line import stoa
-
-__all__ = ["postgres", "seaweed"]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A sandbox, with a queue."""
     home = tmp_path_factory.mktemp("doctor")
-    parts = Parts(home / "logs")
+    parts = ForkedParts(home / "logs")
     where = home / "sandbox"
     environment = bare()
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]

@@ -42,7 +42,15 @@ GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 LOOK = 0.5
 """Seconds between two looks at all processes of the machine."""
-SMALL = "batch=2, micro_batch=2, sequence_length=32"
+RECIPE = """
+like: demo
+model: {layers: 1, hidden_size: 32, heads: 2}
+data:
+  sequence_length: 32
+  tokenizer: {vocabulary: 320, train_bytes: 20000}
+  sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]
+training: {batch: 2, micro_batch: 2, evaluation_tokens: 64}
+"""
 SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
 SECRET = "a-discord-token-nobody-may-see"
 
@@ -51,7 +59,7 @@ class Stoa:
     """One installation on SQLite with its parts up, and what a test asks of it."""
 
     def __init__(self, home: Path) -> None:
-        self.parts = ForkedParts(home / "logs", anew=("worker", "publisher"))  # in whose environments a test looks
+        self.parts = ForkedParts(home / "logs")
         described = home / "sandbox" / "sandbox.json"
         command = [sys.executable, "-m", "sandbox", "--dir", str(described.parent)]
         self.parts.start("sandbox", command, dict(os.environ), described.exists)
@@ -69,11 +77,13 @@ class Stoa:
         self.db.migrate()
         self.lab = Lab(self.db)
         self.lab.pool()
+        self.recipe = self.lab.recipe("small", RECIPE)
         self.project = self.lab.project()
         self.parts.start_valkey(self.settings)
         self.parts.start_stoa(self.settings, "scheduler")
         self.second_scheduler()
         self.parts.start_stoa(self.settings, "worker")
+        self.parts.anew = ("worker", "publisher")  # in whose environments a test looks
         self.parts.start_stoa(self.settings, "publisher")
 
     def second_scheduler(self) -> None:
@@ -83,7 +93,7 @@ class Stoa:
         """Queue a run on one device, with a time limit that is for nobody to reach."""
         allocation = self.lab.allocation(self.project, hours="0.6")
         with self.db.write() as session:
-            order = Order(self.project, "demo", "30m", overrides=f"steps={steps}, {SMALL}", allocation_id=allocation)
+            order = Order(self.project, self.recipe, "30m", overrides=f"steps={steps}", allocation_id=allocation)
             return launching.launch(session, ADA, f"faults-{allocation}", order).run_id
 
     def folder(self, run: int, token: int) -> Path:
@@ -119,7 +129,8 @@ class Stoa:
         """Wait until an attempt has done some steps and the database knows it."""
         wait_for(lambda: len(self.steps(run, token)) > more, f"attempt {token} of run {run} trains")
         done = self.steps(run, token)[more]
-        wait_for(lambda: self.lab.row(run).step >= done, "the supervisor tells of the steps")
+        with processes.held(self.folder(run, token)):
+            wait_for(lambda: self.lab.row(run).step >= done, "the supervisor tells of the steps")
 
     def samples(self, run: int) -> list[int]:
         """The samples of a run."""
@@ -250,9 +261,10 @@ def test_a_run_goes_on_after_its_supervisor_and_its_trainer_were_killed(stoa: St
         stoa.trains(run, 1)
         trainers = processes.trainers(stoa.folder(run, 1))
         dead = stoa.kill_supervisor(run, 1)
-        wait_for(
-            lambda: processes.supervisor(stoa.settings.home, run, 1) not in (None, dead), "another supervisor", LOOK
-        )
+        with processes.held(stoa.folder(run, 1)):
+            wait_for(
+                lambda: processes.supervisor(stoa.settings.home, run, 1) not in (None, dead), "another supervisor", LOOK
+            )
         stoa.trains(run, 1, more=len(stoa.steps(run, 1)) + 2)
         assert processes.trainers(stoa.folder(run, 1)) == trainers, "the trainer has noticed nothing"
 

@@ -1,9 +1,9 @@
 """Two workers as two hosts, with homes of their own: each run starts, and is taken over, where its pool's host is."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import metadata
@@ -17,6 +17,8 @@ from broker.publications import Publication
 from broker.runners import host_gpus
 from broker.runs.runs import RunState
 from cli.services import environment
+from tests import forked
+from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.standin import skew
 from tests.system import processes
@@ -44,11 +46,11 @@ class Cluster(Hosts):
     def __init__(self, home: Path, database_url: str, clocks: Mapping[str, float] | None = None) -> None:
         """The clocks of some hosts, or the scheduler's (`lab`), are so many seconds ahead."""
         sandbox = home / "sandbox"
-        self.hub = subprocess.Popen([sys.executable, "-m", "sandbox", "--dir", str(sandbox)], stdout=subprocess.DEVNULL)
+        self.hub = forked.module("sandbox", Path(os.devnull), bare(), "--dir", str(sandbox))
         wait_for((sandbox / "sandbox.json").exists, "the Hub")
         hub = json.loads((sandbox / "sandbox.json").read_text())
         place = {"hub_endpoint": hub["hub"], "hub_token": hub["hub_token"], "hub_namespace": "hosts"}
-        super().__init__(home, NAMES, database_url=database_url, **place)
+        super().__init__(home, NAMES, database_url=database_url, clocks=clocks, **place)
         for name in NAMES:
             self.lab.pool(name)
         pythons = {name: self.python(name, TRAINER) for name in (*NAMES, LAB)}
@@ -102,13 +104,9 @@ def test_each_run_starts_on_the_host_of_its_pool_and_is_taken_over_there(cluster
         wait_for(partial(cluster.is_published, run), f"the checkpoint of run {run}, which lies on its host alone")
 
     for name in NAMES:
-        shown = subprocess.run(
-            [sys.executable, "-m", "cli.main", "host", "show", name],
-            env=environment(cluster.settings["lab"], "scheduler"),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
+        told = forked.run_module("cli.main", environment(cluster.settings["lab"], "scheduler"), "host", "show", name)
+        assert told.returncode == 0, told.stderr
+        shown = told.stdout
         assert f"host.{name}, pool.{name}" in shown
         assert f"stoa {metadata.version('stoa')}" in shown
         assert {run for run in runs if f"{run}, attempt 1: running" in shown} == {

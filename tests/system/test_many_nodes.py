@@ -12,28 +12,40 @@ from rich.console import Console
 from broker.allocations import pools
 from broker.runs.attempts import Attempt
 from broker.runs.runs import RunState
-from cli.services import Parts
 from demo import story
 from demo.play import set_stage
 from demo.stage import Stage
 from projects.db.columns import utcnow
+from tests.broker.lab import Lab
 from tests.patience import until
 from tests.slurm import Cluster, slurm
+from tests.system import processes
+from tests.system.forked_parts import ForkedParts
 
 __all__ = ["slurm"]
 
-TINY = "steps=20000, batch=4, micro_batch=2, sequence_length=32"
+TINY = """
+like: demo
+model: {layers: 1, hidden_size: 32, heads: 2}
+data:
+  sequence_length: 32
+  tokenizer: {vocabulary: 320, train_bytes: 20000}
+  sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]
+training: {steps: 1000000, batch: 4, micro_batch: 2, evaluate_every: 100000, evaluation_tokens: 64}
+checkpoints: {log_until: 4, every: 100000}
+"""
 
 
 async def test_one_model_over_two_nodes(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
-    parts = Parts(tmp_path / "logs")
+    parts = ForkedParts(tmp_path / "logs")
     try:
         stage = await set_stage(tmp_path, parts, every={"lease_seconds": 45.0})
         with stage.database.write() as session:
             pools.add_pool(session, name="cluster", gpu_type="CPU", gpus=2, gpus_a_node=1, runner="slurm")
             soon = utcnow() + timedelta(days=60)
             pools.add_grant(session, pool="cluster", sponsor="A centre", seconds=36_000, until=soon)
+        Lab(stage.database).recipe("tiny", TINY)
         for act in (story.propose, story.join, story.confirm, story.scope):
             await act(stage, Console(quiet=True))
         await play(stage, slurm)
@@ -53,9 +65,9 @@ async def play(stage: Stage, slurm: Cluster) -> None:
     await rosa.submit(await rosa.press(card, "Approve"), {"GPU-hours": "2", "Reason": "Good."})
     await stage.guild.wait_for(stage.channel, lambda m: "Good." in m.text)
 
-    refused = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=3, channel=here)
+    refused = await ada.command("run launch", recipe="tiny", time_limit="20m", gpus=3, channel=here)
     assert "has 2 GPUs on 2 nodes of 1; ask for 1 to 2." in refused.text
-    offer = await ada.command("run launch", recipe="demo", time_limit="20m", gpus=2, override=TINY, channel=here)
+    offer = await ada.command("run launch", recipe="tiny", time_limit="20m", gpus=2, channel=here)
     assert "on 2 GPUs on 2 nodes of `cluster`?" in offer.text
     await ada.press(offer.message or "", "Launch")
     stage.run_id = 1
@@ -86,17 +98,21 @@ async def play(stage: Stage, slurm: Cluster) -> None:
 
 
 async def trains(stage: Stage, after: int = 0) -> int:
-    """The number of an attempt after another, once it has done steps of its own."""
+    """The number of an attempt after another, once it has done steps of its own and the database knows it."""
 
     def stands() -> bool:
         run = stage.run()
         if run.state != RunState.RUNNING or run.attempt <= after:
             return False
-        begun = folder(stage, run.attempt) / "events.jsonl"
-        return begun.exists() and run.step > int(started(stage, run.attempt)["step"]) + 2
+        logged = folder(stage, run.attempt) / "metrics.jsonl"
+        return logged.exists() and logged.read_text().count("\n") > 3
 
     await until(stands, f"steps after attempt {after}")
-    return stage.run().attempt
+    attempt = stage.run().attempt
+    least = int(started(stage, attempt)["step"]) + 2
+    with processes.held(folder(stage, attempt)):
+        await until(lambda: stage.run().step > least, f"steps of attempt {attempt}")
+    return attempt
 
 
 def folder(stage: Stage, attempt: int) -> Path:

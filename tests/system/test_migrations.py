@@ -36,9 +36,6 @@ from projects.db.migrations import versions
 from projects.findings import Finding
 from projects.record import record, redaction, verification
 from tests.broker.lab import ADA, GRACE, ROSA, STRANGER, Lab
-from tests.databases import database_url, db, new_url, postgres
-
-__all__ = ["database_url", "db", "new_url", "postgres"]
 
 FIRST = 1
 PAST_MEMBERSHIPS = 17

@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cli.services import environment
 from projects.settings import Settings
+from tests import forked
 from tests.system.test_queue_failover import Queue, conf, queue, start
 
 __all__ = ["Queue", "conf", "queue", "start"]
@@ -18,8 +18,7 @@ def test_a_second_worker_of_a_home_is_refused_while_the_first_lives(
     conf: Settings, start: Callable[..., "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:
     worker = start()
-    command = [sys.executable, "-m", "cli.main", "worker"]
-    second = subprocess.run(command, env=environment(conf, "worker"), capture_output=True, text=True, check=False)
+    second = forked.run_module("cli.main", environment(conf, "worker"), "worker")
     assert second.returncode == 2
     assert second.stderr == (
         f"Another worker is at work in {conf.home}; stop it first, or give this one a home of its own (STOA_HOME).\n"

@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -124,5 +123,5 @@ def test_a_worker_outlives_a_failover_and_ends_by_a_signal_alone(
 
 def test_an_end_by_fault_has_a_status_of_its_own(conf: Settings, tmp_path: Path) -> None:
     env = environment(conf, "worker") | {"STOA_REDIS_URL": "no-such-transport://127.0.0.1"}
-    done = subprocess.run([sys.executable, "-m", "cli.main", "worker"], env=env, capture_output=True, check=False)
+    done = forked.run_module("cli.main", env, "worker")
     assert done.returncode not in (0, None)

@@ -21,12 +21,9 @@ from projects.db.columns import utcnow
 from projects.settings import Settings
 from tests.broker.copying import HAS, LACKS, add, launch, projects, propose, push, songs
 from tests.broker.lab import settings
-from tests.databases import database_url, postgres
 from tests.patience import wait_for
-from tests.seaweed import SECRET, Seaweed, seaweed
+from tests.seaweed import SECRET, Seaweed
 from tests.system.worker_hosts import LAB, Hosts
-
-__all__ = ["database_url", "postgres", "seaweed"]
 
 # Each attempt does ten steps more than the checkpoint that it is given; the second one is the last.
 TRAINER = """

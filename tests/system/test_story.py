@@ -3,11 +3,9 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,33 +22,21 @@ from tests.absent import absent
 from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
 from tests.environment import bare
 from tests.patience import PATIENCE, until
+from tests.system import posts
 from tests.system.forked_parts import ForkedParts
 
 SOON = {"lease_seconds": 3.0}
 """A bot's settings by which another takes over its delivery soon."""
-POST = re.compile(r"-# (?:P(\d+)|Lab) · record (\d+) · ([0-9a-f]{8})\s*$")
-
-
-def posts(channels: Mapping[str, Sequence[str]]) -> dict[tuple[str, int], Counter[str]]:
-    """For each entry of the record, how often it stands in each channel."""
-    found: dict[tuple[str, int], Counter[str]] = {}
-    for channel, texts in channels.items():
-        for text in texts:
-            if marker := POST.search(text):
-                project, number, _ = marker.groups()
-                stream = record.LAB if project is None else f"project:{project}"
-                found.setdefault((stream, int(number)), Counter())[channel] += 1
-    return found
 
 
 def assert_told_once(channels: Mapping[str, Sequence[str]], heads: dict[str, int]) -> None:
     """Each entry is posted, and nowhere twice; within a channel the entries of a stream stand in order."""
-    found = posts(channels)
+    found = posts.counted(channels)
     everything = {(stream, number) for stream, head in heads.items() for number in range(1, head + 1)}
     assert set(found) == everything, "an entry is missing, or one was posted that is not in the record"
     assert [(entry, where) for entry, where in found.items() if max(where.values()) > 1] == []
     for channel, texts in channels.items():
-        numbers = [(marker[1], int(marker[2])) for text in texts if (marker := POST.search(text))]
+        numbers = [entries[0] for text in texts if (entries := posts.told(text))]
         assert numbers == sorted(numbers), f"the entries in {channel} are out of order"
 
 
@@ -112,7 +98,7 @@ def test_every_entry_of_the_record_is_posted_once(played: tuple[Path, subprocess
     report = json.loads((home / "report.json").read_text())
     channels = {name: [message["content"] for message in told] for name, told in report["channels"].items()}
     heads: dict[str, int] = {}
-    for stream, number in posts(channels):
+    for stream, number in posts.counted(channels):
         heads[stream] = max(number, heads.get(stream, 0))
     assert sum(heads.values()) == report["record"]["entries"]
     announcements = channels.pop("announcements")

@@ -16,12 +16,9 @@ from broker.runs.attempts import AttemptState
 from broker.runs.runs import RunState
 from broker.scheduling import tasks
 from projects.db.columns import utcnow
-from tests.databases import database_url, postgres
 from tests.patience import wait_for
 from tests.system import processes
 from tests.system.test_hosts import NAMES, Cluster
-
-__all__ = ["database_url", "postgres"]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +31,10 @@ LAB = "lab"
 
 class Hosts:
     """The parts of all hosts, by host and name. With `in_containers`, each part of a host but the lab's own is a
-    container of the host's name, all of which ends at once when it is killed."""
+    container of the host's name, all of which ends at once when it is killed. The `clocks` of hosts are so many
+    seconds ahead. Parts outside of containers are forked, but where they `begin_anew`: what their Python does as it
+    begins is theirs.
+    """
 
     def __init__(
         self,
@@ -41,10 +44,14 @@ class Hosts:
         database_url: str = "",
         given: Settings | None = None,
         in_containers: bool = False,
+        begin_anew: bool = False,
+        clocks: Mapping[str, float] | None = None,
         **changes: object,
     ) -> None:
         self.home = home
         self.in_containers = in_containers
+        self.begin_anew = begin_anew
+        self.clocks = clocks or {}
         self.queue = Queue(home)
         place = {
             "database_url": database_url or f"sqlite:///{home / 'stoa.db'}",
@@ -64,12 +71,16 @@ class Hosts:
         """Start a part of a host and wait for nothing."""
         (self.home / host).mkdir(exist_ok=True)
         log, given = self.home / host / f"{part}.log", environment(self.settings[host], part)
-        # A forked process is not found by the home it names: a part that starts others begins anew.
-        if part == "scheduler" and python is None:
-            self.running[host, part] = forked.module("cli.main", log, given, part, *options, session=True)
+        inside = self.in_containers and host != LAB
+        if not (self.begin_anew or inside):
+            server = forked.WRONG_CLOCKS if self.clocks else forked.PARTS
+            wrong = f"import tests.wrong_clock; tests.wrong_clock.SECONDS = {self.clocks[host]}" if self.clocks else ""
+            self.running[host, part] = forked.module(
+                "cli.main", log, given, part, *options, python=python, session=True, before=wrong, server=server
+            )
             return
         command = [str(python or sys.executable), "-m", "cli.main", part, *options]
-        if self.in_containers and host != LAB:
+        if inside:
             command = contained(host, command)
         with log.open("ab") as out:
             self.running[host, part] = subprocess.Popen(
@@ -102,8 +113,7 @@ class Hosts:
         for key in [key for key in self.running if key[0] == host]:
             process = self.running.pop(key)
             first = psutil.Process(process.pid).children() if self.in_containers and host != LAB else []
-            process.kill()
-            process.wait(PATIENCE)
+            end(process)
             psutil.wait_procs(first, PATIENCE)  # with it, the kernel ends all of the container
         if not self.in_containers:
             kill_all(self.home / host)
@@ -111,13 +121,19 @@ class Hosts:
     def close(self) -> None:
         """Leave nothing."""
         for process in self.running.values():
-            process.kill()
-        for process in self.running.values():
-            process.wait(PATIENCE)
+            end(process)
         kill_all(self.home)
         self.queue.process.kill()
         self.queue.process.wait()
         self.db.close()
+
+
+def end(process: subprocess.Popen[bytes] | Forked) -> None:
+    """End a part with SIGKILL, with the processes that it has forked: those of a forked one do not name its home."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait(PATIENCE)
 
 
 def kill_all(home: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
 from trainer.checkpoint.resume import StartingPoint
+from trainer.code_version import code_commit
 from trainer.config import TrainConfig
 from trainer.contract import Status
 from trainer.distributed.parallel_dims import ParallelDims
@@ -71,6 +72,7 @@ def test_checkpoint_says_how_it_was_made(finished: Path) -> None:
     how = json.loads((finished / "checkpoints" / "step4" / "how.json").read_text())
     assert (how["step"], how["tokens"], how["seed"]) == (4, 4 * 8 * 32, 1234)
     assert how["torch_version"] == torch.__version__
+    assert how["code_commit"] == code_commit()
     assert how["config"]["training"]["steps"] == 12
     assert [(source["name"], source["licence"]) for source in how["data"]["sources"]] == [
         ("python-docs", "PSF-2.0"),

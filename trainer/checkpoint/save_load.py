@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer import files
 from trainer.checkpoint import folders
-from trainer.code_version import code_version
+from trainer.code_version import code_commit, code_version
 from trainer.config import ConfigError, TrainConfig
 from trainer.contract import CHECKPOINT_METADATA_FILE, PROBE_FILE, TRAINER_FOLDER
 from trainer.data import tokenizer
@@ -138,6 +138,7 @@ def write_description(config: TrainConfig, folder: Path, step: int, metadata: di
         "opens_in_transformers": theirs.refusal or theirs.architecture,
         **metadata,
         "code_version": code_version(),
+        "code_commit": code_commit(),
         "torch_version": torch.__version__,
         "files": files.checksums(folder, (path for path in folder.rglob("*") if path.is_file())),
     }

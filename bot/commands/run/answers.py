@@ -60,6 +60,7 @@ def offer(preview: Preview) -> Card:
     asks = [
         f"### 🚀 Launch {what} on {text.gpus(run.gpus, quote.nodes)} of {text.code(quote.pool.name, 60)}?",
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
+        " · ".join(filter(None, (text.run_name(run.name), text.tags(run.tags.split())))),
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
         f"about {quote.memory_needed} of memory on each GPU",
         *(f"**Stage {stage.number}** {text.line(str(stage), 200)}" for stage in quote.stages),
@@ -158,7 +159,16 @@ def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
     link = [f"<#{thread.channel_id}>"] if thread is not None and thread.channel_id and not thread.gone else []
     steps = f"step {run.step:,} of {run.total_steps:,}"
     about = [run.state, steps, *losses, text.gpu_hours(run.spent), text.line(run.requested_by, 60), *sweep, *link]
-    return f"**{run.id}** {text.code(run.recipe, 60)} · {' · '.join(about)}"
+    tags = [text.tags(run.tags)] if run.tags else []
+    named = " ".join(filter(None, (f"**{run.id}**", text.run_name(run.name), text.code(run.recipe, 60))))
+    return f"{named} · {' · '.join([*about, *tags])}"
+
+
+def named(run: runs.Run) -> str:
+    """What a run is called now."""
+    name = f"is now called {text.run_name(run.name)}" if run.name else "has no name"
+    tags = f"the tags {text.tags(run.tags.split())}" if run.tags else "no tags"
+    return f"Run {run.id} {name} and has {tags}." if run.name else f"Run {run.id} {name}, and {tags}."
 
 
 def waits(why: Why) -> str:

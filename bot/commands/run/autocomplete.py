@@ -45,7 +45,10 @@ def runs_in(
     async def found(interaction: Interaction, typed: str) -> list[Choice[int]]:
         project_id = await context.project_so_far(interaction)
         rows = await interaction.client.read(runs.newest, project_id, states=states, kept=kept)
-        named = [(f"{number} · {recipe}, {state}", number) for number, recipe, state in rows]
+        named = [
+            (" · ".join(filter(None, (str(number), name, f"{recipe}, {state}"))), number)
+            for number, name, recipe, state in rows
+        ]
         fitting = [(name, number) for name, number in named if typed.casefold() in name.casefold()]
         return [Choice(name=text.bounded(name, LONGEST), value=n) for name, n in fitting[: autocomplete.MOST_CHOICES]]
 
@@ -57,6 +60,14 @@ kept_run = runs_in(tuple(RunState), kept=True)
 unended_run = runs_in(set(RunState) - ENDED)
 pausable_run = runs_in((RunState.QUEUED, RunState.STARTING, RunState.RUNNING))
 paused_run = runs_in((RunState.PAUSED,))
+
+
+async def tags(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The tags of the project's runs."""
+    project_id = await context.project_so_far(interaction)
+    known = [] if project_id is None else await interaction.client.read(runs.tags_of, project_id)
+    fitting = [tag for tag in known if typed.strip().lower() in tag]
+    return [Choice(name=tag, value=tag) for tag in fitting[: autocomplete.MOST_CHOICES]]
 
 
 async def numbers(interaction: Interaction, typed: str) -> list[Choice[str]]:

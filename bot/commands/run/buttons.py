@@ -69,10 +69,11 @@ async def log(interaction: Interaction, run_id: int) -> None:
     await errors.reply(interaction, answers.logged(found))
 
 
-async def rerun(interaction: Interaction, run_id: int) -> None:
+async def rerun(interaction: Interaction, run_id: int, name: str = "", tags: str = "") -> None:
     """Offer the same run once more with its cost; the button launches it."""
     await acknowledge(interaction)
-    preview = await interaction.client.write(run_plan.plan_rerun, actor(interaction), str(interaction.id), run_id)
+    who, request_id = actor(interaction), str(interaction.id)
+    preview = await interaction.client.write(run_plan.plan_rerun, who, request_id, run_id, name, tags)
     await answers.show(interaction, answers.offer(preview))
 
 

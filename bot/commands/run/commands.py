@@ -15,7 +15,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, launching, runs
+from broker.runs import comparison, control, launching, naming, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -26,6 +26,8 @@ RUN = "Its number, where this is not its thread"
 PROJECT = "The project, where this is not its channel or one of its threads"
 OVERRIDE = "Changes to the recipe, such as learning_rate=0.001, seed=7"
 TIME_LIMIT = "Its time limit, such as 45m, 2h or 1h30m"
+NAME = "What to call it, in at most 60 characters"
+TAGS = "Up to five words to find it by, such as rope, tiny"
 SWEEP = "All runs of this sweep; not needed in the sweep's thread"
 
 
@@ -38,6 +40,8 @@ SWEEP = "All runs of this sweep; not needed in the sweep's thread"
     override=OVERRIDE,
     dataset="A dataset of the catalogue that the recipe must train on",
     allocation="The allocation to draw on; the newest approved one otherwise",
+    name=NAME,
+    tags=TAGS,
     project=PROJECT,
 )
 @app_commands.autocomplete(recipe=run_autocomplete.recipes, time_limit=run_autocomplete.time_limits)
@@ -53,13 +57,15 @@ async def launch(
     override: str = "",
     dataset: str = "",
     allocation: int | None = None,
+    name: str = "",
+    tags: str = "",
     project: int | None = None,
 ) -> None:
     """Offer the run with its cost; the button launches it."""
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     overrides = run_autocomplete.with_steps(override, steps)
-    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
+    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset, name=name, tags=tags)
     preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
     await answers.show(interaction, answers.offer(preview))
 
@@ -110,6 +116,8 @@ async def sweep(
     time_limit=f"{TIME_LIMIT}; the run's own by default",
     gpus="How many GPUs; the run's own by default",
     allocation="The allocation to draw on",
+    name=NAME,
+    tags=TAGS,
 )
 @app_commands.autocomplete(step=run_autocomplete.kept_steps, run=run_autocomplete.kept_run)
 @app_commands.autocomplete(gpus=run_autocomplete.gpus, allocation=run_autocomplete.allocations_of_run)
@@ -122,6 +130,8 @@ async def fork(
     time_limit: str | None = None,
     gpus: int | None = None,
     allocation: int | None = None,
+    name: str = "",
+    tags: str = "",
 ) -> None:
     """Offer the fork with its cost; the button launches it."""
     await acknowledge(interaction)
@@ -135,17 +145,34 @@ async def fork(
         time_limit=time_limit,
         gpus=gpus,
         allocation_id=allocation,
+        name=name,
+        tags=tags,
     )
     await answers.show(interaction, answers.offer(preview))
 
 
 @run.command(name="rerun", description="Launch a run again, as it was")
-@app_commands.describe(run=RUN)
+@app_commands.describe(run=RUN, name=NAME, tags=TAGS)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
-async def rerun(interaction: Interaction, run: int | None = None) -> None:
+async def rerun(interaction: Interaction, run: int | None = None, name: str = "", tags: str = "") -> None:
     """Offer the new run with its cost; the button launches it."""
     await acknowledge(interaction)
-    await buttons.rerun(interaction, await context.run_of(interaction, run))
+    await buttons.rerun(interaction, await context.run_of(interaction, run), name, tags)
+
+
+@run.command(name="name", description="Name a run, or give it tags; who launched it and the lead can")
+@app_commands.describe(
+    run=RUN, name=f"{NAME}; {naming.NOTHING} takes it away", tags=f"{TAGS}; {naming.NOTHING} takes them away"
+)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
+async def rename(
+    interaction: Interaction, run: int | None = None, name: str | None = None, tags: str | None = None
+) -> None:
+    """Change the name, the tags or both; what is left out stays."""
+    await acknowledge(interaction)
+    run_id, who = await context.run_of(interaction, run), actor(interaction)
+    now = await interaction.client.write(naming.rename, who, run_id, name=name, tags=tags)
+    await errors.reply(interaction, answers.named(now))
 
 
 @run.command(name="show", description="Show how a run stands")
@@ -185,16 +212,19 @@ async def show(
 
 
 @run.command(name="list", description="List the newest runs of a project")
-@app_commands.describe(project=PROJECT)
+@app_commands.describe(project=PROJECT, tag="Only the runs with this tag")
 @app_commands.autocomplete(project=autocomplete.listed_projects)
-async def list_runs(interaction: Interaction, project: int | None = None) -> None:
+@app_commands.autocomplete(tag=run_autocomplete.tags)
+async def list_runs(interaction: Interaction, project: int | None = None, tag: str = "") -> None:
     """List the runs."""
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
-    views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, limit=15)
+    tag = naming.parse_tags(tag)
+    views = await interaction.client.read(runs.of_project, project_id, kind=RunKind.TRAIN, tag=tag, limit=15)
     threads = await interaction.client.read(outbox.channels_of, project_id)
     lines = [answers.listed(view, threads) for view in views]
-    await errors.reply(interaction, text.listed(lines) or "No run yet: /run launch starts one.")
+    none = f"No run has the tag {text.code(tag, 20)}." if tag else "No run yet: /run launch starts one."
+    await errors.reply(interaction, text.listed(lines) or none)
 
 
 @run.command(name="pause", description="Pause a run and free its GPUs; a running one writes a checkpoint first")

@@ -22,6 +22,7 @@ class LaunchForm(Form):
         self.time_limit = short(placeholder="such as 45m, 2h or 1h30m")
         self.gpus = short("1")
         self.overrides = short(placeholder="such as steps=400, learning_rate=0.001; empty for none", required=False)
+        self.name = short(placeholder="what to call it, such as Wide, no warm-up; empty for none", required=False)
         super().__init__(
             "Launch a run",
             {
@@ -29,6 +30,7 @@ class LaunchForm(Form):
                 "Time limit": self.time_limit,
                 "GPUs": self.gpus,
                 "Changes to the recipe": self.overrides,
+                "Name": self.name,
             },
         )
 
@@ -44,6 +46,7 @@ class LaunchForm(Form):
             gpus,
             self.overrides.value,
             self.allocation_id,
+            name=self.name.value,
         )
         preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
         await answers.show(interaction, answers.offer(preview))

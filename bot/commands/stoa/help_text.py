@@ -46,6 +46,7 @@ NEEDS: Mapping[str, Act] = {
     "run extend": Act.USE_COMPUTE,
     "run fork": Act.USE_COMPUTE,
     "run rerun": Act.USE_COMPUTE,
+    "run name": Act.USE_COMPUTE,
     "run sample": Act.USE_COMPUTE,
     "catalogue prepare": Act.USE_COMPUTE,
     "catalogue accept": Act.DECIDE_CATALOGUE,

@@ -24,12 +24,12 @@ def queued(p: Payload) -> str:
         )
     if "sweep" in p:
         return f"⏳ {_run(p)} is queued, with {line(_assigned(p['overrides']))}."
-    return f"🚀 {by(p)} launches run {p['run']}: {_order(p)}"
+    return f"🚀 {by(p)} launches run {p['run']}{_called(p)}: {_order(p)}"
 
 
 @entry("run.forked")
 def forked(p: Payload) -> str:
-    return f"🔱 {by(p)} forks run {p['run']} from step {p['from_step']:,} of run {p['parent']}: {_order(p)}"
+    return f"🔱 {by(p)} forks run {p['run']}{_called(p)} from step {p['from_step']:,} of run {p['parent']}: {_order(p)}"
 
 
 @entry("run.starting")
@@ -78,6 +78,12 @@ def resumed(p: Payload) -> str:
         f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {text.count(p['gpus'], 'GPU')} for at most "
         f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
     )
+
+
+@entry("run.named")
+def named(p: Payload) -> str:
+    tags = f"tagged {text.tags(p['tags'].split())}" if p["tags"] else "no tags"
+    return f"🏷️ {by(p)} names {_run(p).lower()}: {text.run_name(p['name']) or 'no name'}, {tags}."
 
 
 @entry("run.spiked")
@@ -173,6 +179,23 @@ def checkpoint(p: Payload) -> str:
     return f"📦 {which} of run {p['run']} is on the Hub{held}: [step {p['step']}]({p['url']})"
 
 
+def checkpoint_line(p: Payload, *, names_run: bool = False) -> str:
+    """A published checkpoint as a line of the index in its thread; older entries know no tokens and no loss."""
+    parts = [f"[step {p['step']:,}]({p['url']})"]
+    if names_run:
+        parts.insert(0, f"run {p['run']}")
+    if "tokens" in p:
+        parts.append(f"{p['tokens']:,} tokens")
+    if "held_out" in p:
+        at = "" if p["held_out_step"] == p["step"] else f" at step {p['held_out_step']:,}"
+        parts.append(f"held-out {p['held_out']}{at}")
+    if p.get("final"):
+        parts.append("the last one")
+    if p.get("held"):
+        parts.append("held back until reviewers release it")
+    return " · ".join(parts)
+
+
 @entry("checkpoint.delayed")
 def checkpoint_delayed(p: Payload) -> str:
     return (
@@ -226,6 +249,12 @@ def _titled(p: Payload) -> str:
 def _other(p: Payload) -> str:
     """The run for which GPUs are freed."""
     return f"run {p['for_run']} of project P{p['for_project']}"
+
+
+def _called(p: Payload) -> str:
+    """The name and the tags of a run, as far as the entry has them."""
+    name = f" {text.run_name(p['name'])}" if p.get("name") else ""
+    return f"{name}, tagged {text.tags(p['tags'].split())}" if p.get("tags") else name
 
 
 def _order(p: Payload) -> str:
