@@ -14,7 +14,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -261,6 +261,8 @@ def _begin(name: str, arguments: Sequence[str], environment: Mapping[str, str] |
         opened = sorted({0, 1, 2, *kept})
         for low, high in zip(opened, [*opened[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
             os.closerange(low + 1, high)
+        for helper in (resource_tracker._resource_tracker, forkserver._forkserver):  # whose files are closed now
+            vars(helper).update(vars(type(helper)()))
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)

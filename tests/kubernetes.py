@@ -33,14 +33,13 @@ _new_client: Any = config.new_client_from_config  # without types, unlike the re
 class Standin:
     """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all.
 
-    Pods are forked, where `forks`, with `python` as their Python; what looks into a pod's own process needs one that
-    begins anew, and so does one with a Python that only its image knows.
+    Pods may be forked (`fork_pods`); what looks into a pod's own process needs one that begins anew.
     """
 
     def __init__(self, root: Path, programs: Path) -> None:
         self.root = root
-        self.forks = False
-        self.python = Path(sys.executable)
+        self._forks = False
+        self._python = Path(sys.executable)
         self.cluster = Cluster(root, TOKEN, ADMIN, {IMAGE: programs})
         self.cluster.pods.begin = self._begin
         self.kubeconfig = root / "kubeconfig"
@@ -66,19 +65,23 @@ class Standin:
         self.core: Any = client.CoreV1Api(self.api)
 
     def use(self, python: Path) -> None:
-        """Let `python` in the image be this one, also of pods that are forked."""
-        self.python, self.forks = python, True
-        forked.warm(python)  # the API server answers nobody while a pod waits for its first process
+        """Let `python` in the image be this one."""
+        self._python = python
         script = self.root / "programs" / "python"
         script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
         script.chmod(0o755)
 
+    def fork_pods(self) -> None:
+        """Have pods forked until the test's end, and what they start, which spares the seconds of its imports."""
+        self._forks = True
+        forked.warm(self._python)  # the API server answers nobody while a pod waits for its first process
+
     def _begin(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
-        if not self.forks or command[1:3] != ["-m", POD]:
+        if not self._forks or command[1:3] != ["-m", POD]:
             return begin(command, folder, environment, log)
         into = f"import os; os.chdir({str(folder)!r})"
         process = forked.module(
-            POD, log, environment, *command[3:], python=self.python, session=True, before=into, forks=True
+            POD, log, environment, *command[3:], python=self._python, session=True, before=into, forks=True
         )
         with suppress(ProcessLookupError):  # it has ended already
             while process.poll() is None and os.getpgid(process.pid) != process.pid:
@@ -103,6 +106,7 @@ class Standin:
         def clear(cluster: Cluster) -> None:
             cluster.faults.clear()
             cluster.forbidden.clear()
+            self._forks = False
             cluster.jobs.quota = None
             cluster.jobs.held.clear()
             cluster.pods.lost.clear()

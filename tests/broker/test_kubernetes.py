@@ -407,10 +407,7 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
     assert said(folder) == "b'met'\n"
 
 
-def test_data_that_a_node_cannot_prepare_end_the_run_with_the_trainers_sentence(
-    start: Start, cluster: Standin, tmp_path: Path
-) -> None:
-    cluster.forks = False
+def test_data_that_a_node_cannot_prepare_end_the_run_with_the_trainers_sentence(start: Start, tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("data: {prepared: null}\n")
     for node, status, transient in ((0, Status.CONFIG, False), (1, Status.CONFIG, False), (1, Status.FAILED, True)):
         code = (

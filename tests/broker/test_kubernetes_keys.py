@@ -98,7 +98,6 @@ def test_a_run_on_two_nodes_trains_by_keys_of_its_own_attempts(
     conf = seaweed.settings(settings(tmp_path), prefix="keys")
     python = python_with_trainer(tmp_path, TWO_NODES + TRAINER.replace("LAST", "10000"))
     cluster.use(python)
-    cluster.forks = False
     with serving(lab, conf) as served:
         run = queued_on_two(lab, by(served))
         owner = stores.attempt_folder(run, request_of(lab, run), 1).split("/")[1]
@@ -185,7 +184,6 @@ def supervised(lab: Lab, cluster: Standin, conf: Settings, python: Path, run: in
 def test_a_pod_of_a_lost_node_is_shut_out_and_ends_when_the_next_attempt_begins(
     start: Start, cluster: Standin, served: Served
 ) -> None:
-    cluster.forks = False
     _, folder = lost = start(LISTENS, run=7, options=by(served))
     here(*lost)
     [pod] = pods()
@@ -222,7 +220,6 @@ def test_another_supervisor_need_not_know_the_key(
     start: Start, cluster: Standin, served: Served, fault: dict[str, Any]
 ) -> None:
     """The first supervisor dies as it creates the Secret: its pods wait for one, or hold a key that nobody knows."""
-    cluster.forks = False
     cluster.fault("POST .*/secrets", count=1, **fault)
     first, folder = start(LISTENS, run=7, options=by(served))
     wait_for(lambda: len(names(cluster)) == 1, "the Job")
@@ -307,7 +304,6 @@ def test_doctor_learns_whether_the_api_answers(
 def test_pods_know_a_lab_by_its_own_certificate(start: Start, cluster: Standin, lab: Lab, tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     tls = {"machines_address": "127.0.0.1:8443", "machines_certificate": str(certificate), "machines_key": str(key)}
-    cluster.forks = False
     with serving(lab, settings(tmp_path, store=get_settings().store, **tls)) as served:
         options = by(served) | {"lab_certificate": str(tmp_path / "later.pem")}
         assert "cannot be used" in KubernetesRunner.check(options).found
