@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from bot import buttons, errors, text
 from bot.app import App, Interaction, begin
 from bot.buttons import Button
-from bot.commands import last_question
+from bot.commands import form, last_question
 from bot.commands.allocation import buttons as allocation_buttons
 from bot.commands.allocation.commands import allocation
 from bot.commands.catalogue.commands import catalogue_group
@@ -120,7 +120,7 @@ class Bot(App):
         for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
-        for module in (last_question, project_buttons, allocation_buttons, run_buttons, stoa_buttons):
+        for module in (form, last_question, project_buttons, allocation_buttons, run_buttons, stoa_buttons):
             buttons.register(module.HANDLERS)
         self.add_dynamic_items(Button, DoIt, PostComparison)
         await self._register_commands()

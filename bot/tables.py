@@ -1,10 +1,12 @@
-"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, and who may send."""
+"""The tables of the bot: its messages and channels on Discord, how far each stream is posted, who may send, and
+forms to be mended."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlmodel import Field
 
-from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
+from projects.db.columns import Base, foreign_key, integer, json_object, row_id, timestamp, utcnow
 
 
 class DiscordMessage(Base, table=True):
@@ -107,3 +109,17 @@ class DiscordRoleHolder(Base, table=True):
 
     project_id: int = foreign_key("discord_roles.project_id", primary_key=True)
     discord_id: str = Field(primary_key=True)
+
+
+class DiscordForm(Base, table=True):
+    """A form that was refused, as `bot.kept_forms` encodes it, and the Discord id of the person who filled it in.
+
+    It is deleted a day after `at`.
+    """
+
+    __tablename__ = "discord_forms"
+
+    id: int = row_id()
+    discord_id: str
+    form: dict[str, Any] = json_object()
+    at: datetime = timestamp(default=utcnow)

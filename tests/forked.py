@@ -182,10 +182,10 @@ def run_trainer(
     return _to_its_end(TRAINERS, code, environment, arguments)
 
 
-def start_trainer(environment: Mapping[str, str], *arguments: str) -> Forked:
-    """Start such a trainer in a process group of its own; what it says goes nowhere."""
+def start_trainer(environment: Mapping[str, str], *arguments: str, log: Path = Path(os.devnull)) -> Forked:
+    """Start such a trainer in a process group of its own; what it says goes to the file `log`."""
     code = f"import os; os.setpgid(0, 0); {_of_module(TRAINER, forks=True)}"
-    return Forked(code, Path(os.devnull), environment, *arguments, server=TRAINERS)
+    return Forked(code, log, environment, *arguments, server=TRAINERS)
 
 
 def _to_its_end(

@@ -16,6 +16,8 @@ from trainer.metrics import flops_per_token as flops_per_token
 from trainer.metrics import parameters as parameters
 
 MOST_LAYOUTS = 8
+MUCH_LESS = 0.8
+"""The share of the memory that was expected, below which what ran out of memory is expected to fit."""
 MOST_SOURCES = 5
 """Sources that the text about a stage names."""
 OFTEN = 4.0
@@ -195,7 +197,7 @@ def what_layouts(
 ) -> str:
     """A sentence that names the first layouts that would fit the nodes, and a GPU's memory where it is known."""
     found = layouts.fitting(config, gpus, nodes, gpu_memory, device)
-    on = f"{nodes} nodes of {gpus // nodes} GPUs"
+    on = f"{nodes} nodes of {gpus // nodes} ranks"
     if not found:
         return f"No layout fits {on} with this batch and memory."
     listed = ", ".join(f"{layout.pipeline} × {layout.tensor}" for layout in found[:MOST_LAYOUTS])
@@ -205,15 +207,21 @@ def what_layouts(
 
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:
     """A sentence that says what memory the run needs, and the first change that would make it fit in `gpu_memory`
-    bytes."""
-    each = "GPU" if device != "cpu" else "process"
+    bytes; of a run that should have fitted, the first change that needs a good deal less."""
+    each, several = ("process", "processes") if device == "cpu" else ("GPU", "GPUs")
     needed = sum(memory_per_gpu(config, config.data_ranks(gpus), device))
     need = f"It needs about {readable(needed)} on each {each} and there are {readable(gpu_memory)}"
+    most = gpu_memory
+    if needed <= gpu_memory:
+        need = f"It was expected to need {readable(needed)} of the {readable(gpu_memory)} on each {each}"
+        most = int(needed * MUCH_LESS)
     for words, changed in _smaller(config, gpus):
         wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus), device))
-        if wanted <= gpu_memory:
+        if wanted <= most:
             return f"{need}; with {words} it would need about {readable(wanted)}."
-    return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
+    if needed <= gpu_memory:
+        return f"{need}; other programs may hold the rest."
+    return f"{need}; use more {several}, or split the model further with parallel.tensor and parallel.pipeline."
 
 
 def what_fits_host(config: TrainConfig, gpus: int, gpu_memory: int | None, host_bytes: int) -> str:
@@ -222,6 +230,8 @@ def what_fits_host(config: TrainConfig, gpus: int, gpu_memory: int | None, host_
         f"It needs about {readable(host_memory(config, gpus))} of the host's memory, for one process a GPU and the "
         f"gathering of a checkpoint, and the host has {readable(host_bytes)}"
     )
+    if host_memory(config, gpus) <= host_bytes:
+        need += ", which other programs use too"
     for fewer in range(gpus - 1, 0, -1):
         wanted = host_memory(config, fewer)
         if wanted <= host_bytes and check(config, fewer, gpu_memory, device="cuda").refusal is None:

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,8 @@ from trainer.contract import OUTCOME_FILE, Event, Outcome, Status
 from trainer.events import append_event
 from trainer.files import write_atomically
 from trainer.schema import ConfigError, as_unicode
+
+PACKAGE = Path(__file__).parent
 
 
 class FailedError(Exception):
@@ -92,7 +95,20 @@ def outcome_of(error: BaseException) -> Outcome:
             what = as_unicode(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "A file"
             reason = f"{_line(what)} cannot be used ({_line(error.strerror or str(error))}); see to it and try again."
             return Outcome(status=Status.FAILED, reason=reason)
-    return Outcome(status=Status.FAILED, reason=f"{type(error).__name__}: {_line(str(error)) or 'no message'}")
+    return Outcome(status=Status.FAILED, reason=in_words(error))
+
+
+def in_words(error: BaseException) -> str:
+    """An error that nobody expected: its kind, the first line of its message, and the file and line of the trainer that
+    it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents] or frames
+    place = ""
+    if ours:
+        file = Path(ours[-1].filename)
+        name = file.relative_to(PACKAGE.parent) if PACKAGE in file.parents else file.name
+        place = f" ({name}, line {ours[-1].lineno})"
+    return f"{type(error).__name__}: {_line(str(error)) or 'no message'}{place}"
 
 
 def _line(message: str) -> str:

@@ -1,20 +1,22 @@
 """The device that a rank computes on: its peak FLOP/s, its memory, and the memory in use."""
 
+import os
 import resource
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-import psutil
 import torch
 
 from trainer import gpus
 from trainer.config import ConfigError, Precision, TrainingConfig
+from trainer.memory import host_bytes_here
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What the model computes with, by the configured precision."""
 _ARCHITECTURES = {"gfx908": "MI100", "gfx90a": "MI250X", "gfx942": "MI300X", "gfx950": "MI355X"}
 """AMD's GPUs by their architectures, as some versions of ROCm have no name for them."""
+_LONG = 0.02
+"""Seconds of a matrix product after which a larger one tells no more of a device."""
 
 
 def device(local_rank: int) -> torch.device:
@@ -52,15 +54,23 @@ def check_precision(training: TrainingConfig, device: torch.device) -> None:
             raise ConfigError(refusal)
 
 
-def _measured(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
-    """FLOP/s in the fastest of a few matrix products, on the device as shared as it is."""
-    square = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        (square @ square)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+def _measured(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s in the fastest of a few matrix products, on the device as shared as it is.
+
+    They grow while they are fast: a CPU without instructions for 16 bits takes seconds for one of 1024 rows.
+    """
+    fastest = 0.0
+    for size in (128, 256, 512, 1024):
+        square = torch.ones(size, size, dtype=dtype, device=device)
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            (square @ square)[0, 0].item()
+            best = min(best, time.perf_counter() - began)
+        fastest = max(fastest, 2 * size**3 / best)
+        if best > _LONG:
+            break
+    return fastest
 
 
 def peak_memory(device: torch.device) -> int:
@@ -74,10 +84,23 @@ def memory(device: torch.device, local_ranks: int) -> int:
     """Bytes that a rank may use: its GPU's memory, or its share of the host's memory within the process's limits."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [psutil.virtual_memory().total]
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (text := group.read_text().strip()).isdecimal():
-        limits.append(int(text))
     bounds = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     own = [bound for bound in bounds if bound != resource.RLIM_INFINITY]
-    return min([*own, min(limits) // local_ranks])
+    return min([*own, host_bytes_here() // local_ranks])
+
+
+def gpu_number(local_rank: int) -> str:
+    """The number of a rank's GPU on its host; that among the GPUs that the process sees, where they have names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = visible[local_rank].strip() if local_rank < len(visible) else ""
+    return named if named.isdecimal() else str(local_rank)
+
+
+def held_by_others(device: torch.device) -> int:
+    """Bytes of a GPU that this process has not allocated and that are not free: other programs', and its own context's;
+    0 where the driver does not say."""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, total - free - torch.cuda.memory_reserved(device))
+    except RuntimeError:
+        return 0

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import psutil
+
 from trainer.config import TrainConfig
 from trainer.model import count
 
@@ -86,6 +88,14 @@ def host_memory(config: TrainConfig, processes: int) -> int:
     tensor = 2 * 4 * rows * config.model.hidden_size
     gathered = min(4 * count.parameters(config.model, config.vocabulary, config.context), FILE_BYTES)
     return processes * (HOST_LIBRARIES + tensor) + gathered
+
+
+def host_bytes_here() -> int:
+    """The bytes of memory of this host, or of its container's limit where that is less."""
+    limits, group = [psutil.virtual_memory().total], Path("/sys/fs/cgroup/memory.max")
+    if group.exists() and (text := group.read_text().strip()).isdecimal():
+        limits.append(int(text))
+    return min(limits)
 
 
 def device_here() -> Device:

@@ -34,6 +34,7 @@ PROBE_ROWS, PROBE_LENGTH = 2, 16
 """Held-out rows, and tokens of each, whose logits go into every checkpoint."""
 OFTEN = 16
 """Readings of a source beyond which a run warns; repeated data lose their value by then (Muennighoff et al. 2023)."""
+DIVERGED = "A fork from an earlier checkpoint with a lower learning rate, or with another seed, may get past it."
 
 
 class TrainingError(RuntimeError):
@@ -191,7 +192,7 @@ class Run:
             if not scales or error.what == "loss":
                 raise TrainingError(
                     f"The {error.what} of step {self.step + 1} is {error.value}; the weights were not touched. "
-                    f"{self._name_culprits(micro_batches)}"
+                    f"{self._name_culprits(micro_batches)} {DIVERGED}"
                 ) from None
             self._skip()
             result = StepResult(error.loss, error.value)
@@ -282,7 +283,7 @@ class Run:
         # Pipeline and tensor ranks of one data-parallel rank each count the same rows.
         loss = self.dims.all_reduce_sum(total)[0] * self.dims.data / self.dims.world_size / rows[:, 1:].numel()
         if not math.isfinite(loss):
-            raise TrainingError(f"The held-out loss at step {self.step} is {loss}.")
+            raise TrainingError(f"The held-out loss at step {self.step} is {loss}. {DIVERGED}")
         if self.dims.is_main:
             entropy = self.corpus.unigram_entropy
             append_event(

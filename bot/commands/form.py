@@ -4,14 +4,14 @@ What was written is never lost: where a form fails, its author gets the text bac
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import discord
 from discord import ui
 
-from bot import errors, text
+from bot import errors, kept_forms, text
 from bot.app import Interaction, acknowledge, take, taken
-from bot.buttons import Button, row
+from bot.buttons import Button, Handler, row
 from projects import cleaning
 from projects.errors import AwayError, ConflictError, InvalidError, OverError
 
@@ -65,6 +65,13 @@ class Form(ui.Modal):
     """
 
     then: Sequence[Button] = ()
+    made_with: tuple[Sequence[Any], Mapping[str, Any]]
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """A form that knows what it was made with, so that it can be made again."""
+        form = super().__new__(cls)
+        form.made_with = (arguments, keywords)
+        return form
 
     def __init__(self, title: str, fields: Mapping[str, ui.Item[Any]]) -> None:
         super().__init__(title=text.bounded(title, 45), timeout=HOUR_SECONDS)
@@ -88,7 +95,32 @@ class Form(ui.Modal):
         written = "\n\n".join(f"{label}\n{field.value}" for label, field in typed.items()) if prose else ""
         mendable = isinstance(error, (InvalidError, ConflictError)) and not isinstance(error, OverError)
         label = "Open the form again" if away else "Edit and resend" if mendable else ""
-        await errors.answer(interaction, error, written, Again(self, label) if label else None)
+        offer = None if not label else Again(self, label) if away else await self._kept(interaction, label)
+        await errors.answer(interaction, error, written, offer)
+
+    async def _kept(self, interaction: discord.Interaction[Any], label: str) -> ui.View:
+        """The button that opens this form again as it was filled in, after a restart too where the form can be kept."""
+        try:
+            kept = kept_forms.encoded([type(self), *self.made_with, self.written()])
+            number = await interaction.client.write(kept_forms.keep, interaction.user.id, kept)
+        except (TypeError, AwayError):
+            return Again(self, label)
+        return row([Button("edit_form", number, label=label, style=discord.ButtonStyle.primary)])
+
+    def written(self) -> dict[str, Any]:
+        """What was written and chosen, by the labels of the fields."""
+        fields = self.fields.items()
+        chosen = {label: list(field.values) for label, field in fields if isinstance(field, ui.Select)}
+        return chosen | {label: field.value for label, field in fields if isinstance(field, ui.TextInput)}
+
+    def fill(self, written: Mapping[str, Any]) -> None:
+        """Let the form open with what was written and chosen."""
+        for label, field in self.fields.items():
+            if isinstance(field, ui.TextInput) and label in written:
+                field.default = written[label] or None
+            elif isinstance(field, ui.Select):
+                for option in field.options:
+                    option.default = option.value in written.get(label, ())
 
     async def answer(self, interaction: Interaction) -> None:
         """Do the form's work, and answer with the result."""
@@ -101,19 +133,15 @@ class Form(ui.Modal):
 
 
 class Again(ui.View):
-    """The button that opens a form again, for a day, with what was written and chosen in it."""
+    """The button that opens a form again, for a day, with what was written and chosen in it, while the database is away
+    and for a form that cannot be kept there; a restart ends it."""
 
     def __init__(self, form: Form, label: str) -> None:
         super().__init__(timeout=DAY_SECONDS)
         self.form = form
         form.timeout = DAY_SECONDS + HOUR_SECONDS  # a form that has timed out cannot be opened again
         self.open_again.label = label
-        for field in form.fields.values():
-            if isinstance(field, ui.TextInput):
-                field.default = field.value or None
-            elif isinstance(field, ui.Select):
-                for option in field.options:
-                    option.default = option.value in field.values
+        form.fill(form.written())
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         """Take the press."""
@@ -124,6 +152,18 @@ class Again(ui.View):
     async def open_again(self, interaction: discord.Interaction[Any], _: ui.Button[Any]) -> None:
         """Open the form."""
         await interaction.response.send_modal(self.form)
+
+
+async def edit(interaction: Interaction, number: int) -> None:
+    """Open a kept form with what was written in it."""
+    kept = await interaction.client.read(kept_forms.load, interaction.user.id, number)
+    try:
+        kind, arguments, keywords, written = kept
+        form = kind(*arguments, **keywords)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConflictError(kept_forms.OUTDATED) from error
+    form.fill(written)
+    await interaction.response.send_modal(form)
 
 
 async def answer_closed(interaction: Interaction) -> None:
@@ -146,3 +186,6 @@ def _typed(data: Any) -> Iterator[str]:
         if data.get("type") == discord.ComponentType.text_input.value and data.get("value"):
             yield str(data["value"])
         yield from _typed([data.get("components"), data.get("component")])
+
+
+HANDLERS: Mapping[str, Handler] = {"edit_form": edit}

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import discord
 from discord import ui
@@ -22,14 +22,24 @@ _questions: dict[str, "LastQuestion"] = {}
 """The question before each act."""
 
 
+class Told(NamedTuple):
+    """What an act would do, in a few sentences, and what it is `about`: where that changes, people are asked again.
+
+    GPU-hours, say, change all the time while runs go on.
+    """
+
+    said: str
+    about: str
+
+
 class LastQuestion:
     """The question before an act, which is about a project, run or the like with a number.
 
-    `tells` only reads: it returns what the act would do now, in a few sentences, and raises the errors of the act.
-    `do` does the act or opens its form. `label` names the act on the red button; “{}” in it stands for the number.
+    `tells` only reads: it returns what the act would do now, and raises the errors of the act. `do` does the act or
+    opens its form. `label` names the act on the red button; “{}” in it stands for the number.
     """
 
-    def __init__(self, act: str, label: str, tells: Callable[[Session, Actor, int], str], do: Handler) -> None:
+    def __init__(self, act: str, label: str, tells: Callable[[Session, Actor, int], Told], do: Handler) -> None:
         self.act, self.label, self.tells, self.do = act, label, tells, do
         _questions[act] = self
 
@@ -37,18 +47,18 @@ class LastQuestion:
         """Say privately what the act would do, with the button that does it."""
         await acknowledge(interaction)
         told = await interaction.client.read(self.tells, actor(interaction), number)
-        await errors.reply(interaction, _asked(told), offer=self.buttons(number, told))
+        await errors.reply(interaction, _asked(told.said), offer=self.buttons(number, told))
 
-    def buttons(self, number: int, told: str) -> ui.View:
+    def buttons(self, number: int, told: Told) -> ui.View:
         """The buttons under the question."""
         view = ui.View(timeout=None)
-        view.add_item(DoIt(self.act, number, _digest(told), self.label.format(number)))
+        view.add_item(DoIt(self.act, number, _digest(told.about), self.label.format(number)))
         view.add_item(Button("keep", number, label="Keep it"))
         return view
 
 
 class DoIt(ui.DynamicItem[ui.Button[Any]], template=r"do:(?P<act>[a-z_]+):(?P<id>[0-9]{1,19}):(?P<told>[0-9a-f]{8})"):
-    """The red button, which outlives a restart. Its id holds a digest of what the question told.
+    """The red button, which outlives a restart. Its id holds a digest of what the question was about.
 
     Where the act would now do something else, a press asks again.
     """
@@ -73,10 +83,10 @@ class DoIt(ui.DynamicItem[ui.Button[Any]], template=r"do:(?P<act>[a-z_]+):(?P<id
                 raise ConflictError("This button is from an earlier version of Stoa: use the command again.")
             question = _questions[self.act]
             told = await interaction.client.read(question.tells, actor(interaction), self.number)
-            if _digest(told) == self.told:
+            if _digest(told.about) == self.told:
                 await question.do(interaction, self.number)
                 return
-            again = text.bounded(f"{CHANGED}\n{_asked(told)}", text.MESSAGE)
+            again = text.bounded(f"{CHANGED}\n{_asked(told.said)}", text.MESSAGE)
             await interaction.response.edit_message(content=again, view=question.buttons(self.number, told))
         except Exception as error:
             await errors.answer(interaction, error)
@@ -96,8 +106,8 @@ def _asked(told: str) -> str:
     return f"{told}\n{NO_WAY_BACK}"
 
 
-def _digest(told: str) -> str:
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+def _digest(about: str) -> str:
+    return hashlib.sha256(about.encode()).hexdigest()[:8]
 
 
 HANDLERS: Mapping[str, Handler] = {"keep": keep}

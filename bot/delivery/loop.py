@@ -1,6 +1,7 @@
 """Delivery: the loop that takes the record to Discord, with one feed a stream, while this process holds the lease."""
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ import discord
 import structlog
 from sqlalchemy.orm import Session
 
+from bot import kept_forms
 from bot.app import App, in_delivery
 from bot.delivery import lease, notices, outbox
 from bot.delivery.feeds import LabFeed, ProjectFeed
@@ -32,7 +34,10 @@ LONGEST_BACKOFF_SECONDS = 30.0
 DOUBLINGS = 6
 TRIES_BEFORE_NOTICE = 3
 TOO_MANY_REQUESTS = 429
+SWEEP_SECONDS = 3600.0
+"""How often old forms are looked for."""
 REPORT, ROLES, FORGOTTEN = "report what was deleted", "give roles to followers", "mention no one who was forgotten"
+FORMS = "delete old forms"
 """The names of the tasks that are no feed's."""
 
 log = structlog.get_logger()
@@ -54,6 +59,7 @@ class Delivery:
         self._idle_slots = asyncio.Semaphore(MOST_IDLE_FEEDS)
         self._backoffs: dict[str, Backoff] = {}
         self._waiting = False
+        self._swept_at = -math.inf
 
     async def run(self) -> None:
         """Deliver until cancelled, then release the lease."""
@@ -68,6 +74,9 @@ class Delivery:
                         self._start(REPORT, self._notices.report_deleted)
                         self._start(ROLES, self._roles.update)
                         self._start(FORGOTTEN, self._forgotten.update)
+                        if time.monotonic() - self._swept_at > SWEEP_SECONDS:
+                            self._swept_at = time.monotonic()
+                            self._start(FORMS, self._sweep_forms)
                         await self._round()
                     else:
                         await self._stop()
@@ -83,6 +92,9 @@ class Delivery:
         finally:
             await self._stop()
             await self.app.write(lease.release, guild, self.holder)
+
+    async def _sweep_forms(self) -> None:
+        await self.app.write(kept_forms.sweep)
 
     def _start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """Start what is done beside the rounds, unless it is at work: Discord may be slow."""

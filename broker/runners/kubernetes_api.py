@@ -228,7 +228,7 @@ def why_lost(pod: Any) -> tuple[EndReason, str] | None:
     """Why a pod was taken away or ended, where it was not the trainer's doing."""
     state = _state(pod)
     if state and state.terminated and state.terminated.reason == "OOMKilled":
-        return EndReason.OUT_OF_MEMORY, "Kubernetes ended the job: out of memory"
+        return EndReason.OUT_OF_MEMORY, "the pod used more memory than Kubernetes gave it"
     for told in (pod.status.conditions or []) if pod.status else []:
         if told.type == "DisruptionTarget" and told.status == "True":
             reason = NODE_REASONS.get(told.reason or "", EndReason.RUNNER_ENDED)

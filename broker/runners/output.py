@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 
 from broker.end_reasons import EndReason
+from broker.runners import causes
+from broker.runners.causes import Room
 from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress, Spike
 from broker.runs.series import Measured
 from projects import text
@@ -19,7 +21,6 @@ from trainer import contract
 from trainer.contract import Event, Status
 
 MOST_SAID = 4000
-LAST_BYTES = 2000
 MOST_BYTES = 4 * 2**20
 """The most bytes of a file that one reading takes, so that a supervisor's memory does not grow with a run's length."""
 MOST_COUNT = 2**53
@@ -82,6 +83,13 @@ def until(progress: Progress, step: int) -> Progress:
     return replace(progress, points=points, checkpoints=found, spikes=spikes, step=None, tokens=None)
 
 
+def left(folder: Path) -> str:
+    """The sentence that a trainer which failed has left in its folder; empty where there is none."""
+    said = _said(folder / contract.OUTCOME_FILE)
+    failed = said.get("status") in (Status.FAILED, Status.CONFIG)
+    return causes.public(str(said.get("reason") or ""), folder) if failed else ""
+
+
 def prepared(folder: Path) -> PreparedData | None:
     """What a preparation has made in its folder; None where it cannot be read."""
     try:
@@ -91,20 +99,25 @@ def prepared(folder: Path) -> PreparedData | None:
         return None
 
 
-def ending(folder: Path, status: int, *, timed_out: bool, how: str = "", known: EndReason | None = None) -> Ending:
-    """How the trainer ended, by its exit status and the sentence that it, or else its runner (`how`), gave; of one that
-    was asked to stop, the runner's comes first, which knows why.
+def ending(
+    folder: Path,
+    status: int,
+    *,
+    timed_out: bool,
+    how: str = "",
+    known: EndReason | None = None,
+    room: Room | None = None,
+) -> Ending:
+    """How the trainer ended, by its exit status and the sentences that it and its runner (`how`) gave.
 
-    `known` is what the runner or the supervisor knows of the reason beyond the status.
+    `known` is what the runner or the supervisor knows of the reason beyond the status, `room` the memory that it had.
     """
     said = _said(folder / contract.OUTCOME_FILE)
-    given = [str(said.get("reason") or ""), how]
-    first, second = reversed(given) if status == Status.STOPPED else given
     written = _said(folder / contract.SAMPLE_FILE) if status == Status.DONE else {}
-    reason = first or second or ("" if status == Status.DONE else _unsaid(folder, status))
+    given = str(said.get("reason") or "")
     return Ending(
         status=status,
-        reason=text.cleaned(str(reason))[:MOST_SAID],
+        reason=causes.sentence(folder, status, said=given, runner=how, known=known, room=room),
         # A trainer that gave no reason may do better another time, unless it was refused.
         transient=bool(said.get("transient", status not in (Status.REFUSED, Status.CONFIG))),
         timed_out=timed_out,
@@ -155,23 +168,6 @@ def _said(path: Path) -> dict[str, Any]:
         said = json.loads(path.read_bytes())
         return said if isinstance(said, dict) else {}
     return {}
-
-
-def _unsaid(folder: Path, status: int) -> str:
-    if status == Status.STOPPED:
-        return "it was asked to stop"
-    if status == Status.CONFIG and (last := _last_line(folder / contract.LOG_FILE)):
-        return last
-    return f"the trainer was ended by signal {-status}" if status < 0 else f"the trainer ended with status {status}"
-
-
-def _last_line(path: Path) -> str:
-    """The last words of a log; empty where there are none."""
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LAST_BYTES))
-        lines = file.read().decode(errors="replace").split("\n")
-        return next((said for line in reversed(lines) if (said := text.cleaned(line))), "")
-    return ""
 
 
 def _lines(path: Path, start: int, good: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int, bool]:

@@ -26,7 +26,7 @@ import yaml
 from broker import corpus_copies
 from broker import store as stores
 from broker.pieces import Growing
-from broker.runners import task
+from broker.runners import causes, task
 from broker.runners.base import PASSED_ON, PORT
 from broker.runners.task import TASK_FILE, Task
 from broker.store import ClosedError, DamagedError, Store, StoreError
@@ -319,8 +319,8 @@ class Pod:
         if path.exists():
             self.say(path.read_bytes())
             return status if status >= 0 else 128 - status
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        reason = None if status in (Status.DONE, Status.STOPPED, Status.CONFIG) else f"the trainer was ended by {how}"
+        chosen = status in (Status.DONE, Status.STOPPED, Status.CONFIG)
+        reason = None if chosen else causes.sentence(self.out, status)
         outcome = Outcome(
             status=_as_status(status), reason=reason, transient=status not in (Status.DONE, Status.CONFIG)
         )

@@ -156,6 +156,8 @@ class PodRunner(Runner):
     def _end_for(self, reason: EndReason, sentence: str, said: int | None) -> None:
         """End as the outcome says. The reason and the sentence are those of an end that the trainer did not choose."""
         chosen = said is not None and (said != Status.STOPPED or self._to_stop)
+        if reason == EndReason.OUT_OF_MEMORY and said == Status.FAILED:  # the trainer saw a killed rank
+            chosen = False
         if not chosen:
             self.end_reason = reason
         self._end(Status.FAILED if said is None else said, "" if chosen else sentence)

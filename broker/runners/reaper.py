@@ -11,9 +11,9 @@ from sqlmodel import col, select
 
 from broker.allocations.pools import Pool
 from broker.fence import Fence, tell
-from broker.runners import carrier, processes, registry
+from broker.runners import carrier, output, processes, registry
 from broker.runners.base import UnavailableError
-from broker.runs import attempts, settlement
+from broker.runs import attempts, folders, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from projects.db.database import Database
 from projects.errors import ConflictError
@@ -34,13 +34,27 @@ def expire(settings: Settings, db: Database, fence: Fence | None = None) -> None
         left = {(one.run_id, one.token) for one in attempts.adoptable(session, lease_seconds=settings.lease_seconds)}
         candidates = [one for one in attempts.expired(session) if (one.run_id, one.token) not in left]
     for attempt in candidates:
-        expired = False
+        expired, said = False, _left(settings, db, attempt)
         with fence("giving up a lost attempt", run=attempt.run_id), suppress(ConflictError), db.write() as session:
             expired = settlement.expire(
-                session, attempt, grace_seconds=settings.stop_grace_seconds, most=settings.max_attempts
+                session,
+                attempt,
+                lease_seconds=settings.lease_seconds,
+                grace_seconds=settings.stop_grace_seconds,
+                most=settings.max_attempts,
+                said=said,
             )
         if expired:
             log.warning("an attempt was lost", run=attempt.run_id, token=attempt.token)
+
+
+def _left(settings: Settings, db: Database, attempt: Attempt) -> str:
+    """The sentence that the attempt's trainer has left on this disk, where it failed before its host was lost."""
+    with db.read() as session:
+        owner = runs.load(session, attempt.run_id).request_id
+    if not folders.is_own(settings, attempt.run_id, owner):
+        return ""
+    return output.left(folders.of_run(settings, attempt.run_id) / f"attempt-{attempt.token}")
 
 
 def end_lost(settings: Settings, db: Database) -> None:

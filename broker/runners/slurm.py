@@ -279,8 +279,11 @@ class SlurmRunner(Runner):
             return _status(int(code[1]), int(code[2])), ""
         if self._to_kill:
             return -signal.SIGKILL, ""
-        sentence = f"Slurm ended the job: {state}" + (f" on {_nodes(seen)}" if _nodes(seen) else "")
+        where = f" on {_nodes(seen)}" if _nodes(seen) else ""
+        sentence = f"Slurm ended the job: {state}{where}"
         self.end_reason = END_REASONS.get(state, EndReason.RUNNER_ENDED)
+        if self.end_reason == EndReason.OUT_OF_MEMORY:
+            sentence = f"the job used more memory than Slurm gave it{where}"
         asked = state == "PREEMPTED" or (state == "CANCELLED" and self._to_stop)
         return self._by_outcome(Status.STOPPED if asked else Status.FAILED, sentence)
 
@@ -296,7 +299,8 @@ class SlurmRunner(Runner):
         """
         with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
             said = int(json.loads((self._folder / OUTCOME_FILE).read_bytes())["status"])
-            return said, sentence if said == Status.STOPPED and not self._to_stop else ""
+            knows_more = (said == Status.STOPPED and not self._to_stop) or self.end_reason == EndReason.OUT_OF_MEMORY
+            return said, sentence if knows_more else ""
         return status, sentence
 
     def _end(self, status: int, sentence: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from broker.end_reasons import EndReason
-from broker.runners import elsewhere
+from broker.runners import causes, elsewhere
 from broker.runners.elsewhere import NoCheckpointError
 from broker.runners.trainer_command import trainer_command
 from broker.runs.progress import Checkpoint, Ending
@@ -115,5 +115,5 @@ class Staging:
 
 def not_started(error: OSError | DomainError) -> UnstartedError:
     """What is raised for a trainer that could not be started; after an error of the machine it may be tried again."""
-    why, transient = f"it could not be started: {error}", isinstance(error, OSError)
+    why, transient = f"it could not be started: {causes.of_error(error)}", isinstance(error, OSError)
     return UnstartedError(Ending(Status.FAILED, why, transient=transient, known=EndReason.NOT_STARTED))

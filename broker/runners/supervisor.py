@@ -24,11 +24,12 @@ from broker import fence
 from broker import store as stores
 from broker.allocations import nodes
 from broker.allocations.hosts import gpu_numbers
-from broker.allocations.pools import Pool, memory_each
+from broker.allocations.pools import Pool, host_bytes, memory_each
 from broker.end_reasons import EndReason
 from broker.publishing import disk
 from broker.runners import carrier, output, processes, registry, spawning
 from broker.runners.base import JobSpec, Runner
+from broker.runners.causes import Room
 from broker.runners.local import LocalRunner
 from broker.runners.outage import Outage
 from broker.runners.processes import Process
@@ -47,6 +48,8 @@ POLL_SECONDS = 0.2
 LIBRARIES = 1 << 30
 """Bytes beside what the trainer predicts for a process on a CPU: Python, its libraries, and what they reserve and never
 touch."""
+ASKED = "it was asked to stop"
+DRAINED = "its host {} is being drained"
 AWAY = (DBAPIError, NoConnectionError)
 T = TypeVar("T")
 Started = tuple[bool, Process, Sequence[Checkpoint] | None]
@@ -85,12 +88,14 @@ class Supervisor:
         self.stopped_at: float | None = None
         self.timed_out = False
         self.stopped_for: EndReason | None = None
+        self.stopped_why = ""
+        self.room: Room | None = None
         self.mine = True
         self.over = threading.Event()
 
     def run(self) -> None:
         """See the attempt through to its end; raises StaleError where its token is no longer good."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop("the host is being drained", EndReason.HOST_DRAINED))
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(DRAINED.format(processes.host()), EndReason.HOST_DRAINED))
         self.renewed_at = time.monotonic()
         try:
             try:
@@ -133,13 +138,17 @@ class Supervisor:
             self.devices = gpu_numbers(session, pool, attempt.devices)
         self.prepares = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
         self.nodes = nodes.count(pool, run.gpus)
+        each = memory_each(pool, run.gpus // self.nodes)
+        self.room = (
+            Room(run.gpus, self.nodes, pool.is_cpu, each, host_bytes(pool)) if run.kind == RunKind.TRAIN else None
+        )
         spec = JobSpec(
             gpus=run.gpus,
             nodes=self.nodes,
             seconds=attempt.reserved / run.gpus,
             grace_seconds=self.settings.stop_grace_seconds,
             lease_seconds=self.settings.lease_seconds,
-            memory=memory_each(pool, run.gpus // self.nodes) + LIBRARIES if pool.is_cpu else None,
+            memory=each + LIBRARIES if pool.is_cpu else None,
             store_folder=stores.attempt_folder(run.id, run.request_id, self.token) if self.settings.store else "",
             pool=pool.name,
             options=pool.runner_options,
@@ -166,7 +175,7 @@ class Supervisor:
             )
         self.renewed_at = asked_at
         if not wanted:
-            self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+            self._stop(ASKED, EndReason.STOP_REQUESTED)
 
     def _retrying(self, work: Callable[[], T]) -> T:
         """The result of work on the database, tried again for an outage, or for a lease where the database answers."""
@@ -245,7 +254,7 @@ class Supervisor:
         try:
             return staging.stage(run, self.token, self.folder, self.nodes, in_store=self.runner.fills_store)
         except AskedToStop:
-            raise UnstartedError(Ending(Status.STOPPED, "it was asked to stop", known=self.stopped_for)) from None
+            raise UnstartedError(Ending(Status.STOPPED, self.stopped_why, known=self.stopped_for)) from None
 
     def _carry(self, run: Run) -> None:
         """Let a carrier put what the trainer writes into the store, where there is one and the runner does not."""
@@ -275,7 +284,7 @@ class Supervisor:
             else:
                 self.renewed_at = asked_at
                 if not wanted:
-                    self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+                    self._stop(ASKED, EndReason.STOP_REQUESTED)
             while self.runner.poll() is None and self.runner.waiting and time.monotonic() < asked_at + pause:
                 time.sleep(POLL_SECONDS)
         return self.runner.process()
@@ -371,12 +380,12 @@ class Supervisor:
                 self.metrics_read, self.events_read = progress.metrics_read, progress.events_read
                 self._tell_trouble()
                 if told.stop:
-                    self._stop("the run was asked to stop", EndReason.STOP_REQUESTED)
+                    self._stop(ASKED, EndReason.STOP_REQUESTED)
                 elif told.host_pauses and self.runner.bound_to_host:
-                    self._stop("the host is being drained", EndReason.HOST_DRAINED)
+                    self._stop(DRAINED.format(processes.host()), EndReason.HOST_DRAINED)
             if elapsed >= self.seconds and self.stopped_at is None:
                 self.timed_out = True
-                self._stop("the time limit is reached", EndReason.TIME_LIMIT)
+                self._stop("its time limit was reached", EndReason.TIME_LIMIT)
             elif self.stopped_at is None and self._disk_is_low():
                 self._stop(disk.PAUSED, EndReason.DISK_LOW)
 
@@ -410,12 +419,13 @@ class Supervisor:
     def _ending(self, status: int) -> Ending:
         """How the trainer ended: where it was asked to stop, for what; else by what it and its runner say."""
         why = self.stopped_for if status == Status.STOPPED or status < 0 else None
-        known = why or self.runner.end_reason
-        ending = output.ending(self.folder, status, timed_out=self.timed_out, how=self.runner.ended, known=known)
+        known, how = why or self.runner.end_reason, self.runner.ended
+        if why is not None:
+            how = self.stopped_why + ("; the trainer was killed before it had ended by itself" if status < 0 else "")
+        ending = output.ending(self.folder, status, timed_out=self.timed_out, how=how, known=known, room=self.room)
         if status == Status.DONE and self.prepares is not None:
             return replace(ending, prepared=output.prepared(self.prepares))
-        low = why == EndReason.DISK_LOW and status == Status.STOPPED
-        return replace(ending, reason=disk.PAUSED) if low else ending
+        return ending
 
     def _wait(self, seconds: float) -> int | None:
         """Wait at most `seconds` for the trainer's end; its exit status, or None."""
@@ -454,7 +464,10 @@ class Supervisor:
             if self.stopped_at is None and now - self.prolonged_at > pause:
                 self._prolong(self.settings.lease_seconds)
         elif known and now - overdue_since > self.settings.lease_seconds:
-            self._stop("the lease could not be renewed", EndReason.LEASE_EXPIRED)
+            why = (
+                f"the database did not let its host {processes.host()} renew its lease for {now - overdue_since:.0f} s"
+            )
+            self._stop(why, EndReason.LEASE_EXPIRED)
         overdue = self.stopped_at is not None and now - self.stopped_at > self.settings.stop_grace_seconds
         if overdue and self.runner.poll() is None:
             self.runner.kill()
@@ -462,7 +475,7 @@ class Supervisor:
     def _stop(self, why: str, end_reason: EndReason) -> None:
         if self.stopped_at is None:
             log.info("stopping the trainer", why=why)
-            self.stopped_at, self.stopped_for = time.monotonic(), end_reason
+            self.stopped_at, self.stopped_for, self.stopped_why = time.monotonic(), end_reason, why
             self.runner.stop()
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -303,20 +302,21 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
 def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
     """Save the steps at which the loss spiked, and tell of each spike once, however many steps it has.
 
-    A spike ends with `QUIET` steps, a hundredth of a long run, or two logged steps, without one. Steps that a later
-    attempt trains again are not told again. After this a transaction locks no other balance, as it holds the project's
-    stream.
+    A spike ends with `QUIET` steps, a hundredth of a long run, or two logged steps, without one. One near a known one,
+    as where a later attempt trains the same steps again, is not told again. After this a transaction locks no other
+    balance, as it holds the project's stream.
     """
     if not spikes:
         return
     quiet = max(QUIET, run.total_steps // 100, 2 * _log_every(run))
-    last = session.scalar(select(func.max(Point.step)).where(Point.run_id == run.id, Point.series == series.SPIKE))
+    query = select(Point.step).where(Point.run_id == run.id, Point.series == series.SPIKE)
+    known = list(session.scalars(query))
     series.add(session, run.id, [Measured(series.SPIKE, spike.step, 0, spike.loss) for spike in spikes])
     for spike in spikes:
-        if last is None or spike.step > last + quiet:
+        if all(abs(spike.step - step) > quiet for step in known):
             loss, usual = f"{spike.loss:.3f}", f"{spike.usual:.3f}"
             runs.tell(session, run, "run.spiked", step=spike.step, loss=loss, usual=usual)
-        last = max(last or 0, spike.step)
+        known.append(spike.step)
 
 
 def _log_every(run: Run) -> int:

@@ -8,6 +8,7 @@ from sqlmodel import col, select
 
 from broker import publications
 from broker.allocations import ledger, payers
+from broker.allocations.pools import Pool
 from broker.end_reasons import INFRASTRUCTURE, EndReason
 from broker.runs import attempts, leases, preparing, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
@@ -106,17 +107,22 @@ def settle(
         _end(session, run, RunState.FAILED, ending.end_reason, ending.reason)
 
 
-def expire(session: Session, attempt: Attempt, *, grace_seconds: float, most: int) -> bool:
+def expire(
+    session: Session, attempt: Attempt, *, lease_seconds: float, grace_seconds: float, most: int, said: str = ""
+) -> bool:
     """Give up an attempt whose lease has run out; it holds its devices until its trainer must surely have stopped.
 
-    Returns False where the attempt was renewed or ended at the last moment.
+    `said` is why its trainer had failed before, where that is known. Returns False where the attempt was renewed or
+    ended at the last moment.
     """
     attempts.lock(session, attempt.run_id)
     if attempt.lease_until is None:
         return False
     stopped_by = attempt.lease_until + timedelta(seconds=grace_seconds)
-    where = f" on {attempt.host}" if attempt.host else ""
-    reason = f"its supervisor{where} went silent, and its lease ran out"
+    heard_at = attempt.lease_until - timedelta(seconds=lease_seconds)
+    reason = f"its host {attempt.host} was last heard from at {heard_at:%F %T} UTC"
+    if said:
+        reason = f"{said.removesuffix('.')}; {reason}"
     run_out = (
         col(Attempt.run_id) == attempt.run_id,
         col(Attempt.token) == attempt.token,
@@ -175,6 +181,8 @@ def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_b
     if lost > 1:
         not_before = max(not_before, utcnow() + min(FIRST_PAUSE * 2 ** (lost - 2), LONGEST_PAUSE))
     pays = payers.successor(session, run.allocation_id)
+    if not_before > utcnow():
+        reason = f"{reason}; the next attempt begins after {not_before:%T} UTC"
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
     runs.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
 
@@ -218,9 +226,8 @@ def _wait_again(session: Session, run: Run, **values: object) -> None:
         return
     newest, other = publications.newest(session, run.id), session.get_one(Run, run.preempted_for)
     step = newest.step if newest else run.fork_step or 0
-    reason = (
-        f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} when GPUs are free"
-    )
+    free = f"when {session.get_one(Pool, run.pool_id).unit.plural} are free"
+    reason = f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} {free}"
     pays = payers.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, end_reason=None, allocation_id=pays, **values)
     runs.tell(session, run, "run.preempted", for_run=other.id, for_project=other.project_id, step=step)

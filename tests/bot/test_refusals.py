@@ -2,14 +2,20 @@
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import func, update
+from sqlmodel import select
 
-from bot import text
+from bot import kept_forms, text
 from bot.commands.form import Again
 from bot.commands.project.forms import UpdateForm
+from bot.tables import DiscordForm
 from projects import lifecycle
+from projects.db.columns import utcnow
+from projects.errors import OverError
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, Lab
 from tests.patience import until
@@ -17,7 +23,7 @@ from tests.patience import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
-HOURS = "GPU-hours must be a number above 0, such as 1.5."
+HOURS = "Hours must be a number above 0, such as 1.5."
 
 
 def edited(times: int) -> Callable[[Answer], bool]:
@@ -65,6 +71,8 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
     assert form.fields[0].value == "Abandoned"
     filled = PROPOSAL | {"Title": "🧪🔥🧪"}
     answer = await lab.propose(**filled)
+    lab.kill_bot()
+    await lab.start_bot()
     for title in ("", "Is it mended?"):
         assert answer.message is not None
         assert answer.message.button_labels == ["Edit and resend"]
@@ -75,6 +83,22 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
     assert "is proposed" in answer.text
     await lab.guild.wait_for("proposals", lambda m: "Is it mended?" in m.text)
     lab.call(lifecycle.stop, lab.actor("Ada"), int(answer.text.split()[1]), reason="It was for a test.")
+
+
+async def test_a_refused_form_is_kept_for_a_day_and_for_one_person(shared_lab: Shared) -> None:
+    lab, _ = shared_lab
+    answer = await lab.propose(Title="")
+    assert answer.message is not None
+    number = lab.call(lambda session: session.scalars(select(func.max(DiscordForm.id))).one())
+    with pytest.raises(OverError):
+        lab.call(kept_forms.load, lab.actor("Grace").discord_id, number)
+    lab.call(kept_forms.sweep)
+    assert (await lab.person("Ada").press(answer.message, "Edit and resend")).kind == "modal"
+    lab.call(lambda session: session.execute(update(DiscordForm).values(at=utcnow() - timedelta(days=1, seconds=1))))
+    heads = lab.heads()
+    refused(lab, await lab.person("Ada").press(answer.message, "Edit and resend"), kept_forms.GONE, heads)
+    lab.call(kept_forms.sweep)
+    assert lab.call(lambda session: session.scalars(select(DiscordForm)).all()) == []
 
 
 async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_it(shared_lab: Shared) -> None:
@@ -107,7 +131,7 @@ async def test_more_hours_than_the_pool_can_give(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
     answer = await lab.request(channel, "1e9")
-    assert re.search(r"^The grants of “local” have [0-9.,]+ GPU-hours left for one allocation; ask for", answer.text)
+    assert re.search(r"^The grants of “local” have [0-9.,]+ core-hours left for one allocation; ask for", answer.text)
     assert lab.heads() == heads
 
 
@@ -128,7 +152,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
         ({"recipe": "n\0o\u202ep\x1b[1me"}, "There is no recipe “nope”; the recipes are: demo."),
         ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
-        ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),
+        ({"gpus": 9}, "The pool “local” has 2 cores; ask for 1 to 2."),
     ],
 )
 async def test_a_launch(shared_lab: Shared, options: dict[str, object], sentence: str) -> None:
@@ -204,7 +228,7 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     first = await lab.person("Rosa").press(card, "Approve")
     second = await lab.person("Omar").press(card, "Approve")
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
-    await lab.person("Rosa").submit(first, {"GPU-hours": "0.5", "Reason": "Yes."})
+    await lab.person("Rosa").submit(first, {"Core-hours": "0.5", "Reason": "Yes."})
     heads = lab.heads()
     sentence = "This request was already approved, by Rosa."
     refused(lab, await lab.person("Omar").submit(second, {"Reason": "Yes, too."}), sentence, heads)

@@ -64,6 +64,7 @@ class Lab:
         self,
         name: str = POOL,
         *,
+        gpu_type: str = "cpu",
         gpus: int = 2,
         gpus_a_node: int | None = None,
         granted: int = 1000 * HOUR,
@@ -75,7 +76,7 @@ class Lab:
             pools.add_pool(
                 session,
                 name=name,
-                gpu_type="cpu",
+                gpu_type=gpu_type,
                 gpus=gpus,
                 gpus_a_node=gpus_a_node,
                 runner=runner,
@@ -200,7 +201,7 @@ class Lab:
         with self.db.read() as session:
             attempt = session.get_one(Attempt, (run, token))
         with self.db.write() as session:
-            settlement.expire(session, attempt, grace_seconds=grace, most=most)
+            settlement.expire(session, attempt, lease_seconds=60, grace_seconds=grace, most=most)
 
     def cancel(self, run: int, actor: Actor = ADA) -> None:
         """A member asks for the end of a run."""

@@ -99,7 +99,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         ("reports",),
     ),
     "bot": (
-        ("mention", "rate_limit", "renderer", "tables", "text", "turns"),
+        ("kept_forms", "mention", "rate_limit", "renderer", "tables", "text", "turns"),
         ("server",),
         ("app",),
         ("errors",),

@@ -16,7 +16,7 @@ import bot
 import broker
 import projects
 from bot.delivery import lease, outbox
-from bot.tables import DiscordCommands, DiscordPurpose, DiscordRole, DiscordRoleHolder
+from bot.tables import DiscordCommands, DiscordForm, DiscordPurpose, DiscordRole, DiscordRoleHolder
 from broker import catalogue, publications
 from broker.allocations import pools, shares, sponsor_shares
 from broker.publications import Repository
@@ -75,6 +75,7 @@ def fill(database: Database) -> None:
         outbox.open_channel(session, "project:1", project, "300")
         session.merge(DiscordCommands(application_id="1", guild_id="2", digest="d"))
         session.add(DiscordPurpose(guild_id="2", name="record", discord_id="400"))
+        session.add(DiscordForm(discord_id="600", form={"form": []}))
         session.add(DiscordRole(project_id=1, role_id="500"))
         session.flush()
         session.add(DiscordRoleHolder(project_id=1, discord_id="600"))

@@ -1,5 +1,6 @@
 """A tiny configuration and one run of it on two ranks, shared by the tests that look at what a run leaves."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -47,14 +48,16 @@ def trainer_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "trainer", *map(str, arguments)]
 
 
-def start_trainer(*arguments: str | Path) -> Forked:
+def start_trainer(*arguments: str | Path, log: Path = Path(os.devnull)) -> Forked:
     """Start the command line in a process group of its own, with an environment scrubbed of all but the essentials."""
-    return forked.start_trainer(SCRUBBED, *map(str, arguments))
+    return forked.start_trainer(SCRUBBED, *map(str, arguments), log=log)
 
 
-def run_trainer(*arguments: str | Path, limits: Mapping[int, int] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…)."""
-    return forked.run_trainer(SCRUBBED, *map(str, arguments), limits=limits)
+def run_trainer(
+    *arguments: str | Path, limits: Mapping[int, int] | None = None, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, under `limits` of the kernel (resource.RLIMIT_…), with `variables` besides."""
+    return forked.run_trainer(SCRUBBED | dict(variables or {}), *map(str, arguments), limits=limits)
 
 
 @pytest.fixture(scope="session")

@@ -6,40 +6,34 @@ Its peak is that of its resident memory above what it was once everything was im
 
 import os
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import deepspeed.pipe
 import torch
 import torch.distributed as dist
 import typer
 
-import trainer.train
-from tests.forked import Server
-from tests.trainer.ranks_parallel import CPU, PRELOADED, Ranks, drawn, rows_of
-from trainer import allocator
+from tests.trainer.ranks_parallel import CPU, Ranks, drawn, rows_of
 from trainer.check import check
 from trainer.config import TrainConfig, load
 from trainer.distributed.parallel_dims import ParallelDims, with_groups
 from trainer.engine import open_engine
-from trainer.engine.distributed import DistributedEngine
-from trainer.engine.local import LocalEngine
 
-IMPORTED = (deepspeed.pipe, trainer.train, DistributedEngine, LocalEngine)
-SERVER = Server("tests.trainer.measure_memory", *PRELOADED, variables=allocator.environment(os.environ))
 STEPS = 2
 
 
-def measure(config: TrainConfig, gpus: int = 1, times: int = 3) -> int:
-    """Bytes at the peak of the rank that needs most; the median of several starts."""
+def measure(config: TrainConfig, gpus: int = 1, times: int = 3, variables: Mapping[str, str] | None = None) -> int:
+    """Bytes at the peak of the rank that needs most; the median of several starts, with `variables` of oneDNN set."""
     peaks = []
     for _ in range(times):
-        with Ranks(gpus, SERVER) as ranks:
-            peaks.append(max(ranks.call(_peak, config)))
+        with Ranks(gpus) as ranks:
+            peaks.append(max(ranks.call(_peak, config, dict(variables or {}))))
     return int(statistics.median(peaks))
 
 
-def _peak(config: TrainConfig) -> int:
+def _peak(config: TrainConfig, variables: dict[str, str]) -> int:
+    os.environ.update(variables)  # oneDNN reads them at its first product
     before = _resident("VmRSS")
     dims = ParallelDims(dist.get_rank(), dist.get_world_size(), CPU, config.parallel.pipeline, config.parallel.tensor)
     if dims.world_size > 1:

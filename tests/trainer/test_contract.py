@@ -6,6 +6,8 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +19,7 @@ import pytest
 
 from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
-from tests.trainer.conftest import TINY, run_trainer, start_trainer, write_config
+from tests.trainer.conftest import SCRUBBED, TINY, run_trainer, start_trainer, write_config
 from tests.trainer.test_run import lines, losses, outcome
 from trainer.checkpoint import folders, metadata
 from trainer.contract import checkpoint_folder
@@ -153,9 +155,39 @@ def test_out_of_memory_says_what_would_fit(tmp_path: Path) -> None:
     result = run_trainer("train", config, "--out", tmp_path / "out", limits={resource.RLIMIT_AS: 5 * 2**29})
     assert result.returncode == 70
     said = result.stderr.splitlines()[-1]
-    assert said.startswith("Out of memory. It needs about ")
+    assert said.startswith("Out of memory on rank 0: it needs about ")
     assert "with training.micro_batch " in said
     assert said.endswith(" it would need about " + said.rsplit(" it would need about ")[1])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from trainer.distributed import oom_kills
+oom_kills.VMSTAT = Path(sys.argv.pop(1))
+from trainer.__main__ import app
+app()
+"""
+
+
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_rank_that_the_kernel_kills_says_what_memory_it_needs(tmp_path: Path, kills: int) -> None:
+    """A file stands for the kernel's counters: no test may use up a host's memory."""
+    counters, out = tmp_path / "vmstat", tmp_path / "out"
+    counters.write_text("pgfault 7\noom_kill 3\n")
+    command = [sys.executable, "-c", SCRIPT, counters, "train", write_config(tmp_path / "tiny.yml"), "--out", out]
+    with subprocess.Popen(list(map(str, command)), env=SCRUBBED, stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            wait_for(lambda: len(psutil.Process(parent.pid).children()) == 1)
+            counters.write_text(f"pgfault 7\noom_kill {3 + kills}\n")
+            psutil.Process(parent.pid).children()[0].kill()
+            _, said = parent.communicate(timeout=PATIENCE)
+        finally:
+            parent.kill()
+    why = ", as its host was out of memory. It was expected to need " if kills else ".\n"
+    assert said.startswith(f"Rank 0 was killed by SIGKILL{why}")
+    assert said.endswith("; other programs may hold the rest.\n") == bool(kills)
+    assert outcome(out)["transient"] is True
 
 
 def test_two_starts_with_one_rendezvous_are_two_hosts(finished: Path, tmp_path: Path) -> None:
@@ -230,4 +262,4 @@ def test_layout_that_does_not_fit_the_processes(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yml", {"parallel": {"pipeline": 2, "tensor": 2}})
     result = run_trainer("train", config, "--out", tmp_path / "out", "--gpus", "2")
     assert result.returncode == 78
-    assert "parallel.pipeline × parallel.tensor (2 × 2) must divide the number of GPUs (2)" in result.stderr
+    assert "parallel.pipeline × parallel.tensor (2 × 2) must divide the number of ranks (2)" in result.stderr

@@ -64,15 +64,23 @@ def test_rows_are_read_as_rows_and_replayed_in_their_order(
     ], "a row has no end-of-document token of its own"
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("pythia-")])
-def test_a_pythia_reads_the_rows_that_the_published_one_read(name: str, tmp_path: Path) -> None:
-    """At the published batch and length, on a pair that is short: 1,024 rows of 2,049 tokens a step."""
-    bpe = tokenizer.train(["words of some text " * 20], 330)
-    tokenizer.save(bpe, tmp_path, 64)
-    corpus_of = "deduped" if "deduped" in name else "standard"
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and a pair like the published ones, but short; its rows in `rows.npy` too."""
+    folder = tmp_path_factory.mktemp("published")
+    tokenizer.save(tokenizer.train(["words of some text " * 20], 330), folder, 64)
     rows = (np.arange(2 * 1024 + 100)[:, None] + np.arange(2049)) % 250
     rows[:, 0] = np.arange(len(rows)) % 251
-    write(tmp_path / "document", rows.tolist())
+    write(folder / "document", rows.tolist())
+    np.save(folder / "rows.npy", rows)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("pythia-")])
+def test_a_pythia_reads_the_rows_that_the_published_one_read(name: str, published: Path, tmp_path: Path) -> None:
+    """At the published batch and length, on a pair that is short: 1,024 rows of 2,049 tokens a step."""
+    rows = np.load(published / "rows.npy")
+    corpus_of = "deduped" if "deduped" in name else "standard"
     corpus_name = f"pile-{corpus_of}-pythia-preshuffled"
     source = {"name": "pile", "corpus": corpus_name, "licence": "LicenseRef-Pile-Mixed", "weight": 1}
     data: dict[str, Any] = {"mixture": None, "sources": [source], "order": "stored", "packed": True}
@@ -82,7 +90,7 @@ def test_a_pythia_reads_the_rows_that_the_published_one_read(name: str, tmp_path
     # As a lab fills in what its pool has.
     lies = settings.data.sources[0].model_copy(update={"tokens": "document"})
     bpe_file = settings.data.tokenizer.model_copy(update={"file": "tokenizer.json"})
-    settings = changed(settings, root=str(tmp_path), sources=[lies], tokenizer=bpe_file, held_out=0.01)
+    settings = changed(settings, root=str(published), sources=[lies], tokenizer=bpe_file, held_out=0.01)
     settings = settings.model_copy(
         update={"training": settings.training.model_copy(update={"steps": 2, "evaluation_tokens": 8192})}
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainer.conftest import run_trainer, write_config
 from tests.trainer.ranks_parallel import Ranks, train, train_scaled, train_without
-from tests.trainer.test_local_engine import RATE, SWITCHES, batch, configured, engine_of, reference, same, tensors
+from tests.trainer.test_local_engine import RATE, SWITCHES, batch, configured, engine_of, plain_steps, same, tensors
 from tests.trainer.test_parallel import alone, config_of
 from trainer import files
 from trainer.config import ConfigError, LossScaleConfig, load
@@ -59,8 +59,8 @@ def test_the_scale_moves_as_that_of_torch() -> None:
 @pytest.mark.parametrize("model", SWITCHES, ids=str)
 def test_fp16_is_fp32_but_for_rounding(model: dict[str, Any], training: dict[str, Any]) -> None:
     config = configured(model, precision="fp16", **training)
-    engine, plain = engine_of(config), reference(configured(model, **training), range(20))
-    for step, (plain_loss, plain_norm) in enumerate(plain):
+    engine = engine_of(config)
+    for step, (plain_loss, plain_norm) in enumerate(plain_steps(model)):
         loss, norm = engine.step(batch(config, step), RATE, SCALE)
         assert abs(loss - plain_loss) + abs(norm - plain_norm) > 1e-7 or step, "it trained in fp32"
         assert loss == pytest.approx(plain_loss, abs=2e-3)

@@ -1,16 +1,11 @@
 """What the dry run says of memory is within 20% of what ranks take."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
-from tests.trainer.conftest import ROOT
+from tests.trainer.conftest import run_trainer
 from tests.trainer.measure_memory import measure
 from trainer import memory
 from trainer.check import check
@@ -41,14 +36,17 @@ def shape(recipe: str, batch: int, length: int, gpus: int = 1, **sections: dict[
     return TrainConfig.model_validate(values)
 
 
-# Few tokens: a CPU without instructions for bf16 takes 40 times as long as for fp32.
+# Few tokens and words: a CPU without instructions for bf16 takes 40 times as long as for fp32.
 SHAPES = {
-    "bf16": (shape("pythia-14m", 1, 512), 1),
+    "bf16": (shape("pythia-14m", 1, 256, model={"vocabulary": 16000}), 1),
     "fp32": (shape("pythia-14m", 4, 512, training={"precision": "fp32"}), 1),
-    "zero3": (shape("pythia-14m", 1, 512, 2, parallel={"zero_stage": 3}), 2),
-    "tensor": (shape("pythia-14m", 1, 512, 2, parallel={"tensor": 2}), 2),
+    "zero3": (shape("pythia-14m", 1, 256, 2, model={"vocabulary": 16000}, parallel={"zero_stage": 3}), 2),
+    "tensor": (shape("pythia-14m", 1, 128, 2, parallel={"tensor": 2}), 2),
 }
 MORE_SHAPES = {
+    "14m": (shape("pythia-14m", 1, 512), 1),
+    "14m-zero3": (shape("pythia-14m", 1, 512, 2, parallel={"zero_stage": 3}), 2),
+    "14m-tensor": (shape("pythia-14m", 1, 512, 2, parallel={"tensor": 2}), 2),
     "fp16": (shape("pythia-14m", 2, 256, training={"precision": "fp16"}), 1),
     "fp16-zero2": (shape("pythia-14m", 1, 256, 2, training={"precision": "fp16"}, parallel={"zero_stage": 2}), 2),
     "70m": (shape("pythia-70m", 2, 512), 1),
@@ -78,28 +76,23 @@ def test_predicted_is_measured(config: TrainConfig, gpus: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["bf16", "zero3"])
-def test_predicted_is_measured_without_instructions_for_bf16(name: str, tmp_path: Path) -> None:
+def test_predicted_is_measured_without_instructions_for_bf16(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """oneDNN is told to do without them, as on an older CPU. With AVX-512 it emulates them, which takes memory that the
     dry run says; a CPU without AVX-512 never asks oneDNN, and needs no more than before."""
     config, gpus = SHAPES[name]
+    variables = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    measured = measure(config, gpus, times=1, variables=variables)
+    assert check(config, gpus).memory_per_gpu == pytest.approx(measured, rel=0.2)
     path = tmp_path / "config.yml"
     path.write_text(dump(config))
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
-
-    def said(module: str, *options: str) -> str:
-        command = [sys.executable, "-m", module, *options, str(path), "--gpus", str(gpus)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=PATIENCE)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    match = re.search(
-        r"predicted ([0-9,]+) MiB, measured ([0-9,]+) MiB", said("tests.trainer.measure_memory", "--times", "1")
-    )
-    assert match is not None
-    predicted, measured = (int(number.replace(",", "")) for number in match.groups())
-    assert predicted == pytest.approx(measured, rel=0.2)
+    said = run_trainer("check", path, "--gpus", str(gpus), variables=variables)
+    assert said.returncode == 0, said.stderr
     emulates = memory.cpu_flags() >= memory.AVX512
-    assert ("This CPU has no instructions for bf16: " in said("trainer", "check")) == emulates
+    assert ("This CPU has no instructions for bf16: " in said.stdout) == emulates
 
 
 def test_an_fp32_run_does_not_ask_for_instructions_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Every command ends in one sentence and 78 or 70, whatever others' inputs bring, and holds the folder it writes."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_an_error_that_nobody_expected_is_one_sentence(
     result = run.invoke(app, filled)
     assert result.exit_code in (70, 78), result.output
     assert (result.stderr.count("\n"), "Traceback" in result.output) == (1, False), result.output
+    if isinstance(error, RuntimeError):
+        assert re.fullmatch(r"RuntimeError: .+ \(trainer/\S+\.py, line \d+\)\n", result.stderr), result.stderr
 
 
 def test_names_that_are_not_utf8(finished: Path, tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def test_non_finite_loss_fails_and_names_the_step(finished: Path, tmp_path: Path
     assert result.returncode == 70
     assert outcome(tmp_path / "out")["reason"] == (
         "The loss of step 5 is nan; the weights were not touched. It read rows 0 to 7 of the batch: data show --step 5 "
-        "prints them."
+        "prints them. A fork from an earlier checkpoint with a lower learning rate, or with another seed, may get past "
+        "it."
     )
     assert outcome(tmp_path / "out")["transient"] is False
     assert lines(tmp_path / "out" / "events.jsonl")[-1]["event"] == "failed"

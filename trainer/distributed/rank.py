@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import sys
 import traceback
 from types import FrameType
@@ -11,9 +12,13 @@ from types import FrameType
 from trainer import check
 from trainer.config import ConfigError
 from trainer.contract import Outcome, Status
-from trainer.distributed.ranks import CONNECTION_LOST, STOP_SIGNALS, Assignment
+from trainer.distributed.ranks import CONNECTION_LOST, STOP_SIGNALS, UNANSWERED, Assignment
+from trainer.exits import in_words
+from trainer.memory import Device
 
 PR_SET_PDEATHSIG = 1
+CONTEXT = 1 << 30
+"""Bytes of a GPU that the contexts of a rank take at most beside what PyTorch allocates."""
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "recvValue")
 """What gloo, NCCL and the store say when the rank at the other end is gone."""
 
@@ -57,19 +62,29 @@ def _train(assignment: Assignment, stop: _StopRequest) -> Outcome:
             dims = init_distributed(assignment, assignment.config.parallel)
             status, step = train(assignment.config, assignment.out, assignment.start, dims, stop)
         except TrainingError as error:
-            return Outcome(status=Status.FAILED, reason=str(error))
+            full = error.__cause__ is not None and _is_disk_full(error.__cause__)
+            return Outcome(status=Status.FAILED, reason=str(error), transient=full)
     except ConfigError as error:
         return Outcome(status=Status.CONFIG, reason=str(error))
     except Exception as error:
         if any(text in str(error) for text in LOST):
             return Outcome(status=Status.FAILED, reason=CONNECTION_LOST, transient=True)
         traceback.print_exc()
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        if _is_unanswered(error):
+            return Outcome(status=Status.FAILED, reason=UNANSWERED, transient=True)
         if _is_out_of_memory(error):
-            reason = _memory_advice(assignment)
-        return Outcome(status=Status.FAILED, reason=reason, transient=_is_disk_full(error))
+            return Outcome(status=Status.FAILED, reason=_memory_advice(assignment))
+        if _is_disk_full(error):
+            reason = f"The disk is full; make room on it and start again. It ended with {in_words(error)}."
+            return Outcome(status=Status.FAILED, reason=reason, transient=True)
+        return Outcome(status=Status.FAILED, reason=in_words(error))
     return Outcome(status=status, step=step)
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Whether another rank has not answered in time. By the message: gloo raises a RuntimeError."""
+    said = str(error)
+    return "Timed out waiting" in said or "clients joined" in said or "collective operation timeout" in said
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -79,18 +94,29 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _is_disk_full(error: Exception) -> bool:
+def _is_disk_full(error: BaseException) -> bool:
     """Whether the disk or the quota was full, which may pass. By the message: libraries written in Rust raise no
     OSError for it."""
     return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def _memory_advice(assignment: Assignment) -> str:
+    """Where memory ran out, how much is needed and there, and what would fit."""
     from trainer import hardware
 
     device = hardware.device(assignment.local_rank)
     memory = hardware.memory(device, assignment.local_world_size)
-    return f"Out of memory. {check.what_fits(assignment.config, assignment.world_size, memory)}"
+    where, held = f"rank {assignment.rank}", 0
+    if device.type == "cuda":
+        where = f"GPU {hardware.gpu_number(assignment.local_rank)}"
+        held = hardware.held_by_others(device)
+    if assignment.world_size > assignment.local_world_size:
+        where += f" of {socket.gethostname()}"
+    others = f" Other programs hold {check.readable(held)} of it." if held > CONTEXT else ""
+    there = memory - max(0, held - CONTEXT)
+    kind: Device = "cuda" if device.type == "cuda" else "cpu"
+    needs = check.what_fits(assignment.config, assignment.world_size, there, kind)
+    return f"Out of memory on {where}: {needs[0].lower()}{needs[1:]}{others}"
 
 
 def _die_with_parent(parent: int) -> None:

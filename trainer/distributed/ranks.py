@@ -18,14 +18,17 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel
 
-from trainer import allocator
+from trainer import allocator, check
 from trainer.checkpoint.resume import StartingPoint
 from trainer.config import ConfigError, TrainConfig
 from trainer.contract import Outcome, Status
+from trainer.distributed.oom_kills import OomKills
+from trainer.memory import device_here, host_bytes_here
 from trainer.metrics import last_metrics
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 CONNECTION_LOST = "The connection to another rank was lost, which ended before this one."
+UNANSWERED = "Another rank did not answer in time: it or the network between the ranks hangs; the logs may say more."
 SECONDS_TO_REPORT = 2.0
 """How long the other ranks have to report their own reason once a rank has failed; then they are killed."""
 
@@ -72,22 +75,26 @@ def host(number: int, count: int, rendezvous: str | None, address: str | None) -
 
 @dataclass
 class Rank:
-    """A rank's process, as its parent knows it; `report` is the reading end of its pipe."""
+    """A rank's process, as its parent knows it; `report` is the reading end of its pipe, `out_of_memory` whether the
+    kernel killed processes for want of memory when it was killed."""
 
     process: subprocess.Popen[bytes]
     report: int
     ended: bool = False
     killed_by_us: bool = False
+    out_of_memory: bool = False
 
-    def outcome(self, number: int) -> Outcome:
-        """The outcome that the ended process reported, or one that names the signal or the status it ended with."""
+    def outcome(self, number: int, advice: str) -> Outcome:
+        """The outcome that the ended process reported, or one that names the signal or the status it ended with.
+        `advice` is what to say of the host's memory where that was used up."""
         with os.fdopen(self.report, "rb") as pipe:
             report = pipe.read()
         if report:
             return Outcome.model_validate_json(report)
         status = self.process.returncode
         if status < 0:
-            reason = f"Rank {number} was killed by {signal.Signals(-status).name}."
+            why = f", as its host was out of memory. {advice}" if self.out_of_memory else "."
+            reason = f"Rank {number} was killed by {signal.Signals(-status).name}{why}"
             return Outcome(status=Status.FAILED, reason=reason, transient=True)
         return Outcome(status=Status.FAILED, reason=f"Rank {number} ended with status {status} and gave no reason.")
 
@@ -99,6 +106,7 @@ def run(out: Path, config: TrainConfig, start: StartingPoint, count: int, here: 
     """
     # Ranks inherit the blocked mask: a signal waits until the rank has a handler, and reaches this process in `_wait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})
+    oom_kills = OomKills()
     with _listener(here) as listener:
         port = listener.getsockname()[1] if listener else here.rendezvous[1]
         environment = _environment(here, port, count)
@@ -118,11 +126,19 @@ def run(out: Path, config: TrainConfig, start: StartingPoint, count: int, here: 
                 listener=listens,
             )
             ranks.append(_start(assignment, environment))
-    order = _wait(ranks)
+    order = _wait(ranks, oom_kills)
     last = last_metrics(out, 1)
     step = last[0]["step"] if last else None
-    outcomes = [rank.outcome(here.number * count + number) for number, rank in enumerate(ranks)]
+    advice = _memory_advice(config, count * here.count, count) if any(rank.out_of_memory for rank in ranks) else ""
+    outcomes = [rank.outcome(here.number * count + number, advice) for number, rank in enumerate(ranks)]
     return _combine([outcomes[i] for i in order if not ranks[i].killed_by_us], step)
+
+
+def _memory_advice(config: TrainConfig, world_size: int, count: int) -> str:
+    """A sentence on the memory that `count` of all ranks need of this host, and what would fit."""
+    if device_here() == "cpu":
+        return check.what_fits(config, world_size, host_bytes_here() // count, "cpu")
+    return check.what_fits_host(config, count, None, host_bytes_here())
 
 
 def _listener(here: Host) -> AbstractContextManager[socket.socket | None]:
@@ -187,7 +203,7 @@ def _start(assignment: Assignment, environment: dict[str, str]) -> Rank:
     return Rank(process, reading)
 
 
-def _wait(ranks: list[Rank]) -> list[int]:
+def _wait(ranks: list[Rank], oom_kills: OomKills) -> list[int]:
     """Wait for all ranks, pass stop signals on, and kill the ranks that outlive a failed one.
 
     Returns the indices of the ranks in the order they ended in.
@@ -196,6 +212,7 @@ def _wait(ranks: list[Rank]) -> list[int]:
     deadline = None
     while len(order) < len(ranks):
         received = signal.sigtimedwait(STOP_SIGNALS | {signal.SIGCHLD}, 0.5)
+        oom_kills.look()
         running = [rank for rank in ranks if not rank.ended]
         if received and received.si_signo in STOP_SIGNALS:
             for rank in running:
@@ -204,6 +221,7 @@ def _wait(ranks: list[Rank]) -> list[int]:
             if not rank.ended and rank.process.poll() is not None:
                 rank.ended = True
                 order.append(number)
+                rank.out_of_memory = rank.process.returncode == -signal.SIGKILL and oom_kills.are_recent
                 if rank.process.returncode not in (Status.DONE, Status.STOPPED) and deadline is None:
                     deadline = time.monotonic() + SECONDS_TO_REPORT
         if deadline is not None and time.monotonic() > deadline:
@@ -218,13 +236,13 @@ def _combine(outcomes: list[Outcome], step: int | None) -> Outcome:
     """The outcome that caused the others, of the outcomes in the order the ranks ended in.
 
     A wrong configuration comes first, then a transient failure such as a killed rank, then any other failure, then a
-    lost connection, which follows from another rank's end.
+    lost connection or a rank that did not answer, which follow from another rank's end.
     """
 
     def precedence(outcome: Outcome) -> int:
         if outcome.status != Status.FAILED:
             return 0 if outcome.status == Status.CONFIG else 4
-        if outcome.reason == CONNECTION_LOST:
+        if outcome.reason in (CONNECTION_LOST, UNANSWERED):
             return 3
         return 1 if outcome.transient else 2
 

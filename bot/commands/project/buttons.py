@@ -8,7 +8,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from bot.commands import ending_text
-from bot.commands.last_question import LastQuestion
+from bot.commands.last_question import LastQuestion, Told
 from bot.commands.project.forms import CompleteForm, ProposeForm, ScopeForm
 from bot.commands.reason_form import ReasonForm
 from bot.delivery import follower_roles
@@ -92,26 +92,28 @@ async def _release(interaction: Interaction, project_id: int) -> None:
     await interaction.response.send_modal(ReasonForm("Release the checkpoints", updates.release, project_id, done))
 
 
-def _told_of_complete(session: Session, who: Actor, project_id: int) -> str:
+def _told_of_complete(session: Session, who: Actor, project_id: int) -> Told:
     return _ends(session, who, project_id, Act.COMPLETE, projects.Stage.COMPLETED)
 
 
-def _told_of_stop(session: Session, who: Actor, project_id: int) -> str:
+def _told_of_stop(session: Session, who: Actor, project_id: int) -> Told:
     return _ends(session, who, project_id, Act.STOP, projects.Stage.STOPPED)
 
 
-def _ends(session: Session, who: Actor, project_id: int, act: Act, to: projects.Stage) -> str:
+def _ends(session: Session, who: Actor, project_id: int, act: Act, to: projects.Stage) -> Told:
     ending = endings.of_project(session, who, project_id, act, to)
-    return ending_text.of_project(projects.load(session, project_id).title, ending)
+    said = ending_text.of_project(projects.load(session, project_id).title, ending)
+    return Told(said, ending_text.about(ending))
 
 
-def _told_of_release(session: Session, who: Actor, project_id: int) -> str:
+def _told_of_release(session: Session, who: Actor, project_id: int) -> Told:
     updates.check_may_release(session, who, project_id)
     project = projects.load(session, project_id)
-    return (
+    said = (
         f"All checkpoints that **{text.line(project.title, 160)}** holds back become public under {project.licence}, "
         "and those to come as they are written. Anybody can load them and keep them."
     )
+    return Told(said, said)
 
 
 COMPLETE = LastQuestion("complete_project", "Complete the project", _told_of_complete, _complete)

@@ -8,11 +8,12 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
 from bot.commands import ending_text, last_question
-from bot.commands.last_question import LastQuestion
+from bot.commands.last_question import LastQuestion, Told
 from bot.commands.run import answers, comparison_answers, sweep_answers
 from bot.commands.run.forms import LaunchForm, SampleForm
 from broker import catalogue
 from broker.allocations import allocations
+from broker.allocations.units import Unit
 from broker.reports import endings, run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
 from broker.runs.runs import RunState
@@ -22,7 +23,7 @@ from projects.rights import Act
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
-    """Pause the run, which gives its GPUs back until it is resumed."""
+    """Pause the run, which gives back what it holds until it is resumed."""
     await acknowledge(interaction)
     await interaction.client.write(control.pause, actor(interaction), run_id)
     run = await interaction.client.read(runs.view, run_id)
@@ -79,15 +80,15 @@ async def rerun(interaction: Interaction, run_id: int, name: str = "", tags: str
 
 async def launch_run(interaction: Interaction, allocation_id: int) -> None:
     """Open the form of a run that draws on the allocation."""
-    project_id, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
-    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, recipes))
+    project_id, unit, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
+    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, unit, recipes))
 
 
-def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, list[str]]:
-    """The project of an allocation, and the recipes; raises unless the actor may launch runs there."""
-    project_id = allocations.view(session, allocation_id).project_id
-    lifecycle.check_may(session, who, project_id, Act.USE_COMPUTE)
-    return project_id, catalogue.recipes(session)
+def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, Unit, list[str]]:
+    """The project of an allocation, its unit, and the recipes; raises unless the actor may launch runs there."""
+    allocation = allocations.view(session, allocation_id)
+    lifecycle.check_may(session, who, allocation.project_id, Act.USE_COMPUTE)
+    return allocation.project_id, allocation.unit, catalogue.recipes(session)
 
 
 async def launch(interaction: Interaction, plan_id: int) -> None:
@@ -138,12 +139,14 @@ async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:
     await last_question.answer(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
 
 
-def _told_of_run(session: Session, who: Actor, run_id: int) -> str:
-    return ending_text.of_runs(endings.of_run(session, who, run_id))
+def _told_of_run(session: Session, who: Actor, run_id: int) -> Told:
+    ending = endings.of_run(session, who, run_id)
+    return Told(ending_text.of_runs(ending), ending_text.about(ending))
 
 
-def _told_of_sweep(session: Session, who: Actor, sweep_id: int) -> str:
-    return f"Sweep {sweep_id} ends. {ending_text.of_runs(endings.of_sweep(session, who, sweep_id))}"
+def _told_of_sweep(session: Session, who: Actor, sweep_id: int) -> Told:
+    ending = endings.of_sweep(session, who, sweep_id)
+    return Told(f"Sweep {sweep_id} ends. {ending_text.of_runs(ending)}", ending_text.about(ending))
 
 
 CANCEL = LastQuestion("cancel_run", "Cancel run {}", _told_of_run, _cancel)

@@ -7,13 +7,15 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot import errors, text
+from bot import errors, kept_forms, text
 from bot.app import Interaction, actor, take
 from bot.cards import card
+from bot.commands.form import Form, long
 from bot.commands.last_question import NO_WAY_BACK
 from bot.commands.reason_form import BlankingForm
 from broker.publishing import forgetting
 from broker.publishing.forgetting import Found
+from projects.text import USUAL
 
 A_PAGE = 8
 """The texts that a page shows."""
@@ -21,12 +23,12 @@ PATIENCE = 12 * 3600
 """Seconds after the last press for which the list works; each press lets it be edited again."""
 
 
-class ForgetForm(BlankingForm):
+class ForgetForm(Form):
     """The reason why a person is forgotten. What is blanked, and a list of texts that may name them, come next."""
 
     def __init__(self, discord_id: str) -> None:
-        self.discord_id = discord_id
-        super().__init__("Forget a person", forgetting.forget, discord_id, "")
+        self.discord_id, self.said = discord_id, long(USUAL, BlankingForm.hint)
+        super().__init__("Forget a person", {BlankingForm.label: self.said})
 
     async def answer(self, interaction: Interaction) -> None:
         """Show what is blanked and the texts that may name the person; a button of this list forgets them."""
@@ -169,6 +171,7 @@ class Decision(ui.LayoutView):
         await interaction.response.defer()
         app, who = interaction.client, actor(interaction)
         done = await app.write(forgetting.forget, who, self.discord_id, self.reason, self.chosen)
+        await app.write(kept_forms.drop, self.discord_id)
         chosen = f"{text.count(len(self.chosen), 'text was', 'texts were')} chosen."
         said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow. {chosen}"
         await self._end(interaction, " ".join(filter(None, (said, forgetting.told(done.repositories)))))
