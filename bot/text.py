@@ -7,7 +7,7 @@ from typing import Literal
 
 from rich import filesize
 
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import Unit
 from projects.cleaning import visible
 
 MESSAGE = 2000
@@ -134,7 +134,7 @@ def duration(seconds: float) -> str:
 
 
 def preemption(after: int) -> str:
-    """Whether a pool's runs can be preempted, after they have had their GPUs for `after` seconds; 0 for never."""
+    """Whether a pool's runs can be preempted, after they have run for `after` seconds; 0 for never."""
     return f"runs can be preempted after {duration(after)}" if after else "runs are never preempted"
 
 
@@ -142,12 +142,6 @@ def bar(done: int, total: int, width: int = 16) -> str:
     """A progress bar of `width` characters."""
     full = 0 if total < 1 else min(width, done * width // total)
     return "█" * full + "░" * (width - full)
-
-
-def gpu_hours(seconds: int) -> str:
-    """GPU-seconds as “1 GPU-hour”, “1.5 GPU-hours”."""
-    hours = in_hours(seconds)
-    return f"{hours} GPU-hour" if hours == "1" else f"{hours} GPU-hours"
 
 
 def nodes(number: int, gpus: int) -> str:
@@ -165,9 +159,9 @@ def tags(of_run: Sequence[str]) -> str:
     return " ".join(code(tag, 20) for tag in of_run)
 
 
-def memory(gpu_gib: float | None, host_gib: float | None) -> str:
+def memory(unit_gib: float | None, host_gib: float | None, unit: Unit) -> str:
     """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
-    sizes = ((gpu_gib, "GPU"), (host_gib, "host"))
+    sizes = ((unit_gib, unit.value), (host_gib, "host"))
     return "".join(f", {gib:,g} GiB a {whose}" for gib, whose in sizes if gib is not None)
 
 
@@ -183,11 +177,16 @@ def contents(documents: int | None, tokens: int | None, size: int) -> str:
     return ", ".join([*counts, filesize.decimal(size)])
 
 
-def gpus(number: int, nodes: int) -> str:
-    """“16 GPUs on 2 nodes”; of one node, its GPUs alone."""
-    return count(number, "GPU") + (f" on {nodes:,} nodes" if nodes > 1 else "")
+def gpus(number: int, nodes: int, unit: Unit) -> str:
+    """“16 GPUs on 2 nodes”, “2 cores”."""
+    return unit.count(number) + (f" on {nodes:,} nodes" if nodes > 1 else "")
+
+
+def begun(said: str) -> str:
+    """`said` with a capital letter at its beginning."""
+    return said[:1].upper() + said[1:]
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """“1 GPU”, “2 GPUs”."""
+    """“1 run”, “2 runs”."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -22,9 +22,9 @@ RUN, COMPUTE, PEOPLE, RECORD = "Run it", "Compute", "People", "Record"
 """The groups of `stoa --help`."""
 
 app = typer.Typer()
-pool_app = typer.Typer(help="Pools of GPUs.", no_args_is_help=True)
-grant_app = typer.Typer(help="Grants of GPU time by sponsors.", no_args_is_help=True)
-allocation_app = typer.Typer(help="GPU time of projects.", no_args_is_help=True)
+pool_app = typer.Typer(help="Pools of GPUs, or of the cores of CPUs.", no_args_is_help=True)
+grant_app = typer.Typer(help="Grants of compute by sponsors.", no_args_is_help=True)
+allocation_app = typer.Typer(help="Compute of projects.", no_args_is_help=True)
 catalogue_app = typer.Typer(help="The catalogue of recipes and datasets.", no_args_is_help=True)
 policy_app = typer.Typer(help="The operator's policies: limits and tiers.", no_args_is_help=True)
 record_app = typer.Typer(help="The public record.", no_args_is_help=True)
@@ -102,23 +102,23 @@ def pool_add(
     name: str,
     gpu_type: str,
     gpus: int,
-    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs a node, if there are several nodes.")] = None,
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs or cores a node, if there are several nodes.")] = None,
     runner: Annotated[
         str, typer.Option(help=f"What starts the trainers: {' or '.join(registry.names())}.")
     ] = registry.DEFAULT,
-    price_weight: Annotated[float, typer.Option(help="What a GPU-second weighs in fair-share.")] = 1.0,
+    price_weight: Annotated[float, typer.Option(help="What a second of a GPU or core weighs in fair-share.")] = 1.0,
     most_submitted: Annotated[int, typer.Option(help="Jobs that a runner's own queue is given at a time.")] = 4,
-    memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="GiB of a GPU, or the most for a process on a core.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
     preempt_after: Annotated[
         int,
         typer.Option(
-            metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: it never is."
+            metavar="MINUTES", help="How long a run is left alone before it can be preempted; 0: it never is."
         ),
     ] = 0,
     **options: str | None,
 ) -> None:
-    """Add a pool of GPUS devices of GPU_TYPE."""
+    """Add a pool of GPUS devices of GPU_TYPE; where that says CPU, of so many cores."""
     from broker.allocations import pools
 
     with refusing(), database().write() as session:
@@ -145,20 +145,20 @@ def pool_add(
 def pool_change(
     name: str,
     why: Why,
-    gpus: Annotated[str, typer.Option(help="A new number of GPUs.")] = "",
-    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs a node, if there are several nodes.")] = None,
+    gpus: Annotated[str, typer.Option(help="A new number of GPUs or cores.")] = "",
+    gpus_a_node: Annotated[int | None, typer.Option(help="GPUs or cores a node, if there are several nodes.")] = None,
     price_weight: Annotated[str, typer.Option(help="Another weight in fair-share.")] = "",
-    memory_gib: Annotated[float | None, typer.Option(help="Memory of a GPU, or the most for a CPU process.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="GiB of a GPU, or the most for a process on a core.")] = None,
     host_memory_gib: Annotated[float | None, typer.Option(help="Memory of a host.")] = None,
     preempt_after: Annotated[
         int | None,
         typer.Option(
-            metavar="MINUTES", help="How long a run keeps its GPUs before it can be preempted; 0: it never is."
+            metavar="MINUTES", help="How long a run is left alone before it can be preempted; 0: it never is."
         ),
     ] = None,
     **options: str | None,
 ) -> None:
-    """Change the pool NAME: its GPUs in all or of a node, price weight, memory, preemption, or runner options."""
+    """Change the pool NAME: its GPUs or cores, also of a node, price weight, memory, preemption, or runner options."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -180,39 +180,41 @@ def pool_change(
 
 @pool_app.command("list")
 def pool_list() -> None:
-    """List the pools, and the GPU-hours of each that no allocation holds."""
+    """List the pools, and the hours of each that no allocation holds."""
     from bot import text
-    from broker.allocations import ledger, pools
+    from broker.allocations import pools
 
     with refusing(), database().read() as session:
         available = pools.available(session)
         for pool in pools.every(session):
-            left = ledger.in_hours(available.get(pool.id, 0))
+            left = pool.unit.hours(available.get(pool.id, 0))
             preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
                 f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
-                f"weight {pool.price_weight:g}, {left} GPU-hours left{preempts}"
+                f"weight {pool.price_weight:g}, {left} left{preempts}"
             )
 
 
 @grant_app.command("add")
 def grant_add(pool: str, hours: str, sponsor: str, until: str) -> None:
-    """Add a grant of HOURS GPU-hours of POOL, sponsored by SPONSOR to the end of the day UNTIL (2030-12-31)."""
+    """Add a grant of HOURS GPU-hours or core-hours of POOL, by SPONSOR to the end of the day UNTIL (2030-12-31)."""
+    from broker.allocations import pools
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
         inventory.add_grant(session, None, pool=pool, sponsor=sponsor, hours=hours, until=until)
-    typer.echo(f"{sponsor} gives {hours} GPU-hours of {pool}")
+        unit = pools.named(session, pool).unit
+    typer.echo(f"{sponsor} gives {hours} {unit.in_hours} of {pool}")
 
 
 @grant_app.command("change")
 def grant_change(
     grant: Number,
     why: Why,
-    more_hours: Annotated[str, typer.Option(help="GPU-hours to add.")] = "",
+    more_hours: Annotated[str, typer.Option(help="Hours to add.")] = "",
     until: Annotated[str, typer.Option(help="Another last day.")] = "",
 ) -> None:
-    """Add GPU-hours to GRANT (a number of `stoa grant list`), or move its end."""
+    """Add hours to GRANT (a number of `stoa grant list`), or move its end."""
     from broker.reviews import inventory
 
     with refusing(), database().write() as session:
@@ -224,12 +226,12 @@ def grant_change(
 def grant_list() -> None:
     """List the grants with what is granted to allocations, committed to second halves, and left."""
     from broker.allocations import pools
-    from broker.allocations.ledger import in_hours
+    from broker.allocations.units import in_hours
 
     with refusing(), database().read() as session:
         for grant in pools.grants(session):
             typer.echo(
-                f"{grant.id}: {grant.sponsor} gives {in_hours(grant.seconds)} GPU-hours of {grant.pool} until "
+                f"{grant.id}: {grant.sponsor} gives {grant.unit.hours(grant.seconds)} of {grant.pool} until "
                 f"{grant.until:%Y-%m-%d}: {in_hours(grant.granted)} granted, {in_hours(grant.committed)} committed, "
                 f"{in_hours(grant.left)} left"
             )
@@ -238,15 +240,15 @@ def grant_list() -> None:
 @allocation_app.command("adjust")
 def allocation_adjust(
     allocation: Number,
-    seconds: Annotated[int, typer.Option(help="GPU-seconds more, or below zero.")],
+    seconds: Annotated[int, typer.Option(help="Seconds of GPUs or cores more, or below zero.")],
     why: Annotated[str, typer.Option(help="The reason; everyone can read it.")],
 ) -> None:
-    """Correct an allocation by GPU-seconds, out of its sponsor's grant or back to it."""
+    """Correct an allocation by seconds of GPUs or cores, out of its sponsor's grant or back to it."""
     from broker.reviews import reviews
 
     with refusing(), database().write() as session:
         reviews.adjust(session, allocation, seconds, why)
-    typer.echo(f"allocation {allocation}: {seconds:+,} GPU-seconds")
+    typer.echo(f"allocation {allocation}: {seconds:+,} s")
 
 
 @policy_app.command("list")

@@ -195,19 +195,19 @@ def why(
     with refusing(), database().read() as session:
         told = replayed(session, run, moment(at)) if at else why(session, run)
     table = Table(show_header=False)
-    table.add_row("run", escape(f"{told.run_id} of {told.project}: {told.gpus} GPUs of {told.pool}, {told.state}"))
+    table.add_row(
+        "run", escape(f"{told.run_id} of {told.project}: {told.unit.count(told.gpus)} of {told.pool}, {told.state}")
+    )
     table.add_row("why", escape(told.reason))
     if told.decided_at is not None:
         table.add_row("decided", f"{told.decided_at:%Y-%m-%d %H:%M:%S} UTC")
     if told.position is not None and told.factors is not None:
         project = told.factors.project
-        used = (
-            f"used {project.used:.1%} of the recent GPU time ({project.usage:,.0f} s); its share is {project.share:.1%}"
-        )
+        used = f"used {project.used:.1%} of the recent use ({project.usage:,.0f} s); its share is {project.share:.1%}"
         table.add_row("place", f"{told.position} of {told.length}")
         if (group := told.factors.group) is not None:
             whose = f"projects of {told.factors.sponsor}" if told.factors.sponsor else "projects of no sponsor"
-            of = f"of the pool's recent GPU time; their share is {group.share:.1%}"
+            of = f"of the pool's recent use; their share is {group.share:.1%}"
             table.add_row("its group", escape(f"{whose}: used {group.used:.1%} {of}"))
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
         table.add_row("its project", used)
@@ -221,7 +221,7 @@ def queue(
     pool: Annotated[str | None, typer.Argument(help="One pool; without it, all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of each pool.")] = 25,
 ) -> None:
-    """Show who waits for GPUs, in order, each with the reason."""
+    """Show which runs wait, in order, each with the reason."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -230,10 +230,16 @@ def queue(
 
     with refusing(), database().read() as session:
         waiting = queue(session, pool, limit=limit)
-    table = Table("pool", "place", "run", "project", "GPUs", "expected", "why")
+    table = Table("pool", "place", "run", "project", "size", "expected", "why")
     for told in waiting:
         expected = "not known" if told.expected is None else f"{told.expected:%Y-%m-%d %H:%M}"
-        about = (told.pool, f"{told.position}/{told.length}", str(told.run_id), told.project, str(told.gpus))
+        about = (
+            told.pool,
+            f"{told.position}/{told.length}",
+            str(told.run_id),
+            told.project,
+            told.unit.count(told.gpus),
+        )
         table.add_row(*map(escape, about), expected, escape(told.reason))
     Console().print(table if waiting else "Nothing waits.")
 

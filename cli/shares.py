@@ -11,7 +11,7 @@ app = typer.Typer(help="Shares of projects and sponsors in fair-share.", no_args
 
 @app.command("set", context_settings={"ignore_unknown_options": True})  # so that -1 is a share, and refused as one
 def set_share(project: Number, share: str, why: Why) -> None:
-    """Set the SHARE of PROJECT: beside a project with 1, one with 2 gets twice the GPU time where both wait."""
+    """Set the SHARE of PROJECT: beside a project with 1, one with 2 gets twice the compute where both wait."""
     from broker.allocations import shares
 
     with refusing(), database().write() as session:

@@ -94,7 +94,7 @@ async def scope(stage: Stage, console: Console) -> str:
         {
             "Goal": "A curve of bracket errors over the first hundred steps, for two data orders.",
             "Plan": "One run of the demo recipe with every early checkpoint kept, then look at the samples.",
-            "Estimate of compute": "Less than one GPU-hour.",
+            "Estimate of compute": "Less than one core-hour.",
             "What will be released": "All checkpoints, the metrics, and the order of the data.",
         },
     )
@@ -105,13 +105,13 @@ async def scope(stage: Stage, console: Console) -> str:
 
 
 async def request(stage: Stage, console: Console) -> str:
-    """Ada asks for GPU time; a review card with buttons appears."""
+    """Ada asks for compute; a review card with buttons appears."""
     ada = stage.person("Ada")
     form = await ada.command("allocation request", channel=stage.channel, pool="laptop")
     until = (utcnow() + timedelta(days=30)).date().isoformat()
     answer = await ada.submit(
         form,
-        {"GPU-hours": "2", "Until": until, "Justification": "One run of some minutes on two cores, and room to err."},
+        {"Core-hours": "2", "Until": until, "Justification": "One run of some minutes on two cores, and room to err."},
     )
     _private(answer)
     await _review_card(stage)
@@ -135,7 +135,7 @@ async def approve(stage: Stage, console: Console) -> str:
     rosa = stage.person("Rosa")
     form = await rosa.press(await _review_card(stage), "Approve")
     expect(form.kind == "modal", f"Approve should open a form for a reviewer, not: {form.text or form.kind}")
-    await rosa.submit(form, {"GPU-hours": "1", "Reason": "One hour is plenty for this recipe; ask again for more."})
+    await rosa.submit(form, {"Core-hours": "1", "Reason": "One hour is plenty for this recipe; ask again for more."})
     decision = await stage.guild.wait_for(stage.channel, lambda m: "One hour is plenty" in m.text)
     return _one_line(decision)
 
@@ -147,7 +147,7 @@ async def launch(stage: Stage, console: Console) -> str:
         "run launch", channel=stage.channel, recipe="demo", time_limit="25m", gpus=2, override=stage.override
     )
     _private(offer)
-    expect("GPU-hours at most" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
+    expect("core-hours at most" in offer.text and "left" in offer.text, f"the offer names no cost: {offer.text}")
     expect(offer.message is not None and "Launch" in offer.message.button_labels, "the offer has no button Launch")
     answer = await ada.press(offer.message or "", "Launch")
     expect(answer.ephemeral and "is queued" in answer.text, f"the run was not launched: {answer.text}")
@@ -252,7 +252,7 @@ async def sample(stage: Stage, console: Console) -> str:
     expect(samples[0].state == RunState.FINISHED, f"the sample {samples[0].state}: {samples[0].reason}")
     expect(samples[0].spent > 0, "the sample was not charged")
     post = await stage.guild.wait_for(stage.channel, lambda m: f"**Sample 1 of run {stage.run_id}**" in m.text)
-    return f"{samples[0].spent} GPU-seconds; {_one_line(post)}"
+    return f"{samples[0].spent} core-seconds; {_one_line(post)}"
 
 
 async def ledger(stage: Stage, console: Console) -> str:
@@ -263,9 +263,9 @@ async def ledger(stage: Stage, console: Console) -> str:
     _private(answer)
     with stage.database.read() as session:
         account = allocations.view(session, stage.allocation_id).account
-    expect(account.reserved == 0, f"{account.reserved} GPU-seconds are still reserved")
+    expect(account.reserved == 0, f"{account.reserved} core-seconds are still reserved")
     expect(account.spent > 0, "nothing was spent")
-    return f"granted {account.granted:,}, reserved 0, spent {account.spent:,}, left {account.left:,} GPU-seconds"
+    return f"granted {account.granted:,}, reserved 0, spent {account.spent:,}, left {account.left:,} core-seconds"
 
 
 async def complete(stage: Stage, console: Console) -> str:
@@ -306,7 +306,7 @@ STORY: tuple[tuple[str, Act], ...] = (
     ("Grace joins by the button", join),
     ("Ada confirms her", confirm),
     ("the scope opens the project's channel", scope),
-    ("Ada asks for GPU time", request),
+    ("Ada asks for compute", request),
     ("Ada may not approve her own request", approve_own),
     ("Rosa approves fewer hours", approve),
     ("Ada launches a run", launch),

@@ -28,12 +28,14 @@ class Policies(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    starter_hours: float = Field(1, ge=0, le=MOST_HOURS, description="GPU-hours a proposal gets at once; 0 for none.")
+    starter_hours: float = Field(
+        1, ge=0, le=MOST_HOURS, description="Hours of GPUs or cores a proposal gets at once; 0 for none."
+    )
     one_reviewer_hours: float = Field(
-        100, ge=0, le=MOST_HOURS, description="GPU-hours that one reviewer may grant; above, two decide."
+        100, ge=0, le=MOST_HOURS, description="Hours of GPUs or cores that one reviewer may grant; above, two decide."
     )
     halves_hours: float = Field(
-        1000, gt=0, le=MOST_HOURS, description="GPU-hours above which a grant comes in two halves."
+        1000, gt=0, le=MOST_HOURS, description="Hours of GPUs or cores above which a grant comes in two halves."
     )
     tier_days: int = Field(30, ge=1, le=366, description="Days within which grants add up for both.")
     starter_period_days: int = Field(
@@ -57,7 +59,7 @@ class Policies(BaseModel):
     most_catalogue_proposals_a_day: int = Field(
         20, ge=1, le=MOST, description="Recipes and datasets a person may propose a day."
     )
-    most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for GPU time a person may make a day.")
+    most_requests_a_day: int = Field(20, ge=1, le=MOST, description="Requests for compute a person may make a day.")
     most_launches_a_day: int = Field(50, ge=1, le=MOST, description="Runs a person may launch a day.")
     most_runs_a_sweep: int = Field(24, ge=2, le=64, description="Runs that one sweep may have.")
     most_admin_acts_a_day: int = Field(

@@ -197,7 +197,7 @@ def what_layouts(
 ) -> str:
     """A sentence that names the first layouts that would fit the nodes, and a GPU's memory where it is known."""
     found = layouts.fitting(config, gpus, nodes, gpu_memory, device)
-    on = f"{nodes} nodes of {gpus // nodes} GPUs"
+    on = f"{nodes} nodes of {gpus // nodes} ranks"
     if not found:
         return f"No layout fits {on} with this batch and memory."
     listed = ", ".join(f"{layout.pipeline} × {layout.tensor}" for layout in found[:MOST_LAYOUTS])
@@ -208,7 +208,7 @@ def what_layouts(
 def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:
     """A sentence that says what memory the run needs, and the first change that would make it fit in `gpu_memory`
     bytes; of a run that should have fitted, the first change that needs a good deal less."""
-    each = "GPU" if device != "cpu" else "process"
+    each, several = ("process", "processes") if device == "cpu" else ("GPU", "GPUs")
     needed = sum(memory_per_gpu(config, config.data_ranks(gpus), device))
     need = f"It needs about {readable(needed)} on each {each} and there are {readable(gpu_memory)}"
     most = gpu_memory
@@ -221,7 +221,7 @@ def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | 
             return f"{need}; with {words} it would need about {readable(wanted)}."
     if needed <= gpu_memory:
         return f"{need}; other programs may hold the rest."
-    return f"{need}; use more GPUs, or split the model further with parallel.tensor and parallel.pipeline."
+    return f"{need}; use more {several}, or split the model further with parallel.tensor and parallel.pipeline."
 
 
 def what_fits_host(config: TrainConfig, gpus: int, gpu_memory: int | None, host_bytes: int) -> str:

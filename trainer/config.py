@@ -194,17 +194,17 @@ class TrainConfig(Section):
         layer waits several times for what they send one another.
         """
         if ranks % nodes:
-            raise ConfigError(f"The number of GPUs ({ranks}) must be a multiple of the nodes ({nodes}).")
+            raise ConfigError(f"The number of ranks ({ranks}) must be a multiple of the nodes ({nodes}).")
         if nodes > 1 and ranks // nodes % self.parallel.tensor:
             raise ConfigError(
-                f"parallel.tensor ({self.parallel.tensor}) must divide the GPUs of a node ({ranks // nodes}), as ranks "
-                "that share matrices are on one node; change one of the two."
+                f"parallel.tensor ({self.parallel.tensor}) must divide the ranks of a node ({ranks // nodes}), as "
+                "ranks that share matrices are on one node; change one of the two."
             )
         together = self.parallel.pipeline * self.parallel.tensor
         if ranks % together:
             raise ConfigError(
                 f"parallel.pipeline × parallel.tensor ({self.parallel.pipeline} × {self.parallel.tensor}) must divide "
-                f"the number of GPUs ({ranks}); change one of the three."
+                f"the number of ranks ({ranks}); change one of the three."
             )
         self.accumulation(ranks // together)
         return ranks // together
@@ -215,7 +215,7 @@ class TrainConfig(Section):
         if self.training.batch % together:
             raise ConfigError(
                 f"training.batch ({self.training.batch}) must be a multiple of training.micro_batch × data-parallel "
-                f"GPUs ({self.training.micro_batch} × {data_ranks}); change one of the three."
+                f"ranks ({self.training.micro_batch} × {data_ranks}); change one of the three."
             )
         return self.training.batch // together
 

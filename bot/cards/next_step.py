@@ -26,7 +26,7 @@ def of_project(
     waiting = [request.id for request in requests if request.state == AllocationState.REQUESTED]
     if waiting:
         return f"**Next** The reviewers decide on allocation {waiting[0]}."
-    return "**Next** The lead asks for GPU time with `/allocation request`."
+    return "**Next** The lead asks for compute with `/allocation request`."
 
 
 def begins(project: ProjectView, *, min_people: int) -> str:

@@ -12,7 +12,7 @@ from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, Card, sections
 from bot.cards.review_card import REQUESTS
 from bot.cards.run_card import RUNS
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import in_hours
 from broker.runs.runs import ACTIVE, RunView
 from projects.projects import ENDED, ProjectView, ReleasePolicy, Stage
 
@@ -97,9 +97,9 @@ def _request_line(request: AllocationView) -> str:
     account = request.account
     said = f"{REQUESTS[request.state][0]} **Allocation {request.id}** on {text.code(request.pool, 40)}"
     if request.state == AllocationState.APPROVED:
-        return f"{said}: {in_hours(account.left)} of {text.gpu_hours(account.granted)} left"
+        return f"{said}: {in_hours(account.left)} of {request.unit.hours(account.granted)} left"
     if request.state == AllocationState.REQUESTED:
-        return f"{said}: {text.gpu_hours(request.seconds)} asked for, waiting for the reviewers"
+        return f"{said}: {request.unit.hours(request.seconds)} asked for, waiting for the reviewers"
     return f"{said}: {request.standing}"
 
 

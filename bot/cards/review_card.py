@@ -1,4 +1,4 @@
-"""The card of a request for GPU time, and the card of a request to change an allocation."""
+"""The card of a request for compute, and the card of a request to change an allocation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,10 @@ from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, ORANGE, VERMILION, Card, texts
 from bot.mention import Mention, ended
+from broker.allocations import units
 from broker.allocations.allocations import LIVE, AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import Unit, in_hours
 from broker.reports.review_context import ReviewContext
 from broker.reviews.changes import ChangeView
 
@@ -38,17 +39,17 @@ SUCCESS, DANGER = discord.ButtonStyle.success, discord.ButtonStyle.danger
 def review_card(
     request: AllocationView, context: ReviewContext | None = None, reviewers: Mention | None = None
 ) -> Card:
-    """The card of a request for GPU time, with what reviewers need while it is open, then the decision.
+    """The card of a request for compute, with what reviewers need while it is open, then the decision.
 
     While it is open, it mentions the `reviewers`.
     """
     emoji, colour = REQUESTS[request.state]
-    asked = text.gpu_hours(request.seconds)
+    asked = request.unit.hours(request.seconds)
     renewal = f", in place of allocation {request.renews}" if request.renews else ""
     asks = "asks for" if request.state == AllocationState.REQUESTED else "asked for"
     does = "used by" if request.state in OVER else "for"
     lines = [
-        f"### {emoji} {text.gpu_hours(request.size)} {does} {text.line(request.project, 160)}",
+        f"### {emoji} {request.unit.hours(request.size)} {does} {text.line(request.project, 160)}",
         f"{text.line(request.requested_by, 60)} {asks} {asked} of {text.code(request.pool, 60)} "
         f"({text.line(request.gpu_type, 60)}) until {text.when(request.until, 'D')}{renewal}.",
         text.quote(request.justification, 1200),
@@ -56,7 +57,7 @@ def review_card(
     buttons: list[Button] = []
     mention: Mention | None = None
     if request.state == AllocationState.REQUESTED:
-        lines += _for_reviewers(context, request.endorsed_by)
+        lines += _for_reviewers(context, request.unit, request.endorsed_by)
         mention = reviewers
         buttons = [
             Button("approve", request.id, style=SUCCESS),
@@ -66,14 +67,14 @@ def review_card(
         ]
     else:
         granted = request.state == AllocationState.APPROVED
-        what = f": {text.gpu_hours(request.account.granted)}" if granted else ""
+        what = f": {request.unit.hours(request.account.granted)}" if granted else ""
         sponsor = f", sponsored by {text.line(request.sponsor, 80)}" if request.sponsor else ""
         by = text.line(request.decided_by or "policy", 60)
         decided = f" by {by}**" if request.state in DECIDED else f"**, approved by {by}"
         lines += [f"**{request.standing.capitalize()}{decided}{what}{sponsor}", text.quote(request.reason, 800)]
     if request.state in LIVE:
         if request.half_until is not None:
-            half = text.gpu_hours(request.account.committed)
+            half = request.unit.hours(request.account.committed)
             lines.append(f"**Second half** {half}, to be released on a report by {text.when(request.half_until, 'D')}")
             buttons.append(Button("release_half", request.id, label="Release second half", style=SUCCESS))
         if request.report:
@@ -94,19 +95,19 @@ def change_card(
     """
     state = AllocationState(change.state.value)
     emoji, colour = REQUESTS[state]
-    asked, account = changed(change), request.account
+    asked, account = changed(change, request.unit), request.account
     asks = "asks for" if change.state == ChangeState.REQUESTED else "asked for"
     lines = [
         f"### {emoji} {asked} for {text.line(request.project, 160)}",
         f"{text.line(change.requested_by, 60)} {asks} it on allocation {request.id}, {text.code(request.pool, 60)} "
         f"until {text.when(request.until, 'D')}.",
         text.quote(change.justification, 1200),
-        f"**The allocation** {in_hours(account.left)} of {text.gpu_hours(account.granted)} left",
+        f"**The allocation** {in_hours(account.left)} of {request.unit.hours(account.granted)} left",
     ]
     buttons: list[Button] = []
     mention: Mention | None = None
     if change.state == ChangeState.REQUESTED:
-        lines += _for_reviewers(context, change.endorsed_by)
+        lines += _for_reviewers(context, request.unit, change.endorsed_by)
         mention = reviewers
         buttons = [
             Button("approve_change", change.id, label="Approve", style=SUCCESS),
@@ -120,24 +121,25 @@ def change_card(
     return _card(lines, marker, colour, buttons, mention)
 
 
-def changed(change: ChangeView) -> str:
+def changed(change: ChangeView, unit: Unit) -> str:
     """What a change asks for: “2 GPU-hours more and an end on 2030-01-01”."""
-    wants = [f"{text.gpu_hours(change.seconds)} more"] if change.seconds else []
+    wants = [f"{unit.hours(change.seconds)} more"] if change.seconds else []
     wants += [f"an end on {text.when(change.until, 'D')}"] if change.until else []
     return " and ".join(wants)
 
 
-def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Sequence[str]:
+def _for_reviewers(context: ReviewContext | None, unit: Unit, endorsed_by: str | None) -> Sequence[str]:
     """What a reviewer should know, one line each."""
     if context is None:
         return []
     before = f" of {text.count(context.grants, 'allocation')}" if context.grants else "; this would be its first"
-    running = f", with {text.gpu_hours(context.reserved)} reserved for its running runs" if context.reserved else ""
-    lines = [f"**The project** has used {text.gpu_hours(context.spent)}{before}{running}."]
+    reserved = units.hours(context.reserved)
+    running = f", with {reserved} reserved for its running runs" if any(context.reserved.values()) else ""
+    lines = [f"**The project** has used {units.hours(context.spent)}{before}{running}."]
     standing = context.standing
     if standing.of > 1 and standing.usage:
         lines.append(f"**Recently** {standing.used:.0%} of what all projects used; its share is {standing.share:.0%}.")
-    lines.append(f"**The pool** can give {text.gpu_hours(context.available)}.")
+    lines.append(f"**The pool** can give {unit.hours(context.available)}.")
     within = f"**Within {text.count(context.days, 'day')}**"
     may = f"One reviewer may grant {in_hours(context.one_reviewer)} of that."
     asked = context.with_this - context.recent
@@ -145,13 +147,13 @@ def _for_reviewers(context: ReviewContext | None, endorsed_by: str | None) -> Se
         theirs, who = context.person, text.line(context.person.person or "", 60)
         elsewhere = f" and asks for {in_hours(theirs.asked)} in other ones" if theirs.asked else ""
         lines.append(
-            f"{within} {who} was granted {text.gpu_hours(theirs.granted)} in all projects{elsewhere}; with this it "
-            f"would be {in_hours(theirs.seconds + asked)}. This sum decides, as the project's own would be "
+            f"{within} {who} was granted {units.alike(theirs.granted, context.units)} in all projects{elsewhere}; with "
+            f"this it would be {in_hours(theirs.seconds + asked)}. This sum decides, as the project's own would be "
             f"{in_hours(context.with_this)}. {may}"
         )
     elif context.recent and asked:
         lines.append(
-            f"{within} the project was granted {text.gpu_hours(context.recent)}; with this it would be "
+            f"{within} the project was granted {units.alike(context.recent, context.units)}; with this it would be "
             f"{in_hours(context.with_this)}. {may}"
         )
     if endorsed_by is not None:

@@ -9,13 +9,13 @@ from discord import ui
 from bot import text
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runs.runs import ENDED, RunKind, RunState, RunView
 
 RUNS = {
-    RunState.QUEUED: ("⏳", GREY, "waits for GPUs"),
+    RunState.QUEUED: ("⏳", GREY, "waits for its turn"),
     RunState.STARTING: ("🛫", SKY, "is starting"),
     RunState.RUNNING: ("▶️", BLUE, "is running"),
     RunState.STOPPING: ("✋", ORANGE, "is stopping"),
@@ -84,7 +84,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
     return [
         f"### {emoji} {' '.join(filter(None, (f'Run {run.id}', text.run_name(run.name), word)))}",
         f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
-        f"{text.gpus(run.gpus, run.nodes)} of {text.code(run.pool, 60)}{sponsor}",
+        f"{text.gpus(run.gpus, run.nodes, run.unit)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         waits_for(why) if why is not None and run.state == RunState.QUEUED else "",
         text.quote(run.reason, 400) if run.reason else "",
@@ -146,7 +146,7 @@ def _costs(run: RunView, thread_id: str) -> Sequence[str]:
         else f" · its allocation of {in_hours(account.granted)}: {in_hours(account.spent)} used{reserved}, "
         f"{in_hours(account.left)} left"
     )
-    lines = [f"**GPU-hours** {in_hours(run.spent)} by this run{balance}"]
+    lines = [f"**{heading([run.unit])}** {in_hours(run.spent)} by this run{balance}"]
     if run.checkpoints:
         newest = run.checkpoints[-1]
         lines.append(f"**Newest checkpoint** [step {newest.step}]({newest.url})")

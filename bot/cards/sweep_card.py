@@ -11,7 +11,7 @@ from bot import text
 from bot.buttons import Button
 from bot.cards.card import GREEN, GREY, Card, sections
 from bot.cards.run_card import PAUSABLE, RUNS, waits_for
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import heading, in_hours
 from broker.reports.why import Why
 from broker.runs.runs import ENDED, RunState, RunView
 from broker.runs.sweeps import SweepView
@@ -97,7 +97,7 @@ def _head(sweep: SweepView, why: Why | None) -> Sequence[str]:
     return [
         f"### {emoji} Sweep {sweep.id} {'is over' if over else word}",
         f"**{text.line(sweep.recipe, 60)}** · {len(sweep.runs)} runs by {text.line(sweep.requested_by, 60)}, each on "
-        f"{text.gpus(sweep.gpus, first.nodes)} of {text.code(first.pool, 60)}{sponsor}",
+        f"{text.gpus(sweep.gpus, first.nodes, sweep.unit)} of {text.code(first.pool, 60)}{sponsor}",
         f"-# {text.line(f'all with {shared}', 200)}" if shared else "",
         " · ".join(f"{counts[state]} {state}" for state in RunState if counts[state]),
         waits_for(why) if why is not None else "",
@@ -124,7 +124,7 @@ def _costs(sweep: SweepView, thread_id: str) -> Sequence[str]:
         else f" · its allocation of {in_hours(account.granted)}: {in_hours(account.spent)} used, "
         f"{in_hours(account.left)} left"
     )
-    lines = [f"**GPU-hours** {in_hours(sweep.spent)} of {in_hours(most)} at most by this sweep{balance}"]
+    lines = [f"**{heading([sweep.unit])}** {in_hours(sweep.spent)} of {in_hours(most)} at most by this sweep{balance}"]
     best = sweep.best
     if best is not None:
         newest = best.checkpoints[-1] if best.checkpoints else None

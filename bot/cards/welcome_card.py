@@ -50,7 +50,7 @@ def _of_project(project: ProjectView, requests: Sequence[AllocationView]) -> lis
     if live:
         row.append(Button("launch_run", live[0], label="Launch a run"))
     elif not any(one.state == AllocationState.REQUESTED for one in requests):
-        row.append(Button("request", project.id, label="Ask for GPU time"))
+        row.append(Button("request", project.id, label="Ask for compute"))
     return row
 
 
@@ -62,7 +62,7 @@ def proposals_welcome(*, min_people: int) -> Card:
         "Anyone may propose a question that takes the training of a language model to answer. Each proposal has a card "
         "here, with a thread to discuss it.",
         f"A project gets a channel of its own with a scope and {text.count(min_people, 'person', 'people')}. Then its "
-        f"lead asks for GPU time, reviewers decide, and its people launch runs. {READ}",
+        f"lead asks for compute, reviewers decide, and its people launch runs. {READ}",
         "**Next** Join or follow a project by the buttons of its card, or propose your own.",
     ]
     return _of_lab(lines, marker)
@@ -74,7 +74,7 @@ def general_welcome(*, proposals: int) -> Card:
     lines = [
         "## 👋 Welcome to the lab",
         f"We research language models in the open: members propose projects in <#{proposals}>, gather people, ask for "
-        f"GPU time and train models together. {READ}",
+        f"compute and train models together. {READ}",
         "You need no invitation: read along anywhere, ask anything, join what interests you.",
         f"**Next** Look at what is proposed in <#{proposals}>, or ask what you can do here.",
     ]

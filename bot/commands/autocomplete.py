@@ -62,8 +62,7 @@ async def pool_names(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 
 def _offered(pool: PoolOffer) -> str:
-    what = "core" if pool.gpu_type.casefold() == "cpu" else "GPU"
-    has = f"{pool.free:,} of {text.count(pool.gpus, what)} free"
+    has = f"{pool.free:,} of {pool.unit.count(pool.gpus)} free"
     return text.bounded(f"{pool.name} · {pool.gpu_type}, {has}, price {pool.price_weight:g}", LONGEST)
 
 
@@ -135,7 +134,7 @@ async def _of_project_so_far(interaction: Interaction) -> Sequence[AllocationVie
 
 
 def _allocations(views: Sequence[AllocationView], typed: str) -> list[Choice[int]]:
-    return _choices([(f"{v.id} · {text.gpu_hours(v.size)} of {v.pool}, {v.standing}", v.id) for v in views], typed)
+    return _choices([(f"{v.id} · {v.unit.hours(v.size)} of {v.pool}, {v.standing}", v.id) for v in views], typed)
 
 
 def _choices(named: Sequence[tuple[str, T]], typed: str) -> list[Choice[T]]:

@@ -1,4 +1,4 @@
-"""`/cluster …`: what the GPUs do, what each project has used, and which runs wait; in short lines, for phones."""
+"""`/cluster …`: what the pools do, what each project has used, and which runs wait; in short lines, for phones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from bot import errors, text
 from bot.app import App, Interaction, acknowledge
 from bot.commands import autocomplete
 from bot.commands.run import answers as run_answers
-from broker.allocations import hosts, shares, sponsor_shares
+from broker.allocations import hosts, shares, sponsor_shares, units
 from broker.allocations.hosts import HostView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
@@ -20,7 +20,9 @@ from broker.reports.why import Why
 from broker.runners import donated_presence, registry
 from broker.runners.donated_presence import Presence
 
-cluster_group = app_commands.Group(name="cluster", description="The GPUs: what runs on them, and what waits")
+cluster_group = app_commands.Group(
+    name="cluster", description="The pools of GPUs and cores: what runs on them, and what waits"
+)
 
 MOST_RUNS = 10
 MOST_HOSTS = 5
@@ -31,7 +33,7 @@ MOST_SPONSORS = 5
 MOST_OWN = 5
 
 
-@cluster_group.command(name="status", description="Show what each pool of GPUs is doing now")
+@cluster_group.command(name="status", description="Show what each pool is doing now")
 async def status(interaction: Interaction) -> None:
     """Show the pools."""
     await acknowledge(interaction)
@@ -41,7 +43,7 @@ async def status(interaction: Interaction) -> None:
     set_aside = await interaction.client.read(sponsor_shares.listed)
     end = "\n".join(filter(None, (_shares(set_by_admins), _set_aside(set_aside))))
     said = text.listed([f"{_pool(pool)}{_machines(lent, pool.name)}" for pool in listed], end=end)
-    await errors.reply(interaction, said if listed else "There is no pool of GPUs yet.")
+    await errors.reply(interaction, said if listed else "There is no pool yet.")
 
 
 @cluster_group.command(name="usage", description="Show which projects have used how much")
@@ -65,15 +67,15 @@ async def queue(interaction: Interaction, pool: str | None = None) -> None:
 
 
 def _pool(pool: PoolStatus) -> str:
-    busy = f"{pool.busy} of {text.count(pool.gpus, 'GPU')} busy"
+    busy = f"{pool.busy} of {pool.unit.count(pool.gpus)} busy"
     decides = f" · {pool.queue} decides when" if pool.queue else ""
-    memory = text.memory(pool.memory_gib, pool.host_memory_gib)
+    memory = text.memory(pool.memory_gib, pool.host_memory_gib, pool.unit)
     preempts = f" · {text.preemption(pool.preempt_after)}" if pool.preempt_after else ""
     return (
         f"{text.code(pool.name, 60)} {text.line(pool.gpu_type, 60)}{text.nodes(pool.nodes, pool.gpus)}{memory}\n"
         f"{text.bar(pool.busy, pool.gpus, 10)} {busy}{decides}{preempts}\n"
         f"-# {text.count(pool.working, 'run')} running, {pool.waiting:,} waiting · "
-        f"{text.gpu_hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts, pool.under_way)}"
+        f"{pool.unit.hours(pool.left)} of its grants left to allocate{_hosts(pool.hosts, pool.under_way)}"
         f"{_reservations(pool.reservations)}"
     )
 
@@ -81,7 +83,7 @@ def _pool(pool: PoolStatus) -> str:
 def _reservations(reserved: Sequence[ReservationView]) -> str:
     """A line for each of a pool's first reservations."""
     lines = [
-        f"\n-# {text.count(one.gpus, 'GPU')} reserved for P{one.project_id} {text.period(one.begins_at, one.ends_at)}"
+        f"\n-# {one.unit.count(one.gpus)} reserved for P{one.project_id} {text.period(one.begins_at, one.ends_at)}"
         for one in reserved[:MOST_RESERVATIONS]
     ]
     more = f"\n-# and {len(reserved) - MOST_RESERVATIONS} more" if len(reserved) > MOST_RESERVATIONS else ""
@@ -164,10 +166,10 @@ def _machine(name: str, presence: Presence | None) -> str:
 
 def _usage(listed: Sequence[ProjectUse]) -> str:
     if not listed:
-        return "No project was granted GPU time yet: /allocation request asks for it."
+        return "No project was granted compute yet: /allocation request asks for it."
     lines = [
         f"**P{use.project_id}** {text.line(use.title, 80)}\n"
-        f"-# {text.gpu_hours(use.spent)} of {text.gpu_hours(use.granted)} spent · {use.lately:.0%} of all recent use"
+        f"-# {units.hours(use.spent)} of {units.hours(use.granted)} spent · {use.lately:.0%} of all recent use"
         f"{'' if use.share == 1 else f', share {use.share:g}'}"
         for use in listed
     ]
@@ -178,13 +180,13 @@ def _usage(listed: Sequence[ProjectUse]) -> str:
 
 def _queue(listed: Sequence[Why]) -> str:
     if not listed:
-        return "Nobody waits: a run that is launched now starts at once where its pool has the GPUs free."
+        return "Nobody waits: a run that is launched now starts at once where its pool has enough free."
     lines: list[str] = []
     for number, one in enumerate(listed):
         first = number == 0 or listed[number - 1].pool != one.pool
         head = f"{text.code(one.pool, 60)} {text.count(one.length, 'run')} waiting\n" if first else ""
         lines.append(
-            f"{head}**{one.position}.** Run {one.run_id}, {text.count(one.gpus, 'GPU')} · "
+            f"{head}**{one.position}.** Run {one.run_id}, {one.unit.count(one.gpus)} · "
             f"{text.line(one.project, 50)}\n"
             f"-# {run_answers.starts(one.expected)} {text.line(one.reason, 200)}"
         )

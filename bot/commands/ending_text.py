@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from bot import text
+from broker.allocations import units
+from broker.allocations.units import Amounts
 from broker.reports.endings import Ending
 
 MOST_NAMED = 6
@@ -10,7 +12,7 @@ MOST_NAMED = 6
 
 
 def of_runs(ending: Ending) -> str:
-    """What happens to runs that are cancelled, and to the GPU-hours reserved for them."""
+    """What happens to runs that are cancelled, and to the hours reserved for them."""
     return _sentences([*_runs(ending, "stop", "end"), _unused(ending, "allocation")])
 
 
@@ -22,9 +24,9 @@ def of_allocation(allocation_id: int, ending: Ending) -> str:
 
 def of_project(title: str, ending: Ending) -> str:
     """What happens when a project is completed or stopped."""
-    said = [f"**{text.line(title, 160)}** ends: nobody can join it, ask for GPU time or launch a run in it any more."]
+    said = [f"**{text.line(title, 160)}** ends: nobody can join it, ask for compute or launch a run in it any more."]
     if ending.requests:
-        said.append(f"Its open requests for GPU time are withdrawn ({_named(ending.requests, 'allocation')}).")
+        said.append(f"Its open requests for compute are withdrawn ({_named(ending.requests, 'allocation')}).")
     if ending.allocations:
         ends = "ends" if len(ending.allocations) == 1 else "end"
         said.append(
@@ -56,15 +58,15 @@ def _runs(ending: Ending, stop: str, at_once: str) -> Sequence[str]:
 
 
 def _unused(ending: Ending, to: str) -> str:
-    if not ending.reserved:
+    if not any(ending.reserved.values()):
         return ""
-    hours = text.gpu_hours(ending.reserved)
+    hours = units.hours(ending.reserved)
     return f"What is not used of the {hours} reserved for {_named(ending.stopping, 'run')} returns to the {to}."
 
 
-def _return(seconds: int) -> str:
+def _return(amounts: Amounts) -> str:
     """Such as “1 GPU-hour returns”."""
-    hours = text.gpu_hours(seconds)
+    hours = units.hours(amounts)
     return f"{hours} return{'' if hours.endswith('s') else 's'}"
 
 

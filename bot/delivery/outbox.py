@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from bot.delivery.posts import Destination
 from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
+from broker.reports import entry_units
 from projects import moderation
 from projects.db.columns import utcnow
 from projects.record import record
@@ -159,9 +160,9 @@ def channel_gone(session: Session, key: str, project_id: int) -> None:
 
 
 def unposted(session: Session, stream: str, limit: int = 50) -> Sequence[EntryView]:
-    """The next entries of a stream that have not been posted yet, the oldest first."""
+    """The next entries of a stream that have not been posted yet, the oldest first, with their units."""
     row = session.get(DiscordCursor, stream)
-    return record.since(session, stream, 0 if row is None else row.number, limit)
+    return entry_units.noted(session, record.since(session, stream, 0 if row is None else row.number, limit))
 
 
 def cursors(session: Session) -> Mapping[str, int]:

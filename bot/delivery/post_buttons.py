@@ -21,8 +21,8 @@ BUTTONS: Mapping[str, Sequence[tuple[str, str, discord.ButtonStyle]]] = {
     ),
     "project.joined": (("confirm", "Confirm", discord.ButtonStyle.success),),
     "project.proposed": (("scope", "Write the scope", discord.ButtonStyle.secondary),),
-    "project.activated": (("request", "Ask for GPU time", discord.ButtonStyle.primary),),
-    "project.channel_opened": (("request", "Ask for GPU time", discord.ButtonStyle.primary),),
+    "project.activated": (("request", "Ask for compute", discord.ButtonStyle.primary),),
+    "project.channel_opened": (("request", "Ask for compute", discord.ButtonStyle.primary),),
     "allocation.asked": (("answer", "Answer", discord.ButtonStyle.primary),),
     "allocation.approved": (("launch_run", "Launch a run", discord.ButtonStyle.success),),
     "run.failed": (

@@ -14,6 +14,7 @@ from broker.allocations import ledger
 from broker.allocations.endorsements import Endorsable
 from broker.allocations.ledger import Account, Balance
 from broker.allocations.pools import Grant, Pool
+from broker.allocations.units import Unit
 from projects.db import transition
 from projects.db.columns import foreign_key, integer, row_id, timestamp, words
 from projects.errors import ConflictError, NotFoundError
@@ -102,6 +103,11 @@ class AllocationView:
     endorsed_by: str | None = None
     half_until: datetime | None = None
     report: str = ""
+
+    @property
+    def unit(self) -> Unit:
+        """What its pool counts."""
+        return Unit.of(self.gpu_type)
 
     @property
     def size(self) -> int:

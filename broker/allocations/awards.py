@@ -9,8 +9,8 @@ from sqlmodel import col, select
 
 from broker.allocations import allocations, ledger, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import in_hours
 from broker.allocations.pools import GRANT_LEFT, Grant, Pool
+from broker.allocations.units import in_hours
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 from projects.people import Person
@@ -67,7 +67,7 @@ def second_half(session: Session, seconds: int, *, size: int) -> int:
 
 
 def has_granted(session: Session, project_id: int) -> bool:
-    """Whether the project was ever granted GPU time, without which it cannot have published anything either."""
+    """Whether the project was ever granted compute, without which it cannot have published anything either."""
     granted = select(Allocation.id).where(Allocation.project_id == project_id, col(Allocation.grant_id).is_not(None))
     return session.scalars(granted.limit(1)).one_or_none() is not None
 
@@ -93,7 +93,8 @@ def _draw(session: Session, allocation: Allocation, seconds: int, committed: int
             session.refresh(source)  # its end may have changed before it was locked
             return source
     left = pools.largest(session, allocation.pool_id)
-    raise ConflictError(f"No grant of this pool holds {in_hours(total)} GPU-hours any more; {in_hours(left)} are left.")
+    unit = session.get_one(Pool, allocation.pool_id).unit
+    raise ConflictError(f"No grant of this pool holds {unit.hours(total)} any more; {in_hours(left)} are left.")
 
 
 def _day(moment: datetime) -> str:

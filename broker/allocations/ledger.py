@@ -16,14 +16,10 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations.pools import GRANT_LEFT, Grant, GrantMovement, GrantRow
+from broker.allocations.units import in_hours
 from projects.db import transition
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError
-
-
-def in_hours(seconds: float) -> str:
-    """GPU-seconds as GPU-hours, with at most three decimals."""
-    return f"{seconds / 3600:,.3f}".rstrip("0").rstrip(".")
 
 
 def too_much(needed: int, left: int) -> tuple[str, str]:
@@ -173,7 +169,7 @@ def charge(session: Session, allocation_id: int, run_id: int, token: int, period
     _locked(session, allocation_id)
     held = outstanding(session, run_id, token)
     if seconds > held:
-        raise ConflictError(f"The attempt has {held:,} GPU-seconds reserved; {seconds:,} cannot be charged.")
+        raise ConflictError(f"The attempt has {held:,} s reserved; {seconds:,} cannot be charged.")
     _move(session, allocation_id, Movement.CHARGE, seconds, run_id, token, period, reserved=-seconds, spent=seconds)
 
 
@@ -191,15 +187,14 @@ def refund(session: Session, allocation_id: int, run_id: int, token: int, second
     Raises ConflictError if the attempt was refunded already or was charged less.
     """
     if seconds < 1:
-        raise InvalidError("A refund gives at least one GPU-second back.")
+        raise InvalidError("A refund gives at least one second back.")
     _locked(session, allocation_id)
     sums = totals(session, allocation_id=allocation_id, run_id=run_id, token=token)
     if sums[Movement.REFUND]:
         raise ConflictError(f"Attempt {token} of run {run_id} was already refunded.")
     if seconds > sums[Movement.CHARGE]:
         raise ConflictError(
-            f"Attempt {token} of run {run_id} was charged {sums[Movement.CHARGE]:,} GPU-seconds; "
-            f"{seconds:,} cannot be refunded."
+            f"Attempt {token} of run {run_id} was charged {sums[Movement.CHARGE]:,} s; {seconds:,} cannot be refunded."
         )
     _move(session, allocation_id, Movement.REFUND, seconds, run_id, token, spent=-seconds, why=why)
 
@@ -266,7 +261,7 @@ def _move(
     """Write a movement and the change of the balance that it makes; raises ConflictError if too little is left."""
     if not _change(session, allocation_id, granted, reserved, spent, committed):
         needed, left = too_much(abs(seconds), account(session, allocation_id).left)
-        raise ConflictError(f"{needed} GPU-hours are needed; the allocation has {left} left.")
+        raise ConflictError(f"{needed} hours are needed; the allocation has {left} left.")
     session.add(
         LedgerRow(
             allocation_id=allocation_id,
@@ -343,4 +338,4 @@ def _change_grant(session: Session, grant_id: int, *, drawn: int = 0, committed:
     if changed is None:
         free = session.scalar(select(GRANT_LEFT).where(Grant.id == grant_id)) or 0
         needed, left = too_much(drawn + committed, free)
-        raise ConflictError(f"{needed} GPU-hours are needed; the sponsor's grant has {left} left.")
+        raise ConflictError(f"{needed} hours are needed; the sponsor's grant has {left} left.")

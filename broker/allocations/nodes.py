@@ -5,7 +5,7 @@ from projects.errors import InvalidError
 
 
 def count(pool: Pool, gpus: int) -> int:
-    """The number of nodes that a run on so many of the pool's GPUs has."""
+    """The number of nodes that a run on so many of the pool's GPUs or cores has."""
     return -(-gpus // pool.node_gpus)
 
 
@@ -13,7 +13,7 @@ def check(pool: Pool, gpus: int) -> None:
     """Raise InvalidError unless a run can have so many of the pool's GPUs; its sentence says what it can have."""
     each = pool.node_gpus
     if not 1 <= gpus <= pool.gpus:
-        has, fits = f"{pool.gpus} GPUs", f"1 to {pool.gpus}"
+        has, fits = pool.unit.count(pool.gpus), f"1 to {pool.gpus}"
         if pool.nodes > 1:
             has += f" on {pool.nodes} nodes of {each}"
         if 1 < each < pool.gpus:
@@ -22,8 +22,8 @@ def check(pool: Pool, gpus: int) -> None:
     if gpus > each and gpus % each:
         fewer = gpus // each * each
         raise InvalidError(
-            f"A run on more than one node of “{pool.name}” gets whole nodes of {each} GPUs, and {gpus} GPUs are not "
-            f"whole nodes; ask for {fewer} or {fewer + each}."
+            f"A run on more than one node of “{pool.name}” gets whole nodes of {pool.unit.count(each)}, and "
+            f"{pool.unit.count(gpus)} are not whole nodes; ask for {fewer} or {fewer + each}."
         )
 
 

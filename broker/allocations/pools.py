@@ -12,6 +12,7 @@ from sqlalchemy import CheckConstraint, ColumnElement, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
+from broker.allocations.units import Amount, Unit
 from broker.runners import registry
 from projects import people, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer, json_object, number, row_id, timestamp, utcnow, words
@@ -31,7 +32,7 @@ LEAST_MEMORY, MOST_MEMORY = 0.25, 100_000
 
 
 class Pool(Base, table=True):
-    """GPUs of one kind in one place. In a pool of CPUs a “GPU” stands for one process.
+    """GPUs of one kind in one place; or cores of CPUs, each for one process, which its fields call GPUs all the same.
 
     `gpus_a_node` divides `gpus`; None where all are on one node. `memory_gib` is the memory of a GPU, or the most for a
     process, `host_memory_gib` that of a host, both in GiB; None where nobody has said. A run that has had its
@@ -64,9 +65,14 @@ class Pool(Base, table=True):
         return self.gpus // self.node_gpus
 
     @property
+    def unit(self) -> Unit:
+        """What it counts: cores where its type says that it is of CPUs."""
+        return Unit.of(self.gpu_type)
+
+    @property
     def is_cpu(self) -> bool:
-        """Whether its “GPUs” are processes on CPUs."""
-        return "cpu" in self.gpu_type.lower()
+        """Whether it is a pool of CPUs."""
+        return self.unit is Unit.CORE
 
     @property
     def shares_gpus(self) -> bool:
@@ -129,6 +135,7 @@ class GrantView:
 
     id: int
     pool: str
+    unit: Unit
     sponsor: str
     seconds: int
     granted: int
@@ -167,10 +174,10 @@ def add_pool(
         raise InvalidError("A pool's name has up to 40 lower-case letters, digits, dots, dashes and underscores.")
     if not 1 <= gpus <= MOST_GPUS:
         raise InvalidError(
-            f"A pool has at least one GPU, and at most {MOST_GPUS:,}; {shown(gpus)} is not such a count."
+            f"A pool has at least one GPU or core, and at most {MOST_GPUS:,}; {shown(gpus)} is not such a count."
         )
     options = registry.named(runner).checked_options(runner_options or {})
-    check_nodes(runner, gpus, gpus_a_node)
+    check_nodes(runner, gpus, gpus_a_node, Unit.of(gpu_type))
     if not LIGHTEST <= price_weight <= HEAVIEST:
         raise InvalidError(f"A price weight is from {LIGHTEST} to {HEAVIEST}; {price_weight:g} is not.")
     if not 1 <= most_submitted <= MOST_SUBMITTED:
@@ -181,7 +188,7 @@ def add_pool(
     for size in (memory_gib, host_memory_gib):
         check_memory(size)
     check_preempt_after(preempt_after)
-    gpu_type = text.prose("The GPU type", gpu_type, most=60)
+    gpu_type = text.prose("The type of GPU or CPU", gpu_type, most=60)
     shared: dict[str, Any] = {"gpu_type": gpu_type, "gpus": gpus, "price_weight": price_weight}
     sizes: dict[str, Any] = {
         "gpus_a_node": gpus_a_node,
@@ -215,20 +222,20 @@ def add_pool(
     return pool.id
 
 
-def check_nodes(runner: str, gpus: int, gpus_a_node: int | None) -> None:
+def check_nodes(runner: str, gpus: int, gpus_a_node: int | None, unit: Unit) -> None:
     """Raise InvalidError unless a pool of the runner may have so many GPUs a node."""
     if gpus_a_node is None:
         return
     if not registry.named(runner).several_nodes:
         several = ", ".join(name for name, known in registry.RUNNERS.items() if known.several_nodes)
         raise InvalidError(
-            f"A pool of the runner {runner} is one host, which has all its GPUs: add a pool for each host, or choose a "
-            f"runner of several nodes ({several})."
+            f"A pool of the runner {runner} is one host, which has all its {unit.plural}: add a pool for each host, or "
+            f"choose a runner of several nodes ({several})."
         )
     if not 1 <= gpus_a_node <= gpus or gpus % gpus_a_node:
         raise InvalidError(
-            f"A pool has whole nodes: its GPUs ({gpus}) are a multiple of the GPUs a node, and {shown(gpus_a_node)} "
-            "does not divide them."
+            f"A pool has whole nodes: its {unit.plural} ({gpus}) are a multiple of the {unit.plural} a node, and "
+            f"{shown(gpus_a_node)} does not divide them."
         )
 
 
@@ -312,9 +319,9 @@ def add_grant(
 def check_size(seconds: int) -> None:
     """Raise InvalidError unless a grant may give so many GPU-seconds in all."""
     if seconds < 1:
-        raise InvalidError("A grant gives at least one GPU-second.")
+        raise InvalidError("A grant gives at least one second.")
     if seconds > LARGEST_GRANT * 3600:
-        raise InvalidError(f"A grant gives at most {LARGEST_GRANT:,} GPU-hours in all; another grant can give more.")
+        raise InvalidError(f"A grant gives at most {LARGEST_GRANT:,} hours in all; another grant can give more.")
 
 
 def shown(number: int) -> str:
@@ -330,14 +337,15 @@ def named(session: Session, name: str) -> Pool:
     return pool
 
 
-def largest_in(session: Session, name: str) -> int:
+def largest_in(session: Session, name: str) -> Amount:
     """What `largest` returns for the pool of that name; raises NotFoundError."""
-    return largest(session, named(session, name).id)
+    pool = named(session, name)
+    return Amount(pool.unit, largest(session, pool.id))
 
 
-def most_by_name(session: Session) -> dict[str, int]:
+def most_by_name(session: Session) -> dict[str, Amount]:
     """What `largest` returns for each pool, by the pools' names."""
-    return {pool.name: largest(session, pool.id) for pool in every(session)}
+    return {pool.name: Amount(pool.unit, largest(session, pool.id)) for pool in every(session)}
 
 
 def names(session: Session) -> list[str]:
@@ -353,7 +361,7 @@ def every(session: Session) -> Sequence[Pool]:
 def grants(session: Session) -> Sequence[GrantView]:
     """All grants, in the order of their ends."""
     rows = session.execute(
-        select(Grant, Pool.name)
+        select(Grant, Pool)
         .join(Pool, col(Pool.id) == Grant.pool_id)
         .order_by(col(Grant.until), col(Grant.id))
         .execution_options(populate_existing=True)
@@ -361,7 +369,8 @@ def grants(session: Session) -> Sequence[GrantView]:
     return [
         GrantView(
             id=grant.id,
-            pool=pool,
+            pool=pool.name,
+            unit=pool.unit,
             sponsor=grant.sponsor,
             seconds=grant.seconds,
             granted=grant.drawn,

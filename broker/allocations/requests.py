@@ -8,7 +8,6 @@ from sqlmodel import col, select
 
 from broker.allocations import allocations, awards, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
-from broker.allocations.ledger import in_hours
 from broker.allocations.tiers import Tiers
 from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import utcnow
@@ -24,17 +23,17 @@ MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
 
 
 def parse_hours(value: str, *, bounded: bool = True) -> int:
-    """GPU-hours as typed, such as “1.5”, in GPU-seconds; raises InvalidError.
+    """Hours of GPUs or cores as typed, such as “1.5”, in seconds; raises InvalidError.
 
     Where a pool bounds them anyway, and more narrowly, they need not be `bounded` here.
     """
     hours = parse.hours(value)
     if hours is None or hours <= 0 or (bounded and hours > MOST_HOURS):
         most = f" and at most {MOST_HOURS:,}" if bounded else ""
-        raise InvalidError(f"GPU-hours must be a number above 0{most}, such as 1.5.")
+        raise InvalidError(f"Hours must be a number above 0{most}, such as 1.5.")
     seconds = int(hours * 3600)
     if seconds < 1:
-        raise InvalidError("GPU-hours must come to at least one GPU-second, such as 0.001.")
+        raise InvalidError("Hours must come to at least one second, such as 0.001.")
     return seconds
 
 
@@ -87,12 +86,12 @@ def request(
             )
         raise ConflictError(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
-            f"at most {in_hours(bounds.starter)} GPU-hours."
+            f"at most {target.unit.hours(bounds.starter)}."
         )
     largest = pools.largest(session, target.id)
     if seconds > largest:
         raise InvalidError(
-            f"The grants of “{pool}” have {in_hours(largest)} GPU-hours left for one allocation; ask for at most that."
+            f"The grants of “{pool}” have {target.unit.hours(largest)} left for one allocation; ask for at most that."
         )
     if renews is not None:
         _check_renewable(session, project, renews)
@@ -126,7 +125,7 @@ def check_may_request(session: Session, actor: Actor, project_id: int) -> Projec
     project = projects.load(session, project_id)
     rights.require_lead(session, actor, project)
     if project.stage not in MAY_START:
-        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for GPUs.")
+        raise ConflictError(f"“{project.title}” is {project.stage}; only an active project can ask for compute.")
     return project
 
 

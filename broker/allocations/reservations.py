@@ -11,6 +11,7 @@ from sqlmodel import col, select
 
 from broker.allocations import pools
 from broker.allocations.pools import Pool
+from broker.allocations.units import Unit
 from broker.runners import registry
 from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
@@ -48,6 +49,7 @@ class ReservationView:
 
     id: int
     pool: str
+    unit: Unit
     project_id: int
     gpus: int
     begins_at: datetime
@@ -87,20 +89,20 @@ def add(
     begins_at, ends_at = parse.moment(begins), parse.moment(ends)
     _check_period(begins_at, ends_at)
     project = projects.load(session, project_id)
-    rights.require_outsider(session, actor, project, "reserves GPUs for")
+    rights.require_outsider(session, actor, project, "reserves compute for")
     if project.stage in ENDED:
         raise ConflictError(f"P{project_id} is {project.stage}; nothing is reserved for it.")
     row = pools.named(session, pool)
     session.refresh(row, with_for_update={"key_share": True})
     count = _count(gpus, row)
     if queue := registry.named(row.runner).queue:
-        raise ConflictError(f"{queue} decides which GPUs of “{row.name}” are whose; reserve them there.")
+        raise ConflictError(f"{queue} decides which {row.unit.plural} of “{row.name}” are whose; reserve them there.")
     reserved = most_reserved(session, row.id, begins_at, ends_at)
     if reserved + count > row.gpus:
         free = row.gpus - reserved
         raise ConflictError(
-            f"Of the {row.gpus:,} GPUs of “{row.name}”, {reserved:,} are reserved in that time; at most {free:,} are "
-            "left."
+            f"Of the {row.unit.count(row.gpus)} of “{row.name}”, {reserved:,} are reserved in that time; at most "
+            f"{free:,} are left."
         )
     quotas.check_admin(session, actor)
     by = people.author(session, actor)
@@ -115,7 +117,7 @@ def add(
     session.add(made)
     session.flush()
     _tell(session, "reservation.added", made, row.name, by, because)
-    return _view(made, row.name, by)
+    return _view(made, row, by)
 
 
 def cancel(session: Session, actor: Actor | None, reservation_id: int, reason: str) -> ReservationView:
@@ -138,13 +140,13 @@ def cancel(session: Session, actor: Actor | None, reservation_id: int, reason: s
     row.cancelled_at = utcnow()
     session.flush()
     _tell(session, "reservation.cancelled", row, pool.name, by, because)
-    return _view(row, pool.name, by)
+    return _view(row, pool, by)
 
 
 def every(session: Session) -> Sequence[ReservationView]:
     """The reservations that are not over, the earliest first."""
     rows = session.execute(
-        select(Reservation, Pool.name, Person)
+        select(Reservation, Pool, Person)
         .join(Pool, col(Pool.id) == Reservation.pool_id)
         .outerjoin(Person, col(Person.id) == Reservation.reserved_by)
         .where(_open(utcnow()))
@@ -175,9 +177,9 @@ def _open(now: datetime) -> ColumnElement[bool]:
     return (col(Reservation.ends_at) > now) & col(Reservation.cancelled_at).is_(None)
 
 
-def _view(row: Reservation, pool: str, by: Person | None) -> ReservationView:
+def _view(row: Reservation, pool: Pool, by: Person | None) -> ReservationView:
     name = "" if by is None else by.name
-    return ReservationView(row.id, pool, row.project_id, row.gpus, row.begins_at, row.ends_at, name)
+    return ReservationView(row.id, pool.name, pool.unit, row.project_id, row.gpus, row.begins_at, row.ends_at, name)
 
 
 def _tell(session: Session, kind: str, row: Reservation, pool: str, by: Person | None, why: str) -> None:
@@ -209,7 +211,8 @@ def _count(value: str, pool: Pool) -> int:
     typed = value.strip()
     if not re.fullmatch(r"\d{1,9}", typed, re.ASCII) or not 1 <= int(typed) <= pool.gpus:
         raise InvalidError(
-            f"The GPUs are a whole number from 1 to {pool.gpus:,}, as many as “{pool.name}” has; “{typed[:20]}” is not."
+            f"The {pool.unit.plural} are a whole number from 1 to {pool.gpus:,}, as many as “{pool.name}” has; "
+            f"“{typed[:20]}” is not."
         )
     return int(typed)
 

@@ -13,8 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sqlalchemy.orm import Session
 
 from broker import configs, publications
-from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
+from broker.allocations.units import heading, in_hours
 from broker.plots.curve import Curve
 from broker.publishing import metrics, tensorboard
 from broker.runs import runs, series
@@ -165,11 +165,11 @@ def _card(
 
 
 def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Measured | None) -> list[tuple[str, str]]:
-    """What the card's table of the training says, by name. The GPU-hours are those up to now."""
+    """What the card's table of the training says, by name. The hours are those up to now."""
     pool = session.get_one(Pool, run.pool_id)
     facts = [
         ("Hardware", f"{run.gpus} × {_plain(pool.gpu_type)}"),
-        ("GPU-hours so far", f"{in_hours(runs.view(session, run.id).spent)}"),
+        (f"{heading([pool.unit])} so far", f"{in_hours(runs.view(session, run.id).spent)}"),
         *_configured(run.config),
     ]
     if held_out is not None:

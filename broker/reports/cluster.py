@@ -1,5 +1,6 @@
 """The cluster at a glance, for everyone: what each pool is doing, and what each project has used."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,13 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import hosts, pools, reservations, shares
+from broker.allocations import hosts, pools, reservations, shares, units
 from broker.allocations.allocations import Allocation
 from broker.allocations.hosts import HostView
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
 from broker.allocations.reservations import ReservationView
+from broker.allocations.units import Amounts, Unit
 from broker.runners import registry
 from broker.runs import attempts, runs
 from broker.runs.runs import ACTIVE, Run, RunState
@@ -47,10 +49,15 @@ class PoolStatus:
     preempt_after: int
     reservations: Sequence[ReservationView]
 
+    @property
+    def unit(self) -> Unit:
+        """What it counts."""
+        return Unit.of(self.gpu_type)
+
 
 @dataclass(frozen=True)
 class ProjectUse:
-    """What a project was granted and has spent of all pools, in GPU-seconds.
+    """What a project was granted and has spent of all pools, or of one.
 
     `lately` is the part of all recent use that was the project's, from 0 to 1. Use counts half after seven days;
     fair-share goes by it, and by the project's `share`.
@@ -58,8 +65,8 @@ class ProjectUse:
 
     project_id: int
     title: str
-    granted: int
-    spent: int
+    granted: Amounts
+    spent: Amounts
     lately: float
     share: float
 
@@ -73,6 +80,11 @@ class PoolOffer:
     gpus: int
     free: int
     price_weight: float
+
+    @property
+    def unit(self) -> Unit:
+        """What it counts."""
+        return Unit.of(self.gpu_type)
 
 
 def offers(session: Session) -> Sequence[PoolOffer]:
@@ -125,21 +137,29 @@ def usage(session: Session, pool: str | None = None, *, limit: int = 12) -> Sequ
     """The use of the projects that were granted something, of one pool or all, the largest spender first."""
     state = snapshot.load(session)
     standings = fairshare.standings(state.usage, fairshare.among(state.usage, state.shares))
-    spent = func.sum(col(Balance.spent))
-    query = (
-        select(Project.id, Project.title, func.sum(col(Balance.granted)), spent)
+    counted = [col(Project.hidden).is_(False), col(Balance.granted) > 0]
+    if pool is not None:
+        counted.append(col(Allocation.pool_id) == pools.named(session, pool).id)
+    balances = (
+        select(Project.id, Project.title)
         .join(Allocation, col(Allocation.project_id) == Project.id)
         .join(Balance, col(Balance.allocation_id) == Allocation.id)
-        .where(col(Project.hidden).is_(False), Balance.granted > 0)
-        .group_by(col(Project.id), col(Project.title))
-        .order_by(spent.desc(), col(Project.id))
-        .limit(limit)
+        .where(*counted)
     )
-    if pool is not None:
-        pools.named(session, pool)
-        query = query.join(Pool, col(Pool.id) == Allocation.pool_id).where(Pool.name == pool)
+    largest = session.execute(
+        balances.group_by(col(Project.id), col(Project.title))
+        .order_by(func.sum(col(Balance.spent)).desc(), col(Project.id))
+        .limit(limit)
+    ).all()
+    granted, spent = defaultdict[int, Amounts](dict), defaultdict[int, Amounts](dict)
+    ids = [project_id for project_id, _ in largest]
+    of_each = balances.join(Pool, col(Pool.id) == Allocation.pool_id).where(col(Project.id).in_(ids))
+    columns = (col(Project.id), col(Pool.gpu_type), col(Balance.granted), col(Balance.spent))
+    for project_id, gpu_type, given, used in session.execute(of_each.with_only_columns(*columns)):
+        granted[project_id] = units.plus(granted[project_id], Unit.of(gpu_type), given)
+        spent[project_id] = units.plus(spent[project_id], Unit.of(gpu_type), used)
     return [
-        ProjectUse(project_id, title, int(granted), int(used), lately.used if lately else 0.0, share)
-        for project_id, title, granted, used in session.execute(query)
+        ProjectUse(project_id, title, granted[project_id], spent[project_id], lately.used if lately else 0.0, share)
+        for project_id, title in largest
         for lately, share in [(standings.get(project_id), state.shares.get(project_id, shares.USUAL))]
     ]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import ledger
+from broker.allocations import ledger, units
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
+from broker.allocations.pools import Pool
+from broker.allocations.units import Amounts
 from broker.reviews import reviews
 from broker.runs import control, sweep_control
 from broker.runs.attempts import OPEN, Attempt
@@ -22,7 +24,7 @@ WAITING = frozenset({RunState.QUEUED, RunState.PAUSED})
 
 @dataclass(frozen=True)
 class Ending:
-    """The ids of what would end; amounts are GPU-seconds.
+    """The ids of what would end, and the amounts that return.
 
     The runs `stopping` end when their trainers have stopped, after a `checkpoint` where all of them train; those
     `waiting` end at once. What the former do not use of `reserved` returns when they have ended. The live `allocations`
@@ -32,10 +34,10 @@ class Ending:
     stopping: Sequence[int]
     waiting: Sequence[int]
     checkpoint: bool
-    reserved: int
+    reserved: Amounts
+    returned: Amounts
     allocations: Sequence[int] = ()
     requests: Sequence[int] = ()
-    returned: int = 0
 
 
 def of_run(session: Session, actor: Actor, run_id: int) -> Ending:
@@ -66,15 +68,22 @@ def of_project(session: Session, actor: Actor, project_id: int, act: Act, to: St
 
 def _of_runs(session: Session, runs: Sequence[Run], allocations: Sequence[Allocation] = ()) -> Ending:
     stopping = [run for run in runs if run.state not in WAITING]
-    newest = [(run.id, run.token) for run in stopping]
-    attempts = [session.get(Attempt, key) for key in newest]
-    accounts = {each.id: ledger.account(session, each.id) for each in allocations if each.state in LIVE}
+    reserved: Amounts = {}
+    for run in stopping:
+        attempt = session.get(Attempt, (run.id, run.token))
+        if attempt is not None and attempt.state in OPEN:
+            reserved = units.plus(reserved, session.get_one(Pool, run.pool_id).unit, attempt.reserved)
+    live = [each for each in allocations if each.state in LIVE]
+    returned: Amounts = {}
+    for each in live:
+        account = ledger.account(session, each.id)
+        returned = units.plus(returned, session.get_one(Pool, each.pool_id).unit, account.left + account.committed)
     return Ending(
         stopping=[run.id for run in stopping],
         waiting=[run.id for run in runs if run.state in WAITING],
         checkpoint=all(run.kind == RunKind.TRAIN and run.state != RunState.STARTING for run in stopping),
-        reserved=sum(attempt.reserved for attempt in attempts if attempt is not None and attempt.state in OPEN),
-        allocations=list(accounts),
+        reserved=reserved,
+        allocations=[each.id for each in live],
         requests=[each.id for each in allocations if each.state == AllocationState.REQUESTED],
-        returned=sum(account.left + account.committed for account in accounts.values()),
+        returned=returned,
     )

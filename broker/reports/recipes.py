@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from broker import catalogue, configs
+from broker.allocations.units import Unit
 from broker.runs import estimates
 from projects.errors import InvalidError
 from trainer import check
@@ -18,7 +19,7 @@ class RecipeFacts:
     """A recipe's trained parameters, the tokens of all its steps, what it trains on, how many sources that has, and
     their licences, in the recipe's order.
 
-    `cost` is the GPU-seconds of all its steps on `pool`; None where no pool has measured anything like it.
+    `cost` is of all its steps on `pool`, in seconds of its `unit`; None where no pool has measured anything like it.
     """
 
     parameters: int
@@ -28,6 +29,7 @@ class RecipeFacts:
     licences: Sequence[str]
     cost: int | None = None
     pool: str = ""
+    unit: Unit = Unit.GPU
 
 
 def facts(session: Session, recipes: Sequence[tuple[str, str]]) -> list[RecipeFacts | None]:

@@ -1,4 +1,4 @@
-"""What a reviewer should know before a decision on GPU time: what the project has used, what is left, who decides."""
+"""What a reviewer should know before a decision on compute: what the project has used, what is left, who decides."""
 
 import json
 from collections import defaultdict
@@ -10,12 +10,13 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.allocations import allocations, ledger, period_sums, pools, shares, tiers
+from broker.allocations import allocations, ledger, period_sums, pools, shares, tiers, units
 from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.allocations.ledger import Account, Balance
 from broker.allocations.period_sums import Asker, PeriodSum
-from broker.allocations.pools import GRANT_LEFT, Grant
+from broker.allocations.pools import GRANT_LEFT, Grant, Pool
+from broker.allocations.units import Amounts, Unit
 from broker.reviews import changes
 from broker.reviews.changes import size_of
 from broker.scheduling import fairshare, usage
@@ -38,18 +39,19 @@ class Remark:
 
 @dataclass(frozen=True)
 class ReviewContext:
-    """What is known of a request at the moment; amounts are in GPU-seconds.
+    """What is known of a request at the moment; amounts are in seconds of GPUs or cores.
 
     `grants` is the number of the project's allocations so far; `spent` and `reserved` are sums over these. `available`
     is the most that can be granted now, out of one grant. `recent` is what the project was granted within `days` days,
     and `with_this` adds what is asked for. Where the sum of a person behind the request is larger, it decides in the
     project's place, and `person` is that sum. Consent takes `reviewers` people, as one may grant `one_reviewer` of the
-    sum that decides, and `halves` says whether the time then comes in two halves.
+    sum that decides, and `halves` says whether the time then comes in two halves. The sums that decide count an hour of
+    any of the lab's `units` alike.
     """
 
     grants: int
-    spent: int
-    reserved: int
+    spent: Amounts
+    reserved: Amounts
     available: int
     reviewers: int
     halves: bool
@@ -58,6 +60,7 @@ class ReviewContext:
     one_reviewer: int
     days: int
     standing: Standing
+    units: Collection[Unit]
     remarks: Sequence[Remark] = ()
     person: PeriodSum | None = None
 
@@ -75,11 +78,11 @@ class _Request(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A project's allocations so far: their number, and the GPU-seconds spent and reserved of all of them."""
+    """A project's allocations so far: their number, and what is spent and reserved of all of them."""
 
     grants: int
-    spent: int
-    reserved: int
+    spent: Amounts
+    reserved: Amounts
 
 
 def of_request(session: Session, allocation_id: int) -> ReviewContext:
@@ -133,6 +136,7 @@ def _contexts(
     }
     sums = period_sums.of_askers(session, set(askers.values()))
     beside = {number: sums[asker] for number, asker in askers.items()}
+    counted = {pool.unit for pool in pools.every(session)}
     return {
         number: ReviewContext(
             **use[request.allocation.project_id]._asdict(),
@@ -146,6 +150,7 @@ def _contexts(
             one_reviewer=bounds.one_reviewer,
             days=bounds.days,
             standing=_standing(used, shared, request.allocation.project_id),
+            units=counted,
             remarks=remarks.get(request.allocation.id, []),
             person=None if beside[number].person is None else beside[number],
         )
@@ -154,20 +159,29 @@ def _contexts(
 
 
 def _standing(used: Mapping[int, float], shared: Mapping[int, float], project_id: int) -> Standing:
-    """A project's standing among all that have used GPU time."""
+    """A project's standing among all that have used compute."""
     return fairshare.standings(used, fairshare.among({project_id, *used}, shared))[project_id]
 
 
 def _use(session: Session, project_ids: Collection[int]) -> Mapping[int, _Use]:
     """What each project was granted so far and has used of it."""
     rows = session.execute(
-        select(Allocation.project_id, func.count(), func.sum(col(Balance.spent)), func.sum(col(Balance.reserved)))
+        select(Allocation.project_id, Pool.gpu_type, func.count())
+        .add_columns(func.sum(col(Balance.spent)), func.sum(col(Balance.reserved)))
         .join(Balance, col(Balance.allocation_id) == Allocation.id)
+        .join(Pool, col(Pool.id) == Allocation.pool_id)
         .where(col(Allocation.project_id).in_(project_ids))
-        .group_by(col(Allocation.project_id))
+        .group_by(col(Allocation.project_id), col(Pool.gpu_type))
     )
-    used = {project_id: _Use(count, int(spent), int(reserved)) for project_id, count, spent, reserved in rows}
-    return dict.fromkeys(project_ids, _Use(0, 0, 0)) | used
+    found = dict.fromkeys(project_ids, _Use(0, {}, {}))
+    for project_id, gpu_type, count, spent, reserved in rows:
+        use = found[project_id]
+        found[project_id] = _Use(
+            use.grants + count,
+            units.plus(use.spent, Unit.of(gpu_type), spent),
+            units.plus(use.reserved, Unit.of(gpu_type), reserved),
+        )
+    return found
 
 
 def _available(session: Session, asked: Sequence[Allocation]) -> Mapping[int, int]:

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations import hosts, ledger, pools, reservations, sponsor_shares
-from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
+from broker.allocations.units import Unit, in_hours
 from broker.publishing import disk
 from broker.runners import registry
 from broker.runs import runs
@@ -57,6 +57,7 @@ class Why:
     run_id: int
     project: str
     pool: str
+    unit: Unit
     gpus: int
     state: RunState
     reason: str
@@ -82,6 +83,7 @@ def why(session: Session, run_id: int) -> Why:
         run_id=run.id,
         project=_called(session.get_one(Project, run.project_id)),
         pool=pool.name,
+        unit=pool.unit,
         gpus=run.gpus,
         state=RunState(run.state),
         reason=f"It cannot start: {refusal}." if refusal else _not_queued(session, run, pool),
@@ -96,7 +98,7 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
     """Why the run waited at a moment, as `why` answered then: by the decision of the scheduler that was in force.
 
     Titles are those of today. Raises NotFoundError where no decision from before the moment is kept, and ConflictError
-    where the run neither waited nor had GPUs.
+    where the run neither waited nor ran.
     """
     run = runs.load(session, run_id)
     kept = decisions.replay(session, at)
@@ -109,14 +111,15 @@ def replayed(session: Session, run_id: int, at: datetime) -> Why:
     refusal = explainer.plan.refusals.get(run_id, "")
     if held is None and not refusal:
         raise ConflictError(f"Run {run_id} was neither waiting nor running at {at:%F %T} UTC.")
-    pool = next(pool.name for pool in kept.state.pools if pool.id == (run.pool_id if held is None else held.pool_id))
+    pool = session.get_one(Pool, run.pool_id if held is None else held.pool_id)
     return Why(
         run_id=run.id,
         project=_called(session.get_one(Project, run.project_id)),
-        pool=pool,
+        pool=pool.name,
+        unit=pool.unit,
         gpus=run.gpus,
         state=RunState.QUEUED if held is None else RunState.RUNNING,
-        reason=f"It cannot start: {refusal}." if held is None else f"It had its GPUs on “{pool}”.",
+        reason=f"It cannot start: {refusal}." if held is None else f"It had its {pool.unit.plural} on “{pool.name}”.",
         position=None,
         length=0,
         factors=None,
@@ -185,6 +188,7 @@ class _Explainer:
         self.low = disk.recorded_low(session) if low is None else low
         self.plan: Plan = backfill.plan(state)
         self.pools = {pool.id: pool for pool in state.pools}
+        self.units = {pool.id: pool.unit for pool in pools.every(session)}
         waiting = {run.project_id for run in state.waiting}
         shared = fairshare.among(waiting | set(state.usage), state.shares)
         self.groups: dict[int, Groups[int]] = {pool.id: state.groups.get(pool.id, Groups()) for pool in state.pools}
@@ -203,6 +207,7 @@ class _Explainer:
             run_id=run.id,
             project=self.titles[run.project_id],
             pool=pool.name,
+            unit=self.units[pool.id],
             gpus=run.gpus,
             state=RunState.QUEUED,
             reason=f"{self._preempted(run)}{self._reason(placement)}{self._made_room(run)}",
@@ -225,7 +230,7 @@ class _Explainer:
         """The reservations of other projects that the run would overlap if it started now."""
         ends_at = self.state.now + timedelta(seconds=run.seconds)
         said = [
-            f"{one.gpus} GPU{'s' if one.gpus > 1 else ''} of pool {self.pools[run.pool_id].name} "
+            f"{self.units[run.pool_id].count(one.gpus)} of pool {self.pools[run.pool_id].name} "
             f"{'are' if one.gpus > 1 else 'is'} reserved for project P{one.project_id} "
             f"{reservations.period(one.begins_at, one.ends_at)}"
             for one in self.state.reserved
@@ -248,6 +253,7 @@ class _Explainer:
 
     def _reason(self, placement: Placement) -> str:
         run, pool = placement.run, self.pools[placement.run.pool_id]
+        unit = self.units[pool.id]
         limits = self.state.limits
         match placement.waits_for:
             case None if self.low:
@@ -260,7 +266,7 @@ class _Explainer:
                 return pool.drained
             case WaitReason.HOURS:
                 return (
-                    f"Its allocation's other runs hold the hours: it may cost {in_hours(run.cost)} GPU-hours, and "
+                    f"Its allocation's other runs hold the hours: it may cost {unit.hours(run.cost)}, and "
                     f"{in_hours(placement.free)} are not promised to them."
                 )
             case WaitReason.EARLIER_ATTEMPT:
@@ -273,7 +279,7 @@ class _Explainer:
                 most = f"at most {pool.most_submitted} jobs submitted to {pool.queue}"
                 return f"Stoa keeps {most} on “{pool.name}”, and has that many."
             case WaitReason.GPUS:
-                return f"It waits for GPUs: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
+                return f"It waits for {unit.plural}: {run.gpus} needed, {max(0, placement.free)} free on “{pool.name}”."
             case WaitReason.MEMORY:
                 free, host = readable(max(0, placement.free)), readable(pool.host_bytes or 0)
                 return (
@@ -314,7 +320,7 @@ def _not_queued(session: Session, run: Run, pool: Pool) -> str:
             if queue:
                 why = _begun(said or "It has not said what it waits for")
                 return f"{_begun(queue)} decides when it starts. {why}.{absence and f' {absence}'}"
-            return f"{_begun(said)}." if said else "It has its GPUs and is starting."
+            return f"{_begun(said)}." if said else f"It has its {pool.unit.plural} and is starting."
         case RunState.RUNNING:
             return "It is running."
         case RunState.STOPPING if run.stops_as == RunState.QUEUED:

@@ -12,7 +12,7 @@ from broker.allocations import allocations, awards, endorsements, ledger, period
 from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import TRANSITIONS, AllocationChange, ChangeState
 from broker.allocations.endorsements import RolesNow, check_second, endorse
-from broker.allocations.ledger import Account, in_hours
+from broker.allocations.ledger import Account
 from broker.allocations.pools import Grant
 from broker.allocations.requests import parse_day, parse_hours
 from broker.reviews import reviews
@@ -61,7 +61,7 @@ def request(
     lead = check_may_request(session, actor, allocation_id)
     quotas.check(session, actor, QuotaKind.REQUEST)
     if not hours.strip() and not until.strip():
-        raise InvalidError("Say what should change: more GPU-hours, a later end, or both.")
+        raise InvalidError("Say what should change: more hours, a later end, or both.")
     seconds = parse_hours(hours) if hours.strip() else 0
     day = parse_day(until) if until.strip() else None
     if day is not None and day <= allocation.until:
@@ -137,7 +137,8 @@ def approve(
     allocations.require_live(allocation)
     seconds = parse_hours(hours) if hours.strip() else change.seconds
     if seconds > change.seconds:
-        raise InvalidError(f"{in_hours(change.seconds)} GPU-hours more were asked for; grant at most that.")
+        asked = allocations.view(session, allocation.id).unit.hours(change.seconds)
+        raise InvalidError(f"The request is for {asked} more; grant at most that.")
     if change.until is not None and change.until <= utcnow():
         raise ConflictError(f"The end asked for, {change.until:%Y-%m-%d}, has passed; only a new request helps.")
     if not seconds:

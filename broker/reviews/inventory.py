@@ -80,7 +80,7 @@ def change_pool(
     before = (pool.gpus, pool.gpus_a_node)
     count = _count(gpus) if gpus.strip() else pool.gpus
     each = pool.gpus_a_node if gpus_a_node is None else gpus_a_node
-    pools.check_nodes(pool.runner, count, each)
+    pools.check_nodes(pool.runner, count, each, pool.unit)
     weight = _weight(price_weight) if price_weight.strip() else pool.price_weight
     options = pool.runner_options
     if runner_options:
@@ -95,11 +95,12 @@ def change_pool(
     )
     same = (pool.price_weight, (pool.memory_gib, pool.host_memory_gib), pool.preempt_after)
     if (count, each) == before and (weight, memory, preempts) == same and options == pool.runner_options:
-        raise ConflictError(f"The pool “{name}” already has {count} GPUs and a price weight of {weight:g}.")
+        raise ConflictError(f"The pool “{name}” already has {pool.unit.count(count)} and a price weight of {weight:g}.")
     reserved = reservations.most_reserved(session, pool.id, utcnow(), utcnow() + reservations.FARTHEST * 2)
     if count < reserved:
         raise ConflictError(
-            f"{reserved:,} GPUs of “{name}” are reserved; keep at least that many, or cancel the reservation first."
+            f"Of “{name}”, {pool.unit.count(reserved)} are reserved; keep at least that many, or cancel the "
+            "reservation first."
         )
     if count != pool.gpus and pool.shares_gpus:
         _check_later_rest(session, pool)
@@ -141,7 +142,7 @@ def change_grant(
     until: str = "",
     reason: str,
 ) -> None:
-    """Add GPU-hours to a grant or change its end; an empty field stays as it is."""
+    """Add hours to a grant or change its end; an empty field stays as it is."""
     rights.require_admin(actor, Act.MANAGE_COMPUTE)
     because = text.prose("The reason", reason, most=text.USUAL)
     quotas.check_admin(session, actor)  # people are locked before grants
@@ -151,7 +152,7 @@ def change_grant(
     seconds = parse_hours(more_hours) if more_hours.strip() else 0
     ends = parse.day_end(until) if until.strip() else grant.until
     if not seconds and ends == grant.until:
-        raise ConflictError(f"Nothing would change: give more GPU-hours, or another end than {grant.until:%Y-%m-%d}.")
+        raise ConflictError(f"Nothing would change: give more hours, or another end than {grant.until:%Y-%m-%d}.")
     if ends <= utcnow():
         raise InvalidError(f"A grant ends in the future; {ends:%Y-%m-%d} has passed.")
     drawn = (col(Allocation.grant_id) == grant_id) & col(Allocation.state).in_(LIVE)
@@ -171,13 +172,13 @@ def change_grant(
 
 
 def spent_by_grant(session: Session) -> Mapping[int, int]:
-    """GPU-seconds that runs have spent of each grant."""
+    """Seconds of GPUs or cores that runs have spent of each grant."""
     rows = session.execute(select(col(Balance.grant_id), func.sum(col(Balance.spent))).group_by(col(Balance.grant_id)))
     return {grant_id: int(spent) for grant_id, spent in rows if grant_id is not None}
 
 
 def sponsors(session: Session, project_id: int) -> Sequence[str]:
-    """The names of the sponsors whose GPU time the project's runs have spent."""
+    """The names of the sponsors whose compute the project's runs have spent."""
     return session.scalars(
         select(Grant.sponsor)
         .join(Balance, col(Balance.grant_id) == Grant.id)
@@ -198,8 +199,8 @@ def _check_runs_fit(session: Session, pool: Pool) -> None:
             nodes.check(pool, gpus)
         except InvalidError as refused:
             raise ConflictError(
-                f"Run {run_id} has or waits for {gpus} GPUs of “{pool.name}”, which would no longer fit; leave the "
-                "pool as it is, or cancel the run first."
+                f"Run {run_id} has or waits for {pool.unit.count(gpus)} of “{pool.name}”, which would no longer fit; "
+                "leave the pool as it is, or cancel the run first."
             ) from refused
 
 
@@ -231,7 +232,9 @@ def parse_memory(value: str) -> tuple[float | None, float | None]:
     """
     typed = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,2})?)?\s*(?:/\s*(\d{1,6}(?:\.\d{1,2})?)?\s*)?", value, re.ASCII)
     if not typed:
-        raise InvalidError("Memory is written as GiB a GPU / GiB a host, such as 141 / 2048; either may be left out.")
+        raise InvalidError(
+            "Memory is written as GiB a GPU or core / GiB a host, such as 141 / 2048; either may be left out."
+        )
     gpu, host = (float(size) if size else None for size in typed.groups())
     for size in (gpu, host):
         pools.check_memory(size)
@@ -240,7 +243,7 @@ def parse_memory(value: str) -> tuple[float | None, float | None]:
 
 def _count(value: str) -> int:
     if not re.fullmatch(r"\d{1,7}", value.strip(), re.ASCII) or not 1 <= int(value) <= MOST_GPUS:
-        raise InvalidError(f"The GPUs are a whole number from 1 to {MOST_GPUS:,}.")
+        raise InvalidError(f"GPUs or cores are a whole number from 1 to {MOST_GPUS:,}.")
     return int(value)
 
 

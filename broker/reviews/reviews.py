@@ -12,7 +12,6 @@ from sqlmodel import col
 from broker.allocations import allocations, awards, endorsements, ledger, period_sums, requests
 from broker.allocations.allocations import LIVE, Allocation, AllocationState
 from broker.allocations.endorsements import Endorsable, RolesNow, check_second, endorse
-from broker.allocations.ledger import in_hours
 from broker.allocations.pools import Pool
 from broker.allocations.requests import parse_hours
 from broker.end_reasons import EndReason
@@ -85,7 +84,8 @@ def approve(
     check_may_decide(session, actor, allocation_id)
     seconds = parse_hours(hours)
     if seconds > allocation.seconds:
-        raise InvalidError(f"{in_hours(allocation.seconds)} GPU-hours were asked for; grant at most that.")
+        asked = allocations.view(session, allocation_id).unit.hours(allocation.seconds)
+        raise InvalidError(f"The request is for {asked}; grant at most that.")
     if allocation.until <= utcnow():
         raise ConflictError(f"The end asked for, {allocation.until:%Y-%m-%d}, has passed; only a new request helps.")
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -204,7 +204,7 @@ def adjust(session: Session, allocation_id: int, seconds: int, reason: str) -> N
     allocation = allocations.lock(session, allocation_id)
     allocations.require_live(allocation)
     if abs(seconds) > MOST_HOURS * 3600:
-        raise InvalidError(f"An adjustment is of at most {MOST_HOURS:,} GPU-hours, which are {MOST_HOURS * 3600:,} s.")
+        raise InvalidError(f"An adjustment is of at most {MOST_HOURS:,} hours, which are {MOST_HOURS * 3600:,} s.")
     because = text.prose("The reason", reason, most=text.USUAL)
     ledger.adjust(session, allocation_id, seconds, because)
     reopen(session, allocation)

@@ -130,7 +130,8 @@ def why_unclaimed(store: Store, pool: str, gpus: int) -> str:
         return f"no machine of the pool {pool} has been heard from since {last:%F %T} UTC ({_named(known)})"
     if not large:
         most = max(each.slots for each in there)
-        return f"no machine of the pool {pool} that is there has {gpus} GPUs; the largest has {most} ({_named(there)})"
+        needs = f"this run needs {gpus}, and the largest has {most}"
+        return f"no machine of the pool {pool} that is there is large enough: {needs} ({_named(there)})"
     if all(each.run for each in large):
         busy = "machine" if len(large) == 1 else f"{len(large)} machines"
         verb = "is" if len(large) == 1 else "are"

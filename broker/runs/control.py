@@ -233,7 +233,8 @@ def unpayable(session: Session, run: Run) -> str | None:
         why = f"its allocation ended on {allocation.until:%Y-%m-%d}"
     elif cost > account.left and not account.reserved:
         needed, left = ledger.too_much(cost, account.left)
-        why = f"it may cost {needed} GPU-hours and its allocation has {left} left"
+        unit = session.get_one(Pool, run.pool_id).unit
+        why = f"it may cost {needed} {unit.in_hours} and its allocation has {left} left"
     else:
         return None
     able = payers.able_to_pay(session, run.project_id, max(cost, 1))

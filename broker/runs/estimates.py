@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from broker import configs
 from broker.allocations.pools import Pool
+from broker.allocations.units import Unit
 from broker.runs import series
 from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
@@ -68,16 +69,18 @@ def estimate(session: Session, run: Run) -> Estimate:
     cost = round(run.gpus * (run.total_steps - done) * a_step)
     saves_at = config.saves.first_after(done, run.total_steps)
     started = max((point.value for point in series.read(session, nearest.run_id, series.START)), default=0.0)
-    return Estimate(cost, _basis(nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step)
+    return Estimate(
+        cost, _basis(session, nearest, measured, run, flops), saves_at, started + (saves_at - done) * a_step
+    )
 
 
-def of_recipes(session: Session, recipes: Sequence[tuple[str, TrainConfig]]) -> list[tuple[int, str] | None]:
-    """The GPU-seconds that each recipe, given with its name, takes for all its steps, and the pool that this was
-    measured on: the one with the run most like it. None where no pool has measured anything like it."""
-    pools = {pool.id: pool.name for pool in session.scalars(select(Pool).order_by(col(Pool.id)))}
+def of_recipes(session: Session, recipes: Sequence[tuple[str, TrainConfig]]) -> list[tuple[int, str, Unit] | None]:
+    """The seconds that each recipe, given with its name, takes for all its steps, with the name and unit of the pool
+    that has measured the run most like it. None where no pool has measured anything like it."""
+    pools = {pool.id: pool for pool in session.scalars(select(Pool).order_by(col(Pool.id)))}
     measured = {m: pool for pool_id, pool in pools.items() for m in _measured(session, pool_id)}
     rates: dict[int, float] = {}
-    found: list[tuple[int, str] | None] = []
+    found: list[tuple[int, str, Unit] | None] = []
     for name, config in recipes:
         flops = float(dry_run.flops_per_token(config))
         nearest = _nearest(measured, name, 1, flops)
@@ -88,7 +91,7 @@ def of_recipes(session: Session, recipes: Sequence[tuple[str, TrainConfig]]) -> 
             rates[nearest.run_id] = _rate(session, nearest.run_id)
         tokens = config.tokens_per_step * config.training.steps
         seconds = tokens * nearest.gpus * flops / (rates[nearest.run_id] * nearest.flops)
-        found.append((round(seconds), measured[nearest]))
+        found.append((round(seconds), measured[nearest].name, measured[nearest].unit))
     return found
 
 
@@ -141,12 +144,13 @@ def _nearest(measured: Iterable[Measurement], recipe: str, gpus: int, flops: flo
     return nearest if nearest is not None and 1 / FARTHEST <= flops / nearest.flops <= FARTHEST else None
 
 
-def _basis(measured: Measurement, rate: float, run: Run, flops: float) -> str:
+def _basis(session: Session, measured: Measurement, rate: float, run: Run, flops: float) -> str:
     """A sentence on the measurement that an estimate rests on, and how it was scaled."""
     said = f"run {measured.run_id} measured {rate:,.0f} tokens per second"
     scaled = []
     if measured.gpus != run.gpus:
-        scaled.append(f"from {measured.gpus} to {run.gpus} {'GPU' if run.gpus == 1 else 'GPUs'}")
+        unit = session.get_one(Pool, run.pool_id).unit
+        scaled.append(f"from {measured.gpus} to {unit.count(run.gpus)}")
     if measured.recipe != run.recipe:
         scaled.append(f"from the recipe {measured.recipe} by FLOPs per token")
     elif not math.isclose(measured.flops, flops):

@@ -14,6 +14,7 @@ from broker import catalogue, configs, publications
 from broker.allocations import allocations, corpora, ledger, nodes, payers, pools
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
+from broker.allocations.units import Unit
 from broker.runs import estimates, naming, preparing, readings
 from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
 from projects import parse, projects, quotas, rights, text
@@ -31,13 +32,14 @@ LONGEST_OVERRIDE = 80
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer to a launch, in GPU-seconds. `expected` is None if no like run was measured.
+    """The answer to a launch, in seconds of what its pool counts. `expected` is None if no like run was measured.
 
     `basis` says what the expectation rests on, or why there is none. `promised` is what the allocation's queued runs
     may cost: it is not reserved yet, and part of `left`.
     """
 
     run_id: int
+    unit: Unit
     cost: int
     expected: int | None
     left: int
@@ -215,9 +217,9 @@ def quote(session: Session, order: Order) -> Quote:
     )
 
 
-def pool_of(session: Session, order: Order) -> Pool:
-    """The pool that an order would run on; raises NotFoundError and ConflictError."""
-    allocation = payers.spendable(session, projects.load(session, order.project_id), order.allocation_id)
+def pool_of(session: Session, project_id: int, allocation_id: int | None) -> Pool:
+    """The pool that a run of the project would have; raises NotFoundError and ConflictError."""
+    allocation = payers.spendable(session, projects.load(session, project_id), allocation_id)
     return session.get_one(Pool, allocation.pool_id)
 
 
@@ -352,8 +354,8 @@ def prepare(
     """
     order = Order(project_id, recipe, time_limit, gpus, allocation_id=allocation_id, kind=RunKind.PREPARE)
     if session.scalars(select(Run.id).where(Run.request_id == request_id)).one_or_none() is None:
-        preparing.check(session, recipe, lambda: pool_of(session, order))
-        preparing.check_nodes(pool_of(session, order), gpus)
+        preparing.check(session, recipe, lambda: pool_of(session, order.project_id, order.allocation_id))
+        preparing.check_nodes(pool_of(session, order.project_id, order.allocation_id), gpus)
     return launch(session, actor, request_id, order)
 
 
@@ -378,7 +380,9 @@ def check_fit(config: TrainConfig, gpus: int, pool: Pool) -> None:
     refusal = _refusal(config, gpus, pool)
     if refusal is not None:
         fits = [str(other) for other in nodes.sizes(pool) if pool.nodes > 1 and _refusal(config, other, pool) is None]
-        raise InvalidError(f"{refusal} As it is, it fits {', '.join(fits)} GPUs of “{pool.name}”." if fits else refusal)
+        raise InvalidError(
+            f"{refusal} As it is, it fits {', '.join(fits)} {pool.unit.plural} of “{pool.name}”." if fits else refusal
+        )
 
 
 def host_memory(config: TrainConfig, gpus: int, pool: Pool) -> int:
@@ -408,10 +412,10 @@ def check_left(session: Session, allocation_id: int, gpus: int, seconds: int) ->
     account = ledger.account(session, allocation_id)
     if gpus * seconds > account.left:
         cost, left = ledger.too_much(gpus * seconds, account.left)
-        project_id = allocations.load(session, allocation_id).project_id
-        other = payers.naming_another(session, project_id, gpus * seconds)
+        allocation = allocations.view(session, allocation_id)
+        unit, other = allocation.unit, payers.naming_another(session, allocation.project_id, gpus * seconds)
         raise ConflictError(
-            f"It may cost {cost} GPU-hours, with {left} left: less time or fewer GPUs would fit.{other}"
+            f"It may cost {cost} {unit.in_hours}, with {left} left: less time or fewer {unit.plural} would fit.{other}"
         )
 
 
@@ -421,7 +425,8 @@ def receipt(session: Session, run: Run) -> Receipt:
     estimate = estimates.estimate(session, run)
     left = ledger.account(session, run.allocation_id).left
     promised = _promised(session, run.allocation_id)
-    return Receipt(run.id, run.gpus * seconds, estimate.cost, left, promised, estimate.basis)
+    unit = session.get_one(Pool, run.pool_id).unit
+    return Receipt(run.id, unit, run.gpus * seconds, estimate.cost, left, promised, estimate.basis)
 
 
 def _promised(session: Session, allocation_id: int) -> int:

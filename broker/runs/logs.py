@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import pieces, store
+from broker.allocations.pools import Pool
+from broker.allocations.units import Unit
 from broker.runs import folders, runs
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run, RunState
@@ -46,6 +48,7 @@ class Log:
     """
 
     run_id: int
+    unit: Unit
     attempts: Sequence[AttemptSummary]
     lines: Sequence[str] | None
     of_attempt: int = 0
@@ -56,6 +59,7 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
     """The attempts and the log of a run; raises NotFoundError. The log is looked for in this host's home folder, and
     then in the store."""
     run = runs.load(session, run_id)
+    unit = session.get_one(Pool, run.pool_id).unit
     rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(col(Attempt.token))).all()
     attempts = [
         AttemptSummary(row.token, row.state, row.host, row.charged - row.refunded, _reason(session, run, row))
@@ -73,11 +77,11 @@ def read(session: Session, settings: Settings, run_id: int) -> Log:
                 tail = pieces.tail(there, f"{carried}/{LOG_FILE}", MOST_BYTES + BEFORE)
                 home = pieces.home(there, carried) or home
             if tail is not None:
-                return Log(run_id, attempts, _lines(tail, home), attempt.token)
+                return Log(run_id, unit, attempts, _lines(tail, home), attempt.token)
     except StoreError as error:
         log.warning("a log could not be read from the store", run=run_id, why=str(error))
-        return Log(run_id, attempts, None, store="the store does not answer now")
-    return Log(run_id, attempts, None)
+        return Log(run_id, unit, attempts, None, store="the store does not answer now")
+    return Log(run_id, unit, attempts, None)
 
 
 def _reason(session: Session, run: Run, attempt: Attempt) -> str:

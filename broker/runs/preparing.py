@@ -82,7 +82,7 @@ def check_nodes(pool: Pool, gpus: int) -> None:
     if nodes.count(pool, gpus) > 1 and registry.named(pool.runner).fills_store:
         raise InvalidError(
             f"The nodes of “{pool.name}” share no disk, so one of them prepares by itself; ask for 1 to "
-            f"{pool.node_gpus} GPUs."
+            f"{pool.unit.count(pool.node_gpus)}."
         )
 
 

@@ -14,6 +14,7 @@ from broker.allocations import ledger, nodes
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
+from broker.allocations.units import Unit
 from broker.end_reasons import EndReason
 from broker.runs import series
 from projects import people
@@ -170,6 +171,7 @@ class RunView:
     recipe: str
     overrides: Mapping[str, str]
     pool: str
+    unit: Unit
     sponsor: str
     gpus: int
     time_limit: int
@@ -287,6 +289,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             recipe=run.recipe,
             overrides=run.overrides,
             pool=pool.name,
+            unit=pool.unit,
             sponsor=sponsor or "",
             gpus=run.gpus,
             nodes=nodes.count(pool, run.gpus),

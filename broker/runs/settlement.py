@@ -8,6 +8,7 @@ from sqlmodel import col, select
 
 from broker import publications
 from broker.allocations import ledger, payers
+from broker.allocations.pools import Pool
 from broker.end_reasons import INFRASTRUCTURE, EndReason
 from broker.runs import attempts, leases, preparing, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
@@ -225,9 +226,8 @@ def _wait_again(session: Session, run: Run, **values: object) -> None:
         return
     newest, other = publications.newest(session, run.id), session.get_one(Run, run.preempted_for)
     step = newest.step if newest else run.fork_step or 0
-    reason = (
-        f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} when GPUs are free"
-    )
+    free = f"when {session.get_one(Pool, run.pool_id).unit.plural} are free"
+    reason = f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} {free}"
     pays = payers.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, end_reason=None, allocation_id=pays, **values)
     runs.tell(session, run, "run.preempted", for_run=other.id, for_project=other.project_id, step=step)

@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from broker.allocations import ledger, payers
 from broker.allocations.ledger import Account
+from broker.allocations.units import Unit, in_hours
 from broker.runs import launching, runs, sweep_text
 from broker.runs.launching import Order, Quote
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState, RunView, Sweep
@@ -39,6 +40,11 @@ class SweepQuote:
     left: int
     promised: int
 
+    @property
+    def unit(self) -> Unit:
+        """What its pool counts."""
+        return self.quotes[0].pool.unit
+
 
 @dataclass(frozen=True)
 class SweepReceipt:
@@ -46,6 +52,7 @@ class SweepReceipt:
 
     sweep_id: int
     run_ids: Sequence[int]
+    unit: Unit
     cost: int
     expected: int | None
     left: int
@@ -77,6 +84,11 @@ class SweepView:
     time_limit: int
     runs: Sequence[RunView]
     account: Account
+
+    @property
+    def unit(self) -> Unit:
+        """What its pool counts."""
+        return self.runs[0].unit
 
     @property
     def measure(self) -> str:
@@ -202,6 +214,7 @@ def receipt(session: Session, sweep_id: int) -> SweepReceipt:
     return SweepReceipt(
         sweep_id=sweep_id,
         run_ids=[one.run_id for one in each],
+        unit=each[0].unit,
         cost=sum(one.cost for one in each),
         expected=None if None in expected else sum(one or 0 for one in expected),
         left=each[0].left,
@@ -308,8 +321,8 @@ def _orders(session: Session, order: Order, typed: str) -> tuple[list[str], list
         needed, left = ledger.too_much(cost, account.left)
         other = payers.naming_another(session, on.project.id, cost)
         raise ConflictError(
-            f"The sweep may cost {needed} GPU-hours, {len(points)} runs of {ledger.in_hours(each)} each, with {left} "
-            f"left: fewer points, less time or fewer GPUs would fit.{other}"
+            f"The sweep may cost {needed} {on.pool.unit.in_hours}, {len(points)} runs of {in_hours(each)} each, with "
+            f"{left} left: fewer points, less time or fewer {on.pool.unit.plural} would fit.{other}"
         )
     orders = [
         replace(order, overrides=launching.typed(shared | point), allocation_id=allocation.id) for point in points

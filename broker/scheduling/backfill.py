@@ -228,7 +228,7 @@ def hopeless(state: QueueState) -> dict[int, str]:
             found[run.id] = f"its allocation ended on {funds.ended:%Y-%m-%d}"
         elif run.cost > funds.left and not funds.reserved:
             needed, left = ledger.too_much(run.cost, funds.left)
-            found[run.id] = f"it may cost {needed} GPU-hours and its allocation has {left} left"
+            found[run.id] = f"it may cost {needed} hours and its allocation has {left} left"
     return found
 
 

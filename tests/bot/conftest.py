@@ -40,7 +40,7 @@ PROPOSAL = {
 SCOPE = {
     "Goal": "Measure the exponent.",
     "Plan": "Train five sizes and fit a line.",
-    "Estimate of compute": "Two GPU-hours.",
+    "Estimate of compute": "Two core-hours.",
     "What will be released": "All checkpoints.",
 }
 
@@ -231,10 +231,10 @@ class Lab:
         return channel
 
     async def request(self, channel: Channel, hours: str = "2", **changes: str) -> Answer:
-        """Ada asks for GPU time."""
+        """Ada asks for compute."""
         day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
         form = await self.person("Ada").command("allocation request", channel=channel.id, pool="local")
-        fields = {"GPU-hours": hours, "Until": day, "Justification": "Five sizes, one seed each."}
+        fields = {"Core-hours": hours, "Until": day, "Justification": "Five sizes, one seed each."}
         return await self.person("Ada").submit(form, fields | changes, force=True)
 
     async def launch(self, channel: Channel, **options: Any) -> Answer:
@@ -250,11 +250,11 @@ class Lab:
         return await self.guild.wait_for("compute-review", lambda m: m.text.endswith(f"allocation {allocation}"))
 
     async def approved(self, channel: Channel) -> int:
-        """An allocation of one GPU-hour that Rosa has approved."""
+        """An allocation of one core-hour that Rosa has approved."""
         number = int((await self.request(channel)).text.split()[1])
         card = await self.review_card(number)
         form = await self.person("Rosa").press(card, "Approve")
-        await self.person("Rosa").submit(form, {"GPU-hours": "1", "Reason": "A good start."})
+        await self.person("Rosa").submit(form, {"Core-hours": "1", "Reason": "A good start."})
         return number
 
 

@@ -1,4 +1,4 @@
-"""What people do with requests for GPU time, from a reviewer's question to a revocation."""
+"""What people do with requests for compute, from a reviewer's question to a revocation."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable
@@ -46,8 +46,8 @@ async def stale_cards(lab: Lab) -> AsyncIterator[None]:
 async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada, rosa, omar = map(lab.person, ("Ada", "Rosa", "Omar"))
-    shown = await card(lab, "allocation 2", "**The project** has used 0 GPU-hours of 1 allocation.")
-    assert "**The pool** can give 99 GPU-hours." in shown.text
+    shown = await card(lab, "allocation 2", "**The project** has used 0 core-hours of 1 allocation.")
+    assert "**The pool** can give 99 core-hours." in shown.text
     assert "**Decision** One reviewer decides." in shown.text
     assert shown.button_labels == ["Approve", "Approve part", "Ask", "Decline"]
 
@@ -70,7 +70,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
 
     await refused(lab, omar.command("allocation withdraw", channel=channel.id, allocation=2), LEAD)
     suggested = await ada.complete("allocation withdraw", "allocation", "", channel=channel.id)
-    assert suggested == [("2 · 2 GPU-hours of local, requested", 2)]
+    assert suggested == [("2 · 2 core-hours of local, requested", 2)]
     assert await ada.complete("allocation withdraw", "allocation", "") == suggested
     assert await omar.complete("allocation withdraw", "allocation", "") == []
     late = await rosa.press(shown, "Approve")
@@ -78,7 +78,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     async with stale_cards(lab):
         assert (await ada.submit(withdraw, WHY)).text == "The request is withdrawn."
         sentence = "This request was already withdrawn, by Ada."
-        await refused(lab, rosa.submit(late, {"GPU-hours": "2", "Reason": "Yes."}), sentence)
+        await refused(lab, rosa.submit(late, {"Core-hours": "2", "Reason": "Yes."}), sentence)
         for label in shown.button_labels:
             await refused(lab, rosa.press(shown, label), sentence)
     over = "Allocation 2 is withdrawn; reviewers can no longer ask about it."
@@ -97,7 +97,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     shown = await card(lab, f"allocation {number}", "Two reviewers decide, and it comes in two halves.")
     part = await rosa.press(shown, "Approve part")
     assert (part.title, part.fields[0].value) == ("Approve part of it", None)
-    answer = await rosa.submit(part, {"GPU-hours": "3", "Reason": "A part."})
+    answer = await rosa.submit(part, {"Core-hours": "3", "Reason": "A part."})
     assert "needs a second reviewer" in answer.text
     await card(lab, f"allocation {number}", "Endorsed by Rosa; a second reviewer decides.")
     again = "You have already endorsed this request; another reviewer must agree."
@@ -105,9 +105,9 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     second = await omar.press(shown, "Approve")
     assert second.fields[0].value == "4"
     await omar.submit(second, WHY)
-    await lab.guild.wait_for(channel.id, lambda m: "1.5 GPU-hours more on a report of progress by <t:" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "1.5 core-hours more on a report of progress by <t:" in m.text)
 
-    granted = await card(lab, f"allocation {number}", "**Second half** 1.5 GPU-hours, to be released on a report")
+    granted = await card(lab, f"allocation {number}", "**Second half** 1.5 core-hours, to be released on a report")
     assert granted.button_labels == ["Release second half", "Revoke"]
     unreported = "The second half is released on a public report of progress; the lead writes it first."
     await refused(lab, rosa.press(granted, "Release second half"), unreported)
@@ -119,7 +119,7 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
         "Only compute reviewers can decide on requests; the admins assign the reviewers' role."
     ))  # fmt: skip
     await rosa.submit(await rosa.press(granted, "Release second half"), WHY)
-    await lab.guild.wait_for(channel.id, lambda m: f"second half of allocation {number}: 1.5 GPU-hours" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: f"second half of allocation {number}: 1.5 core-hours" in m.text)
     assert lab.allocation(number).account.granted == 3 * 3600
     for name, was in (("one_reviewer_hours", "100"), ("halves_hours", "1000")):
         lab.call(policies.change, None, name, was, "There is more.")
@@ -133,40 +133,40 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     no_live = "Allocation 2 is withdrawn; this needs an approved one."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=2), no_live)
     suggested = await ada.complete("allocation change", "allocation", "1 ·", channel=channel.id)
-    assert suggested == [("1 · 1 GPU-hour of local, approved", 1)]
+    assert suggested == [("1 · 1 core-hour of local, approved", 1)]
 
     async def ask(**fields: str) -> Answer:
         form = await ada.command("allocation change", channel=channel.id, allocation=1)
         return await ada.submit(form, {"Justification": "One size more."} | fields)
 
-    await refused(lab, ask(), "Say what should change: more GPU-hours, a later end, or both.")
-    await ask(**{"GPU-hours more": "2", "Until": later})
-    await lab.guild.wait_for(channel.id, lambda m: "asks for 2 GPU-hours more and an end on" in m.text)
-    first = await card(lab, "change 1 of allocation 1", "2 GPU-hours more", "1 of 1 GPU-hour left", "One reviewer")
+    await refused(lab, ask(), "Say what should change: more hours, a later end, or both.")
+    await ask(**{"Core-hours more": "2", "Until": later})
+    await lab.guild.wait_for(channel.id, lambda m: "asks for 2 core-hours more and an end on" in m.text)
+    first = await card(lab, "change 1 of allocation 1", "2 core-hours more", "1 of 1 core-hour left", "One reviewer")
     assert first.button_labels == ["Approve", "Decline"]
     ledger = await ada.command("allocation show", channel=channel.id, allocation=1)
-    assert "Asked for: 2 GPU-hours more and an end on <t:" in ledger.text
+    assert "Asked for: 2 core-hours more and an end on <t:" in ledger.text
     open_already = "A change of allocation 1 is already waiting for a decision."
     await refused(lab, ada.command("allocation change", channel=channel.id, allocation=1), open_already)
     form = await rosa.press(first, "Approve")
     assert [field.value for field in form.fields] == ["2", None]
     async with stale_cards(lab):
-        await rosa.submit(form, {"GPU-hours more": "0.5", "Reason": "Half an hour."})
+        await rosa.submit(form, {"Core-hours more": "0.5", "Reason": "Half an hour."})
         sentence = "This change was already approved, by Rosa."
         for label in first.button_labels:
             await refused(lab, rosa.press(first, label), sentence)
     post = await lab.guild.wait_for(
-        channel.id, lambda m: "approves the change of allocation 1: 0.5 GPU-hours" in m.text
+        channel.id, lambda m: "approves the change of allocation 1: 0.5 core-hours" in m.text
     )
     assert f"until {text.day(later)}" in post.text
     assert (await card(lab, "change 1 of allocation 1", "Approved by Rosa", "Half an hour.")).buttons == []
     assert lab.allocation(1).account.granted == 5400
 
-    await ask(**{"GPU-hours more": "1"})
+    await ask(**{"Core-hours more": "1"})
     second = await card(lab, "change 2 of allocation 1")
     await rosa.submit(await rosa.press(second, "Decline"), WHY)
     await card(lab, "change 2 of allocation 1", "Declined by Rosa")
-    await ask(**{"GPU-hours more": "1"})
+    await ask(**{"Core-hours more": "1"})
     await card(lab, "change 3 of allocation 1")
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=1)
     assert (await ada.submit(withdraw, WHY)).text == "The request for a change is withdrawn."
@@ -174,7 +174,7 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
 
     shown = await card(lab, "-# P1 · allocation 1", "Approved by Rosa")
     asked = await rosa.press(shown, "Revoke")
-    ends = "Allocation 1 ends: 1.5 GPU-hours return to its sponsor's grant.\n**This cannot be undone.**"
+    ends = "Allocation 1 ends: 1.5 core-hours return to its sponsor's grant.\n**This cannot be undone.**"
     assert (asked.ephemeral, asked.text) == (True, ends)
     revoke = await rosa.agree(asked)
     async with stale_cards(lab):
@@ -182,10 +182,10 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
         await refused(lab, rosa.press(shown, "Revoke"), "Allocation 1 is revoked; this needs an approved one.")
         await refused(lab, rosa.agree(asked), "Allocation 1 is revoked; this needs an approved one.")
     await lab.guild.wait_for(channel.id, lambda m: "**Rosa** revokes allocation 1, which returns 1.5" in m.text)
-    assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 GPU-hours used by")).buttons == []
+    assert (await card(lab, "-# P1 · allocation 1", "Revoked by Rosa", "0 core-hours used by")).buttons == []
     listed = (await grace.command("allocation list", channel=channel.id)).text.splitlines()
-    assert listed[-1].startswith("**1** 0 GPU-hours of `local` until")
-    assert "· revoked · 0 GPU-hours left" in listed[-1]
+    assert listed[-1].startswith("**1** 0 core-hours of `local` until")
+    assert "· revoked · 0 core-hours left" in listed[-1]
 
 
 async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> None:
@@ -197,13 +197,13 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     answer = await lab.request(channel, "1")
     number = int(answer.text.split()[1])
     assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
-    assert re.search(r"(?m) GPU-hours? of `local` until <t:\d+:D>\.$", answer.text)
+    assert re.search(r"(?m) core-hours? of `local` until <t:\d+:D>\.$", answer.text)
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
-    assert suggested == [(f"{number} · 1 GPU-hour of local, approved", number)]
+    assert suggested == [(f"{number} · 1 core-hour of local, approved", number)]
     day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
     form = await ada.command("allocation request", channel=channel.id, pool="local", renews=number)
-    await ada.submit(form, {"GPU-hours": "2", "Until": day, "Justification": "It goes well."})
+    await ada.submit(form, {"Core-hours": "2", "Until": day, "Justification": "It goes well."})
     asked = await card(lab, f"allocation {number + 1}", f"in place of allocation {number}.")
     await lab.person("Rosa").submit(await lab.person("Rosa").press(asked, "Approve"), WHY)
     await card(lab, f"allocation {number}", "**Renewed**")
@@ -229,9 +229,9 @@ async def test_what_is_open_can_be_decided_without_its_card(shared_lab: Shared) 
 
     again = await in_private("Approve part")
     assert (again.text, again.button_labels) == (shown.text, shown.button_labels)
-    assert "Approved" in (await rosa.submit(await rosa.press(again, "Approve"), {"GPU-hours": "1"} | WHY)).text
+    assert "Approved" in (await rosa.submit(await rosa.press(again, "Approve"), {"Core-hours": "1"} | WHY)).text
     form = await ada.command("allocation change", **show)
-    await ada.submit(form, {"Justification": "One more.", "GPU-hours more": "1"})
+    await ada.submit(form, {"Justification": "One more.", "Core-hours more": "1"})
     change = await in_private("Approve")
     assert "Declined" in (await rosa.submit(await rosa.press(change, "Decline"), WHY)).text
     assert (await in_private("Revoke")).text.endswith(f"allocation {number}")

@@ -20,6 +20,7 @@ from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS,
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.period_sums import PeriodSum
+from broker.allocations.units import Unit
 from broker.plots import comparison_curves
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
@@ -41,17 +42,19 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_an_allocation_tells_what_it_is_of_where_it_stands() -> None:
-    asked = replace(request("Sizes"), seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty.")
+    asked = replace(
+        request("Sizes"), gpu_type="CPU", seconds=7200, account=Account(3600, 0, 1800), reason="One is plenty."
+    )
     heads = {
-        AllocationState.REQUESTED: "2 GPU-hours for Sizes",
-        AllocationState.APPROVED: "1 GPU-hour for Sizes",
-        AllocationState.EXPIRED: "0.5 GPU-hours used by Sizes",
+        AllocationState.REQUESTED: "2 core-hours for Sizes",
+        AllocationState.APPROVED: "1 core-hour for Sizes",
+        AllocationState.EXPIRED: "0.5 core-hours used by Sizes",
     }
     for state, head in heads.items():
         granted = Account(1800, 0, 1800) if state == AllocationState.EXPIRED else asked.account
         card = said(review_card(replace(asked, state=state, account=granted)))
         assert head in card.splitlines()[0]
-        assert "asks for 2 GPU-hours" in card or "asked for 2 GPU-hours" in card
+        assert "asks for 2 core-hours" in card or "asked for 2 core-hours" in card
     assert "**Ended**, approved by Sizes, sponsored by Sizes\n> One is plenty." in card
 
 
@@ -63,20 +66,23 @@ async def test_a_reviewer_reads_why_a_small_request_takes_two() -> None:
         "one_reviewer": 100 * 3600,
         "days": 30,
         "reviewers": 2,
+        "units": [Unit.CORE],
     }
     card = said(review_card(asked, replace(context("Why?"), halves=False, **hours)))
     assert (
-        "**Within 30 days** the project was granted 60 GPU-hours; with this it would be 110. One reviewer may grant "
+        "**Within 30 days** the project was granted 60 core-hours; with this it would be 110. One reviewer may grant "
         "100 of that.\n**Decision** Two reviewers decide." in card
     )
     alone = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"recent": 0, "reviewers": 1})))
     assert "Within 30 days" not in alone
     assert "**Decision** One reviewer decides." in alone
+    both = said(review_card(asked, replace(context("Why?"), halves=False, **hours | {"units": list(Unit)})))
+    assert "the project was granted 60 hours of GPUs and cores together; with this it would be 110." in both
     theirs = PeriodSum(project=0, granted=60 * 3600, asked=30 * 3600, person="Ada")
     sliced = hours | {"recent": 0, "with_this": 50 * 3600, "person": theirs}
     card = said(review_card(asked, replace(context("Why?"), halves=False, **sliced)))
     assert (
-        "**Within 30 days** Ada was granted 60 GPU-hours in all projects and asks for 30 in other ones; with this it "
+        "**Within 30 days** Ada was granted 60 core-hours in all projects and asks for 30 in other ones; with this it "
         "would be 140. This sum decides, as the project's own would be 50. One reviewer may grant 100 of that.\n"
         "**Decision** Two reviewers decide." in card
     )
@@ -206,7 +212,7 @@ async def test_a_runs_card_says_in_plain_words_how_it_stands() -> None:
     ended = replace(shown, started_at=started, ended_at=started.replace(minute=5), state=RunState.FINISHED)
     over = said(run_card(ended))
     assert "**Took** 5 min" in over
-    assert re.search(r"\*\*GPU-hours\*\* [\d.]+ by this run\n", over), (
+    assert re.search(r"\*\*Core-hours\*\* [\d.]+ by this run\n", over), (
         "what others draw of the allocation is not its own"
     )
     fork = replace(shown, parent_id=3, attempt=2)
@@ -235,7 +241,9 @@ async def test_a_queued_runs_card_says_what_it_waits_for() -> None:
     queued = replace(run("demo"), state=RunState.QUEUED, reason="")
 
     def told(expected: datetime) -> str:
-        waits = Why(1, "Title", "local", 2, RunState.QUEUED, "It waits for GPUs: 2 needed.", 3, 7, None, expected)
+        waits = Why(
+            1, "Title", "local", Unit.GPU, 2, RunState.QUEUED, "It waits for GPUs: 2 needed.", 3, 7, None, expected
+        )
         return said(run_card(queued, why=waits))
 
     first, later = told(datetime(2030, 1, 1, 10, 1, tzinfo=UTC)), told(datetime(2030, 1, 1, 10, 9, tzinfo=UTC))

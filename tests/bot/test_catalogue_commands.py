@@ -6,6 +6,7 @@ import pytest
 
 from bot import text
 from broker.allocations import corpora, pools
+from broker.allocations.units import Unit
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
@@ -62,10 +63,10 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert built_in.text == "“demo” is built in, and its data are on every host: there is nothing to prepare."
     prepared = await grace.command("catalogue prepare", channel=channel.id, **given)
     assert prepared.text.startswith(
-        f"Run 1 will prepare the data of `ours`. It will cost {text.gpu_hours(300)} at most"
+        f"Run 1 will prepare the data of `ours`. It will cost {Unit.CORE.hours(300)} at most"
     )
     card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and bool(m.thread_id))
-    assert "### ⏳ Run 1 waits for GPUs\nprepares the data of **ours** · queued by Grace on 1 GPU" in card.text
+    assert "### ⏳ Run 1 waits for its turn\nprepares the data of **ours** · queued by Grace on 1 core" in card.text
     await lab.guild.wait_for(
         card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
     )
@@ -73,7 +74,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     lab.call(leases.claim, 1, token, host="here", lease_seconds=600)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
     lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
-    told = "🏁 The data of `ours` is prepared (run 1), after 0.01 GPU-hours."
+    told = "🏁 The data of `ours` is prepared (run 1), after 0.01 core-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
     assert "step" not in over.text
@@ -189,7 +190,7 @@ async def test_recipes_are_listed_with_what_one_chooses_them_by(shared_lab: Shar
     assert built_in[:3] == ["demo", "pythia-14m", "pythia-14m-deduped"], "the smallest first"
     about = {name: found[found.index(f"📦 `{name}` recipe, built in") + 1] for name in built_in}
     # 409,600 tokens at 1,024 a second.
-    assert about["demo"].endswith("about 0.111 GPU-hours on `local` · python-docs, python-stdlib: PSF-2.0")
+    assert about["demo"].endswith("about 0.111 core-hours on `local` · python-docs, python-stdlib: PSF-2.0")
     assert about["pythia-160m"] == (
         "-# 162M parameters, 300B tokens · cost not measured yet · pile (22 sources): LicenseRef-Common-Crawl, "
         "LicenseRef-PMC-Open-Access, LicenseRef-No-Licence and 9 more"

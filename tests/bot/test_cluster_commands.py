@@ -40,16 +40,16 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
         "░░░░░░░░░░ 0 of 8 GPUs busy · Slurm decides when",
         "-# 0 runs running, 0 waiting · 0 GPU-hours of its grants left to allocate",
         "`local` CPU",
-        "░░░░░░░░░░ 0 of 2 GPUs busy",
-        "-# 0 runs running, 3 waiting · 99 GPU-hours of its grants left to allocate",
+        "░░░░░░░░░░ 0 of 2 cores busy",
+        "-# 0 runs running, 3 waiting · 99 core-hours of its grants left to allocate",
     ]
 
     queue = (await grace.command("cluster queue", pool="local")).text.splitlines()
     assert queue[0] == "`local` 3 runs waiting"
-    assert queue[1] == "**1.** Run 1, 2 GPUs · Do small models dream?"
+    assert queue[1] == "**1.** Run 1, 2 cores · Do small models dream?"
     assert queue[2] == "-# It starts at once. Nothing holds it up."
     assert queue[4].startswith(
-        "-# It starts within 5 min at the latest. It waits for GPUs: 2 needed, 0 free on “local”."
+        "-# It starts within 5 min at the latest. It waits for cores: 2 needed, 0 free on “local”."
     )
     assert max(map(len, queue)) < 120
     refused = await grace.command("cluster queue", pool="**nowhere**")
@@ -57,7 +57,7 @@ async def test_the_cluster_at_a_glance(shared_lab: Shared) -> None:
 
     usage = (await grace.command("cluster usage")).text.splitlines()
     assert usage[0] == "**P1** Do small models dream?"
-    assert usage[1] == "-# 0 GPU-hours of 1 GPU-hour spent · 0% of all recent use"
+    assert usage[1] == "-# 0 core-hours of 1 core-hour spent · 0% of all recent use"
     assert channel.id
 
 

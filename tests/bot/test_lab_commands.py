@@ -25,28 +25,28 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
         assert refused.text.startswith("Only the admins can")
 
     listed = await omar.command("stoa pools")
-    assert "`local` 2 GPUs, CPU\n-# 0 busy, 0 running, 0 waiting · local, weight 1 · 99 GPU-hours" in listed.text
+    assert "`local` 2 cores, CPU\n-# 0 busy, 0 running, 0 waiting · local, weight 1 · 99 core-hours" in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Add a pool")
-    fields = {"Name": "hall", "GPU type": "H200", "GPUs": "eight", "Price weight": "2.5"}
+    fields = {"Name": "hall", "Type of GPU or CPU": "H200", "GPUs or cores": "eight", "Price weight": "2.5"}
     heads = lab.heads()
     wrong = await omar.submit(form, fields)
-    assert (wrong.text, lab.heads()) == ("The GPUs are a whole number from 1 to 1,000,000.", heads)
+    assert (wrong.text, lab.heads()) == ("GPUs or cores are a whole number from 1 to 1,000,000.", heads)
     form = await omar.press(listed.message, "Add a pool")
-    memory = "GiB of a GPU / of a host"
+    memory = "GiB of a GPU or core / of a host"
     for typed, said in (
-        ("a lot", "Memory is written as GiB a GPU / GiB a host"),
+        ("a lot", "Memory is written as GiB a GPU or core / GiB a host"),
         ("141 / 100000.01", "Memory is from 0.25 to 100,000 GiB"),
         ("0.24", "Memory is from 0.25 to 100,000 GiB"),
     ):
-        wrong = await omar.submit(form, fields | {"GPUs": "8", memory: typed})
+        wrong = await omar.submit(form, fields | {"GPUs or cores": "8", memory: typed})
         assert wrong.text.startswith(said)
         assert lab.heads() == heads
         form = await omar.press(listed.message, "Add a pool")
-    assert "The pool `hall` is added" in (await omar.submit(form, fields | {"GPUs": "8", memory: "141"})).text
+    assert "The pool `hall` is added" in (await omar.submit(form, fields | {"GPUs or cores": "8", memory: "141"})).text
     await lab.guild.wait_for("public-record", lambda m: "`hall` with 8 × H200, 141 GiB a GPU." in m.text)
     form = await omar.press(listed.message, "Change one")
-    asked = {"Pool": "hall", "GPUs": "16", memory: "/ 2048", "Reason": "A second host."}
+    asked = {"Pool": "hall", "GPUs or cores": "16", memory: "/ 2048", "Reason": "A second host."}
     changed = await omar.submit(form, asked)
     assert "`hall` is changed" in changed.text
     told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `hall`" in m.text)
@@ -56,10 +56,10 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
 
     lab.call(pools.add_pool, name="many", gpu_type="H200", gpus=32, gpus_a_node=8, runner="slurm")
     form = await omar.press(listed.message, "Change one")
-    wrong = await omar.submit(form, asked | {"Pool": "many", "GPUs": "60 / 8"})
+    wrong = await omar.submit(form, asked | {"Pool": "many", "GPUs or cores": "60 / 8"})
     assert "its GPUs (60) are a multiple of the GPUs a node, and 8 does not divide them" in wrong.text
     form = await omar.press(listed.message, "Change one")
-    assert "`many` is changed" in (await omar.submit(form, asked | {"Pool": "many", "GPUs": "64 / 8"})).text
+    assert "`many` is changed" in (await omar.submit(form, asked | {"Pool": "many", "GPUs or cores": "64 / 8"})).text
     told = await lab.guild.wait_for("public-record", lambda m: "changes the pool `many`" in m.text)
     assert "changes the pool `many`: it has 64 GPUs on 8 nodes of 8 and a price weight" in told.text
     await lab.guild.wait_for("public-record", lambda m: "`many` with 32 × H200 on 4 nodes of 8." in m.text)
@@ -68,14 +68,14 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
 
     listed = await omar.command("stoa grants")
     assert "**1** The Library · `local` until" in listed.text
-    assert "100 GPU-hours: 1 GPU-hour granted, 0 GPU-hours of them spent" in listed.text
+    assert "100 core-hours: 1 core-hour granted, 0 core-hours of them spent" in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Add a grant")
-    fields = {"Pool": "hall", "Sponsor": "**A bank**", "GPU-hours": "5000", "Until": "2090-01-31"}
+    fields = {"Pool": "hall", "Sponsor": "**A bank**", "GPU-hours or core-hours": "5000", "Until": "2090-01-31"}
     assert (await omar.submit(form, fields)).text == "Grant 2 is added; the record thanks the sponsor."
     form = await omar.press(listed.message, "Change one")
     assert form.fields[0].options[-1] == "2 · **A bank**, hall, until 2090-01-31"
-    more = {"Grant": form.fields[0].options[-1], "GPU-hours more": "500", "Reason": "They like it."}
+    more = {"Grant": form.fields[0].options[-1], "GPU-hours or core-hours more": "500", "Reason": "They like it."}
     assert (await omar.submit(form, more)).text == "Grant 2 is changed; the record says so."
     told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until <t:37" in m.text)
     assert text.escape("**A bank**") in told.text
@@ -98,21 +98,21 @@ async def test_reservations(shared_lab: Shared) -> None:
     form = await omar.command("stoa reserve", **asked | {"gpus": 3})
     wrong = await omar.submit(form, {"Reason": "A course."})
     assert (wrong.text, lab.heads()) == (
-        "The GPUs are a whole number from 1 to 2, as many as “local” has; “3” is not.",
+        "The cores are a whole number from 1 to 2, as many as “local” has; “3” is not.",
         heads,
     )
     form = await omar.command("stoa reserve", **asked)
     made = await omar.submit(form, {"Reason": "A course."})
     begins, ends = (datetime.combine(day, time(hour), UTC) for hour in (9, 17))
     period = text.period(begins, ends)
-    assert made.text.startswith(f"Reservation 1 is made: 2 GPUs of `local` for P1 {period}.")
-    told = f"**Omar** reserves 2 GPUs of `local` {period} for the project (reservation 1).\n> A course."
+    assert made.text.startswith(f"Reservation 1 is made: 2 cores of `local` for P1 {period}.")
+    told = f"**Omar** reserves 2 cores of `local` {period} for the project (reservation 1).\n> A course."
     await lab.guild.wait_for(channel.id, lambda m: told in m.text)
-    assert f"-# 2 GPUs reserved for P1 {period}" in (await ada.command("cluster status")).text
-    assert (await omar.command("stoa reserve")).text == f"**1** `local` 2 GPUs for P1 {period}\n-# by Omar"
+    assert f"-# 2 cores reserved for P1 {period}" in (await ada.command("cluster status")).text
+    assert (await omar.command("stoa reserve")).text == f"**1** `local` 2 cores for P1 {period}\n-# by Omar"
     form = await omar.command("stoa reserve", cancel=1)
     assert (await omar.submit(form, {"Reason": "It is off."})).text.startswith("Reservation 1 is cancelled")
-    await lab.guild.wait_for(channel.id, lambda m: "**Omar** cancels reservation 1, of 2 GPUs of `local`" in m.text)
+    await lab.guild.wait_for(channel.id, lambda m: "**Omar** cancels reservation 1, of 2 cores of `local`" in m.text)
 
 
 async def test_shares(shared_lab: Shared) -> None:
@@ -158,7 +158,7 @@ async def test_limits(shared_lab: Shared) -> None:
     lab, _ = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
     listed = await omar.command("stoa limits")
-    assert "**Starter hours** 1\n-# GPU-hours a proposal gets at once; 0 for none." in listed.text
+    assert "**Starter hours** 1\n-# Hours of GPUs or cores a proposal gets at once; 0 for none." in listed.text
     assert listed.message is not None
     form = await omar.press(listed.message, "Change one")
     changed = await omar.submit(form, {"Limit": "Starter hours", "Value": "2", "Reason": "It was too small."})
@@ -193,7 +193,7 @@ async def test_what_the_lists_and_forms_leave_out_is_reached_by_name(shared_lab:
     assert (more, hint) == (f"-# and {29 - len(shown)} more", "-# The command's option finds each of them.")
     form = await omar.command("stoa grants", pool="pool29")
     assert form.fields[0].options == ["pool29"]
-    given = {"Pool": "pool29", "Sponsor": "A club", "GPU-hours": "1", "Until": "2090-01-31"}
+    given = {"Pool": "pool29", "Sponsor": "A club", "GPU-hours or core-hours": "1", "Until": "2090-01-31"}
     assert (await omar.submit(form, given)).text.startswith("Grant 30 is added")
     assert await omar.complete("stoa grants", "grant", "bank") == [("2 · **A bank**, hall, until 2090-01-31", 2)]
     form = await omar.command("stoa grants", grant=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bot import text
+from broker.allocations.units import Unit
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, runs
 from broker.runs.runs import RunState
@@ -51,7 +51,7 @@ async def test_a_run_is_cancelled_after_a_question_that_outlives_a_restart(share
     again = await ada.agree(asked)
     assert again.kind == "update"
     assert again.text.startswith("Nothing has been done yet: something changed after you were asked")
-    reserved = "What is not used of the 0.1 GPU-hours reserved for run 1 returns to the allocation."
+    reserved = "What is not used of the 0.1 core-hours reserved for run 1 returns to the allocation."
     assert again.text.endswith(f"\nRun 1 writes a checkpoint and stops. {reserved}{END}")
     assert lab.heads() == heads
     lab.call(lambda session: attempts.extend(session, runs.load(session, 1), 720))
@@ -73,12 +73,12 @@ async def test_a_project_is_completed_after_a_question_that_tells_all_that_ends(
     ada = lab.person("Ada")
     launched = await lab.launch(channel, time_limit="12m")
     run = int(launched.text.split("Run ")[1].split()[0])
-    left = text.gpu_hours(lab.allocation(1).account.left)
+    left = Unit.CORE.hours(lab.allocation(1).account.left)
     asked = await ada.command("project complete", channel=channel.id)
     title = lab.call(projects.load, 1).title
     assert asked.text == (
-        f"**{title}** ends: nobody can join it, ask for GPU time or launch a run in it any more. Its open requests for "
-        "GPU time are withdrawn (allocation 2). Allocation 1 ends: "
+        f"**{title}** ends: nobody can join it, ask for compute or launch a run in it any more. Its open requests for "
+        "compute are withdrawn (allocation 2). Allocation 1 ends: "
         f"{left} return to where the hours were granted from. Run {run} ends at once.{END}"
     )
     assert asked.message is not None

@@ -24,6 +24,7 @@ from broker.allocations import requests
 from broker.allocations.allocations import AllocationState, AllocationView
 from broker.allocations.change_requests import ChangeState
 from broker.allocations.ledger import Account
+from broker.allocations.units import Unit
 from broker.plots.curve import Curve
 from broker.plots.loss_curve import draw
 from broker.reports.review_context import Remark, ReviewContext
@@ -66,8 +67,21 @@ def change(said: str, state: ChangeState) -> ChangeView:
 
 
 def context(said: str) -> ReviewContext:
+    most = dict.fromkeys(Unit, 9 * 10**12 + 1)
     return ReviewContext(
-        3, 1, 1, 1, 2, True, 1, 2, 3, 4, Standing(1.0, 1, 2, 0.5, 0.5, 9.0), [Remark(said, said, True)] * 9
+        3,
+        most,
+        most,
+        1,
+        2,
+        True,
+        1,
+        2,
+        3,
+        4,
+        Standing(1.0, 1, 2, 0.5, 0.5, 9.0),
+        list(Unit),
+        [Remark(said, said, True)] * 9,
     )
 
 
@@ -80,6 +94,7 @@ def run(said: str) -> RunView:
         recipe=said,
         overrides={said: said},
         pool=said,
+        unit=Unit.CORE,
         sponsor=said,
         gpus=1,
         time_limit=60,
@@ -137,7 +152,7 @@ async def test_cards(said: str) -> None:
         checked(change_card(change(said, decision), request(said), context(said)))
     for phase in RunState:
         training = replace(run(said), state=phase, delayed=said, parent_id=1, attempt=3)
-        why = Why(1, said, said, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
+        why = Why(1, said, said, Unit.CORE, 1, phase, said, 9, 9, None, datetime(2030, 1, 1, tzinfo=UTC))
         details = RunDetails(2.5, 1.25, 0.4, 7, said, said, said, said)
         card = run_card(training, picture="curve.png", why=why, thread_id="1", details=details)
         checked(card)
@@ -218,6 +233,8 @@ def test_posts(kind: str, said: str) -> None:
     for other in ({"sample": 2}, {"prepares": said}):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
+    of_cpus = replace(told, payload=payload | {"unit": "core"})
+    assert "GPU" not in posts.render(of_cpus, Destination.RUN, context)
 
 
 def test_an_announcement_names_whole_runs_and_counts_the_others() -> None:

@@ -85,7 +85,7 @@ async def test_a_lead_hears_of_a_join_reviewers_of_a_request_and_who_asked_of_th
     assert pinged(lab, "**Grace** joins the project") == [("Ada",)]
     assert pinged(lab, "· allocation 1", "-# For <@&") == [("@reviewer",)]
     assert pinged(lab, "· allocation 2", "-# For <@&") == [("@reviewer",)]
-    assert pinged(lab, "**Rosa** approves 1 GPU-hour") == [("Ada",)]
+    assert pinged(lab, "**Rosa** approves 1 core-hour") == [("Ada",)]
     assert pinged(lab, "**Ada** proposes") == [()]
 
     card = await lab.review_card(2)
@@ -101,7 +101,7 @@ async def test_a_lead_hears_of_a_join_reviewers_of_a_request_and_who_asked_of_th
 
     later = (datetime.now(UTC) + timedelta(days=60)).date().isoformat()
     form = await lab.person("Ada").command("allocation change", channel=channel.id, allocation=1)
-    await lab.person("Ada").submit(form, {"GPU-hours more": "2", "Until": later, "Justification": "It goes well."})
+    await lab.person("Ada").submit(form, {"Core-hours more": "2", "Until": later, "Justification": "It goes well."})
     card = await lab.guild.wait_for("compute-review", lambda m: "change 1 of allocation 1" in m.text)
     assert pinged(lab, "change 1 of allocation 1") == [("@reviewer",)]
     await rosa.submit(await rosa.press(card, "Approve"), {"Reason": "It does."})

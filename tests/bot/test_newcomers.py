@@ -41,7 +41,7 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** confirms **Omar** as a contributor." in m.text)
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar" in m.text and "(n" not in m.text)
     assert (await ada.press(post, "Confirm")).text == f"Omar already works on {TITLE}."
-    assert "GPU-hours at most" in (await omar.command("run launch", **launch)).text
+    assert "core-hours at most" in (await omar.command("run launch", **launch)).text
 
 
 async def test_a_person_is_removed_with_a_reason_and_returns_as_a_newcomer(shared_lab: Shared) -> None:
@@ -78,7 +78,7 @@ async def test_an_endorsement_of_one_who_has_lost_the_role_is_none(shared_lab: S
     lab.call(policies.change, None, "one_reviewer_hours", "2", "Little is left.")
     number = int((await lab.request(channel, "4")).text.split()[1])
     card = await lab.review_card(number)
-    consent = {"GPU-hours": "4", "Reason": "Yes."}
+    consent = {"Core-hours": "4", "Reason": "Yes."}
     assert (await rosa.submit(await rosa.press(card, "Approve"), consent)).text == forms.ENDORSED
     await lab.guild.set_roles("Rosa", [])
     assert (await emmy.submit(await emmy.press(card, "Approve"), consent)).text == forms.ENDORSED

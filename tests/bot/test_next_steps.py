@@ -33,13 +33,13 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
 
     # The new channel leads to a request, with the choice of a pool.
     channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
-    opened = await lab.guild.wait_for(channel.id, has("**Next** The lead asks for GPU time"))
-    await lab.guild.wait_for("proposals", has("**Next** The lead asks for GPU time", message_id=card.id))
-    asking = await ada.press(opened, "Ask for GPU time")
-    assert [field.label for field in asking.fields] == ["Pool", "GPU-hours", "Until", "Justification"]
-    answers = {"Pool": "local", "GPU-hours": "1", "Until": "in 3 weeks", "Justification": "To see."}
+    opened = await lab.guild.wait_for(channel.id, has("**Next** The lead asks for compute"))
+    await lab.guild.wait_for("proposals", has("**Next** The lead asks for compute", message_id=card.id))
+    asking = await ada.press(opened, "Ask for compute")
+    assert [field.label for field in asking.fields] == ["Pool", "Core-hours", "Until", "Justification"]
+    answers = {"Pool": "local", "Core-hours": "1", "Until": "in 3 weeks", "Justification": "To see."}
     asked = await ada.submit(asking, answers)
-    assert "1 GPU-hour of `local`" in asked.text
+    assert "1 core-hour of `local`" in asked.text
 
     # What is granted is used with one click more.
     assert asked.message is not None
@@ -49,14 +49,14 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     for source in (asked.message, granted):
         launching = await ada.press(source, "Launch a run")
         assert [field.label for field in launching.fields] == [
-            "Recipe", "Time limit", "GPUs", "Changes to the recipe", "Name",
+            "Recipe", "Time limit", "Cores", "Changes to the recipe", "Name",
         ]  # fmt: skip
-    odd = {"Recipe": "demo", "Time limit": "10m", "GPUs": "two"}
-    assert (await ada.submit(launching, odd)).text == "The number of GPUs is a whole number, such as 1 or 8."
+    odd = {"Recipe": "demo", "Time limit": "10m", "Cores": "two"}
+    assert (await ada.submit(launching, odd)).text == "The number of cores is a whole number, such as 1 or 8."
     launching = await ada.press(granted, "Launch a run")
-    offer = await ada.submit(launching, odd | {"GPUs": "1", "Changes to the recipe": "steps=400", "Name": "Long"})
+    offer = await ada.submit(launching, odd | {"Cores": "1", "Changes to the recipe": "steps=400", "Name": "Long"})
     assert offer.message is not None
-    assert "Launch demo on 1 GPU of `local`?" in offer.text
+    assert "Launch demo on 1 core of `local`?" in offer.text
     assert "steps=400\n“Long”\n" in offer.text
     await ada.press(offer.message, "Launch")
     await lab.guild.wait_for("proposals", has("**Next** A contributor launches the next run", message_id=card.id))

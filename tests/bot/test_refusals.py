@@ -23,7 +23,7 @@ from tests.patience import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
-HOURS = "GPU-hours must be a number above 0, such as 1.5."
+HOURS = "Hours must be a number above 0, such as 1.5."
 
 
 def edited(times: int) -> Callable[[Answer], bool]:
@@ -131,7 +131,7 @@ async def test_more_hours_than_the_pool_can_give(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
     answer = await lab.request(channel, "1e9")
-    assert re.search(r"^The grants of “local” have [0-9.,]+ GPU-hours left for one allocation; ask for", answer.text)
+    assert re.search(r"^The grants of “local” have [0-9.,]+ core-hours left for one allocation; ask for", answer.text)
     assert lab.heads() == heads
 
 
@@ -152,7 +152,7 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
         ({"recipe": "n\0o\u202ep\x1b[1me"}, "There is no recipe “nope”; the recipes are: demo."),
         ({"recipe": "**nope**"}, "There is no recipe “**nope**”; the recipes are: demo."),
         ({"time_limit": "soon"}, "A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours."),
-        ({"gpus": 9}, "The pool “local” has 2 GPUs; ask for 1 to 2."),
+        ({"gpus": 9}, "The pool “local” has 2 cores; ask for 1 to 2."),
     ],
 )
 async def test_a_launch(shared_lab: Shared, options: dict[str, object], sentence: str) -> None:
@@ -228,7 +228,7 @@ async def test_a_second_approval(shared_lab: Shared) -> None:
     first = await lab.person("Rosa").press(card, "Approve")
     second = await lab.person("Omar").press(card, "Approve")
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
-    await lab.person("Rosa").submit(first, {"GPU-hours": "0.5", "Reason": "Yes."})
+    await lab.person("Rosa").submit(first, {"Core-hours": "0.5", "Reason": "Yes."})
     heads = lab.heads()
     sentence = "This request was already approved, by Rosa."
     refused(lab, await lab.person("Omar").submit(second, {"Reason": "Yes, too."}), sentence, heads)

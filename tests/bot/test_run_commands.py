@@ -93,13 +93,13 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     assert offer.message is not None
     assert offer.ephemeral
     for words in (
-        "Launch demo on 2 GPUs of `local`?",
+        "Launch demo on 2 cores of `local`?",
         "With steps=40, seed=7",
-        "**Cost** 0.333 GPU-hours at most, in 10 min",
-        "allocation 1 has 1 GPU-hour left, and 0.667 should this run take all its time",
+        "**Cost** 0.333 core-hours at most, in 10 min",
+        "allocation 1 has 1 core-hour left, and 0.667 should this run take all its time",
         "place 1 of 1. Nothing holds it up. It starts at once.",
         "81.9k tokens in 40 steps",
-        "MiB of memory on each GPU",
+        "MiB of memory for each core",
     ):
         assert words in offer.text.replace("\\", "")
     assert offer.message.button_labels == ["Launch", "Cancel"]
@@ -126,12 +126,12 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     assert not lost.done()
     lost.cancel()
     again = await ada.press(offer.message, "Launch")
-    assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 0.333 GPU-hours at most")
-    assert "The allocation has 1 GPU-hour left, and 0.667 should its queued runs take all their time." in again.text
+    assert again.text.startswith("### 🚀 Run 1 is queued\nIt will cost 0.333 core-hours at most")
+    assert "The allocation has 1 core-hour left, and 0.667 should its queued runs take all their time." in again.text
     offer = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="1m")
     for words in (
-        "has 1 GPU-hour left, and 0.65 should this run and those queued take all their time",
-        "place 2 of 2. It waits for GPUs: 1 needed, 0 free on “local”. It starts within 10 min at the latest.",
+        "has 1 core-hour left, and 0.65 should this run and those queued take all their time",
+        "place 2 of 2. It waits for cores: 1 needed, 0 free on “local”. It starts within 10 min at the latest.",
     ):
         assert words in offer.text
     run = lab.call(runs.load, 1)
@@ -183,11 +183,11 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
 
     given: dict[str, object] = {"recipe": "demo", "time_limit": "30m"}
     assert await shown("gpus", "", **given) == [
-        "1 GPU · ✓ 0.5 GPU-hours at most; 1 left",
-        "2 GPUs · ✓ 1 GPU-hour at most; 1 left",
+        "1 core · ✓ 0.5 core-hours at most; 1 left",
+        "2 cores · ✓ 1 core-hour at most; 1 left",
     ]
-    assert await shown("gpus", "-3", **given) == ["-3 GPUs · ✗ The pool “local” has 2 GPUs; ask for 1 to 2."]
-    assert (await shown("time_limit", "", recipe="demo"))[0].startswith("15m · ✓ 0.25 GPU-hours at most")
+    assert await shown("gpus", "-3", **given) == ["-3 cores · ✗ The pool “local” has 2 cores; ask for 1 to 2."]
+    assert (await shown("time_limit", "", recipe="demo"))[0].startswith("15m · ✓ 0.25 core-hours at most")
     assert (await shown("time_limit", "soon", recipe="demo"))[0].startswith("soon · ✗ A time limit is written like")
     assert (await shown("steps", "", **given))[0].startswith("200 steps, as the recipe has it · ✓")
     assert await shown("override", "seed=1, le", **given) == ["seed=1, learning_rate= · the recipe has 0.005"]
@@ -203,14 +203,14 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
         ("time_limit", "banana", "banana · ✗ A time limit is written like"),
         ("override", "seed=", "seed= · ✗ An override is written like"),
         ("override", "magic=1", "magic=1 · ✗ 'magic' may not be overridden"),
-        ("override", "seed=1", "seed=1 · ✗ The pool “local” has 2 GPUs"),
+        ("override", "seed=1", "seed=1 · ✗ The pool “local” has 2 cores"),
     ):
         assert (await shown(option, typed, **given | {"gpus": 9}))[0].startswith(own), "its own fault before another's"
     [(nowhere, value)] = await ada.complete("run launch", "gpus", "", recipe="demo")
     assert (nowhere[:21], value) == ("✗ Name the project in", 1)
-    assert await shown("allocation", "") == ["1 · 1 GPU-hour of local, approved"], "what is asked for is not there yet"
+    assert await shown("allocation", "") == ["1 · 1 core-hour of local, approved"], "what is asked for is not there yet"
     prepare = await ada.complete("catalogue prepare", "time_limit", "", channel=channel.id, recipe="demo")
-    assert prepare[0] == ("15m · 0.25 GPU-hours at most", "15m")
+    assert prepare[0] == ("15m · 0.25 core-hours at most", "15m")
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", dataset="pile")
     assert said(wrong) == "There is no dataset “pile”; there are: python-docs, python-stdlib."
     wrong = await ada.command("run launch", channel=channel.id, recipe="demo", time_limit="5m", override="magic=1")
@@ -242,28 +242,28 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert paused == [(f"{run} · demo, paused", run)]
     assert run not in [value for _, value in await ada.complete("run pause", "run", "")]
     offered = await ada.complete("run resume", "gpus", "", channel=thread)
-    assert offered == [("1 GPU, as before", 1), ("2 GPUs", 2)]
+    assert offered == [("1 core, as before", 1), ("2 cores", 2)]
     assert await ada.complete("run resume", "gpus", "", run=404) == []
     longer = await ada.complete("run resume", "time_limit", "", channel=thread, gpus=2)
-    assert longer[0] == ("15m · 0.5 GPU-hours at most", "15m")
+    assert longer[0] == ("15m · 0.5 core-hours at most", "15m")
     assert await ada.complete("run resume", "time_limit", "soon", channel=thread) == [
         ("soon · ✗ A time limit is written like 45m, 2h or 1h30m, from one minute to 720 hours.", "soon")
     ]
     on = await ada.complete("run resume", "allocation", "", run=run)
-    assert on == [("1 · 1 GPU-hour of local, approved", 1)], "the run's project is meant, wherever this is typed"
+    assert on == [("1 · 1 core-hour of local, approved", 1)], "the run's project is meant, wherever this is typed"
     for gpus in (-1, 3):
         wrong = await ada.command("run resume", run=run, gpus=gpus)
-        assert said(wrong) == "The pool “local” has 2 GPUs; ask for 1 to 2."
+        assert said(wrong) == "The pool “local” has 2 cores; ask for 1 to 2."
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     resumed = said(await ada.command("run resume", channel=thread, gpus=2))
-    assert resumed.startswith(f"Run {run} is queued. It will cost 0.333 GPU-hours at most")
+    assert resumed.startswith(f"Run {run} is queued. It will cost 0.333 core-hours at most")
     stale = said(await ada.press(card, "Resume"))
     assert stale == f"Run {run} is queued; only a paused run can be resumed."
     await lab.guild.clear_faults()
-    assert (await ada.complete("run extend", "time", "2m", run=run))[0] == ("2m · 0.067 GPU-hours at most", "2m")
+    assert (await ada.complete("run extend", "time", "2m", run=run))[0] == ("2m · 0.067 core-hours at most", "2m")
     extended = said(await ada.command("run extend", run=run, time="2m"))
     assert extended.startswith(
-        f"Run {run} may take 2 min longer: from here on it costs 0.4 GPU-hours at most. The allocation"
+        f"Run {run} may take 2 min longer: from here on it costs 0.4 core-hours at most. The allocation"
     )
     assert "written like 45m" in said(await ada.command("run extend", run=run, time="-2m"))
 
@@ -294,7 +294,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     lab.call(settlement.settle, run, token, 30.0, Progress(0, 0), Ending(75, "it was asked to stop"), 3)
     assert lab.call(runs.view, run).state == RunState.PAUSED
     paused_log = (await ada.command("run log", run=run)).text
-    assert f"**{token}** ended · 0.017 GPU-hours · on here · paused by Ada\n" in paused_log
+    assert f"**{token}** ended · 0.017 core-hours · on here · paused by Ada\n" in paused_log
     assert "is queued" in said(await ada.command("run resume", run=run))
     waits = lab.call(why.why, run).reason
     shown = await ada.command("run show", run=run)
@@ -331,23 +331,23 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     thread = (await card_of(lab, channel, first)).thread_id or ""
     here: dict[str, Any] = {"channel": thread, "step": 16}
     given = await ada.complete("run fork", "gpus", "", channel=channel.id, run=first, step=16)
-    assert given[0][0].startswith("1 GPU · ✓ 0.033 GPU-hours at most")
+    assert given[0][0].startswith("1 core · ✓ 0.033 core-hours at most")
     assert await ada.complete("run fork", "gpus", "", **here) == given
     [(expected, limit), *_] = await ada.complete("run fork", "time_limit", "", **here)
-    assert expected.startswith("3m, a quarter more than expected · ✓ 0.05 GPU-hours at most, about 0.027; 0.9")
+    assert expected.startswith("3m, a quarter more than expected · ✓ 0.05 core-hours at most, about 0.027; 0.9")
     assert limit == "3m"
     assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
     assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
-    assert f"Launch a fork of run {first} from step 16 on 2 GPUs" in offer.text
+    assert f"Launch a fork of run {first} from step 16 on 2 cores" in offer.text
     assert "49.2k tokens in the 24 steps from 16 to 40" in offer.text
     assert "**Expected** about " in offer.text
     assert "measured 500 tokens per second" in offer.text
     [(expected, limit), *_] = await ada.complete(
         "run launch", "time_limit", "", channel=channel.id, recipe="demo", steps=40
     )
-    assert expected.startswith("4m, a quarter more than expected · ✓ 0.067 GPU-hours at most")
+    assert expected.startswith("4m, a quarter more than expected · ✓ 0.067 core-hours at most")
     assert limit == "4m"
     assert offer.message is not None
     forked = await ada.press(offer.message, "Launch")
@@ -411,7 +411,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     )
     form = await ada.command("run sample", run=first)
     queued = said(await ada.submit(form, {"Prompt": "def hello(@everyone):"}))
-    assert "0.167 GPU-hours at most" in queued
+    assert "0.167 core-hours at most" in queued
     sample = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0]
     assert lab.call(runs.load, sample.id).prompt == "def hello(@everyone):"
     asked = await lab.guild.wait_for(thread, lambda m: f"asks for sample 1 of run {first}, which" in m.text)
@@ -480,14 +480,14 @@ async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shar
     ada = lab.person("Ada")
     given = {"name": "**Wide** @everyone 🧪", "tags": "#Rope, tiny"}
     run = await launched(lab, channel, time_limit="1m", **given)
-    card = await card_of(lab, channel, run, "“\\*\\*Wide\\*\\* @\u200beveryone 🧪” waits for GPUs", "`rope` `tiny`")
+    card = await card_of(lab, channel, run, "“\\*\\*Wide\\*\\* @\u200beveryone 🧪” waits for its turn", "`rope` `tiny`")
     await lab.guild.wait_for(
         card.thread_id or "", has(f"launches run {run} “\\*\\*Wide\\*\\* @\u200beveryone 🧪”, tagged `rope` `tiny`: ")
     )
     renamed = said(await ada.command("run name", channel=card.thread_id or "", name="Narrow", tags="tiny"))
     assert renamed == f"Run {run} is now called “Narrow” and has the tags `tiny`."
     await lab.guild.wait_for(card.thread_id or "", has(f"**Ada** names run {run}: “Narrow”, tagged `tiny`."))
-    await card_of(lab, channel, run, f"Run {run} “Narrow” waits for GPUs")
+    await card_of(lab, channel, run, f"Run {run} “Narrow” waits for its turn")
     assert f"Run {run} “Narrow” " in (await ada.command("run show", run=run)).text
     listed = [said(await ada.command("run list", channel=channel.id, tag=tag)) for tag in ("tiny", "rope")]
     assert f"{run} “Narrow” `demo`".replace("`", "") in listed[0].replace("*", "").replace("`", "")

@@ -167,7 +167,7 @@ async def test_a_deleted_channel_is_told_of_and_open_requests_follow_to_the_next
     await omar.command("stoa setup", review="general")
     there = await lab.guild.wait_for("general", lambda m: m.text.endswith("allocation 2"))
     await lab.guild.wait_for("compute-review", lambda m: m.id == card.id and "card is now in <#" in m.text)
-    await rosa.submit(await rosa.press(there, "Approve"), {"GPU-hours": "1", "Reason": "Go."})
+    await rosa.submit(await rosa.press(there, "Approve"), {"Core-hours": "1", "Reason": "Go."})
     await lab.guild.wait_for("general", lambda m: m.id == there.id and "Approved by Rosa" in m.text)
     assert "dream" in (await ada.command("project list")).text
     await omar.delete_role("reviewer")

@@ -69,13 +69,13 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     assert offer.message is not None
     assert offer.ephemeral
     for words in (
-        "Launch a sweep of 4 runs of demo, each on 1 GPU of `local`?",
+        "Launch a sweep of 4 runs of demo, each on 1 core of `local`?",
         "All with steps=40",
-        "-# learning_rate · seed · GPU-hours at most · starts at the latest",
+        "-# learning_rate · seed · core-hours at most · starts at the latest",
         "1. `1e-3 · 1` · 0.083 · at once",
         "4. `3e-3 · 2` · 0.083 · in 5 min",
-        "**Cost** 0.333 GPU-hours at most: 4 × 0.083, each in 5 min",
-        "allocation 1 has 1 GPU-hour left, and 0.667 should these runs take all their time",
+        "**Cost** 0.333 core-hours at most: 4 × 0.083, each in 5 min",
+        "allocation 1 has 1 core-hour left, and 0.667 should these runs take all their time",
     ):
         assert words in offer.text.replace("\\", "")
     assert offer.message.button_labels == ["Launch 4 runs", "Cancel"]
@@ -95,14 +95,14 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     await lab.start_bot()
     lost.cancel()
     again = await ada.press(offer.message, "Launch 4 runs")
-    assert again.text.startswith("### 🚀 Sweep 1 is queued: runs 1 to 4\nAll together cost 0.333 GPU-hours at most.")
+    assert again.text.startswith("### 🚀 Sweep 1 is queued: runs 1 to 4\nAll together cost 0.333 core-hours at most.")
     assert len(lab.call(runs.of_project, 1)) == 4
 
-    card = await card_of(lab, channel, 1, "Sweep 1 waits for GPUs", "4 queued", "Pause all")
+    card = await card_of(lab, channel, 1, "Sweep 1 waits for its turn", "4 queued", "Pause all")
     assert "**2** `1e-3 · 2` · 0" in card.text
     thread = card.thread_id or ""
     launched = await lab.guild.wait_for(thread, lambda m: "launches sweep 1: 4 runs of recipe `demo`" in m.text)
-    assert "over `learning_rate=1e-3,3e-3 seed=1..2`, all with steps=40, each on 1 GPU" in launched.text.replace(
+    assert "over `learning_rate=1e-3,3e-3 seed=1..2`, all with steps=40, each on 1 core" in launched.text.replace(
         "\\", ""
     )
     queued = await lab.guild.wait_for(thread, lambda m: "Run 4 of sweep 1 is queued" in m.text)
@@ -135,7 +135,7 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     assert (await ada.command("run compare", runs="sweep 1")).text.endswith("· sweep 1")
     listed = (await ada.command("run list", channel=channel.id)).text.splitlines()
     [second] = [line for line in listed if line.startswith("**2** `demo` · finished · step 20 of 40 · loss 2.650 · ")]
-    assert second.endswith(f" GPU-hours · Ada · sweep 1 · <#{thread}>")
+    assert second.endswith(f" core-hours · Ada · sweep 1 · <#{thread}>")
     assert "of sweep 1" not in said(await ada.command("run why", run=3))
 
     assert "asked to stop" in (await ada.agree(await ada.command("run cancel", channel=thread))).text
@@ -163,7 +163,7 @@ async def test_a_sweep_is_paused_and_resumed_by_its_buttons_and_by_command(share
     assert paused.startswith(f"3 runs of sweep {sweep}: asked to pause")
     card = await card_of(lab, channel, sweep, "is paused", "3 paused", "Resume all")
     resumed = said(await ada.press(card, "Resume all"))
-    assert resumed.startswith(f"Sweep {sweep} goes on. All together cost 0.25 GPU-hours at most")
+    assert resumed.startswith(f"Sweep {sweep} goes on. All together cost 0.25 core-hours at most")
     assert said(await ada.command("run resume", sweep=sweep)).endswith("no paused run; only those can be resumed.")
     assert "Name a run or a sweep" in said(await ada.command("run pause", sweep=sweep, run=1))
     assert said(await ada.command("run pause", sweep=sweep)).startswith("3 runs of")
@@ -190,7 +190,7 @@ async def test_points_are_judged_while_they_are_typed_and_bad_ones_launch_nothin
 
     assert await shown("le") == ["learning_rate= · the recipe has 0.005"]
     assert await shown("seed=1..2 wa") == ["seed=1..2 warmup= · the recipe has 0.1"]
-    assert (await shown("seed=1..2"))[0].startswith("seed=1..2 · ✓ 2 runs, 0.167 GPU-hours at most")
+    assert (await shown("seed=1..2"))[0].startswith("seed=1..2 · ✓ 2 runs, 0.167 core-hours at most")
     assert (await shown("seed=7"))[0].startswith("seed=7 · ✗ A sweep has at least two points")
     assert (await shown("magic=1,2"))[0].startswith("magic=1,2 · ✗ The point magic=1: 'magic' may not be")
     heads, before = lab.heads(), len(lab.call(runs.of_project, 1))

@@ -40,8 +40,8 @@ async def test_each_welcome_is_posted_and_pinned_once_and_kept_up_to_date(lab: L
     assert "Does the loss of a small model follow" in welcome.text
     assert "**People** Ada (lead), Grace" in welcome.text
     assert "**How to help**\n> Somebody who can plot." in welcome.text
-    assert "**Next** The lead asks for GPU time" in welcome.text
-    assert welcome.button_labels == ["Join", "Follow", "Ask for GPU time"]
+    assert "**Next** The lead asks for compute" in welcome.text
+    assert welcome.button_labels == ["Join", "Follow", "Ask for compute"]
     assert "You are in" in (await omar.press(welcome, "Join")).text
     lab.call(updates.change_needs, lab.actor("Ada"), 1, "A statistician.")
     await lab.guild.wait_for(channel.id, has("Omar", "> A statistician.", message_id=welcome.id))

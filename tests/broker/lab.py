@@ -64,6 +64,7 @@ class Lab:
         self,
         name: str = POOL,
         *,
+        gpu_type: str = "cpu",
         gpus: int = 2,
         gpus_a_node: int | None = None,
         granted: int = 1000 * HOUR,
@@ -75,7 +76,7 @@ class Lab:
             pools.add_pool(
                 session,
                 name=name,
-                gpu_type="cpu",
+                gpu_type=gpu_type,
                 gpus=gpus,
                 gpus_a_node=gpus_a_node,
                 runner=runner,

@@ -20,7 +20,7 @@ def test_a_change_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     allocation = lab.allocation(project, hours="2")
     asked = lab.request(project)
     refused: list[tuple[dict[str, str], str]] = [
-        ({}, "more GPU-hours, a later end, or both"),
+        ({}, "more hours, a later end, or both"),
         *(({"hours": hours}, "above 0") for hours in ("-5", "0", "NaN", "1e9", "inf")),
         ({"until": in_days(10)}, "ask for a later day"),
         ({"until": "soon"}, "year, month, day"),
@@ -116,8 +116,8 @@ def test_an_operators_adjustment(lab: Lab) -> None:
     before = lab.everything()
     for seconds, sentence in (
         *((-HOUR, "has 0.516 left"), (1000 * HOUR, "grant has"), (0, "nothing")),
-        *((1_000_000 * HOUR, "grant has"), (1_000_000 * HOUR + 1, "at most 1,000,000 GPU-hours")),
-        *((sign * 10**30, "at most 1,000,000 GPU-hours") for sign in (1, -1)),
+        *((1_000_000 * HOUR, "grant has"), (1_000_000 * HOUR + 1, "at most 1,000,000 hours")),
+        *((sign * 10**30, "at most 1,000,000 hours") for sign in (1, -1)),
     ):
         with pytest.raises(DomainError, match=sentence):
             adjust(seconds)

@@ -22,10 +22,10 @@ from tests.broker.lab import ADA, EMMY, GRACE, HOUR, POOL, ROSA, Lab, in_days
 REFUSED_REQUESTS = [
     ({"hours": "-5"}, "above 0"),
     ({"hours": "0"}, "above 0"),
-    ({"hours": "1e9"}, "have 1,000 GPU-hours left"),
+    ({"hours": "1e9"}, "have 1,000 core-hours left"),
     ({"hours": "1,000"}, "may be 1000 or 1.000"),
     ({"hours": "NaN"}, "must be a number"),
-    ({"hours": "1001"}, "have 1,000 GPU-hours left"),
+    ({"hours": "1001"}, "have 1,000 core-hours left"),
     ({"until": "2020-01-01"}, "in the future"),
     ({"until": "soon"}, "year, month, day"),
     ({"pool": "moon"}, f"no pool “moon”; the pools are: {POOL}"),
@@ -33,7 +33,7 @@ REFUSED_REQUESTS = [
     ({"justification": "x" * 5000}, "at most 1,500"),
 ]
 REFUSED_DECISIONS: list[tuple[dict[str, Any], str]] = [
-    ({"hours": "2.001"}, "2 GPU-hours were asked for; grant at most that"),
+    ({"hours": "2.001"}, "The request is for 2 core-hours; grant at most that"),
     ({"hours": "0"}, "above 0"),
     ({"hours": "NaN"}, "must be a number"),
     ({"reason": ""}, "The reason is empty"),
@@ -72,7 +72,7 @@ def test_hours_as_typed(typed: str, seconds: int) -> None:
     ],
 )
 def test_hours_that_are_none(typed: str) -> None:
-    with pytest.raises(InvalidError, match=r"GPU-hours must .* such as") as refused:
+    with pytest.raises(InvalidError, match=r"Hours must .* such as") as refused:
         parse_hours(typed)
     assert len(str(refused.value)) < 120
 
@@ -233,13 +233,13 @@ def test_a_grant_is_drawn_empty_and_not_further(lab: Lab) -> None:
     large, small, last = (lab.request(project, hours=hours) for hours in ("998", "3", "1.5"))
     lab.consent(large, "998")
     before = lab.everything()
-    with pytest.raises(ConflictError, match="No grant of this pool holds 3 GPU-hours any more; 2 are left"):
+    with pytest.raises(ConflictError, match="No grant of this pool holds 3 core-hours any more; 2 are left"):
         lab.approve(small, hours="3")
     assert lab.everything() == before
     lab.approve(last, hours="1.5")
     lab.approve(small, hours="0.5")
     assert available(lab) == 0
-    with pytest.raises(InvalidError, match="have 0 GPU-hours left"):
+    with pytest.raises(InvalidError, match="have 0 core-hours left"):
         lab.request(project, hours="0.001")
 
 
@@ -267,7 +267,7 @@ def test_no_more_is_asked_for_than_one_grant_holds(lab: Lab) -> None:
     with lab.db.write() as session:
         until = utcnow() + timedelta(days=60)
         pools.add_grant(session, pool="shared", sponsor="Another house", seconds=2 * HOUR, until=until)
-    with pytest.raises(InvalidError, match="have 3 GPU-hours left for one allocation"):
+    with pytest.raises(InvalidError, match="have 3 core-hours left for one allocation"):
         lab.request(project, pool="shared", hours="4")
     asked = lab.request(project, pool="shared", hours="3")
     with lab.db.read() as session:
@@ -275,7 +275,7 @@ def test_no_more_is_asked_for_than_one_grant_holds(lab: Lab) -> None:
     lab.approve(asked, hours="3")
     with lab.db.read() as session:
         assert review_context.of_request(session, asked).available == 0, "a change of it draws on its own grant"
-        assert pools.largest_in(session, "shared") == 2 * HOUR
+        assert pools.largest_in(session, "shared").seconds == 2 * HOUR
 
 
 def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(lab: Lab) -> None:
@@ -294,13 +294,13 @@ def test_the_grant_that_ends_first_is_drawn_first_and_an_ended_one_not_at_all(la
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"), [({"seconds": 0}, "at least one GPU-second"), ({"until": utcnow()}, "ends in the future")]
+    ("values", "sentence"), [({"seconds": 0}, "at least one second"), ({"until": utcnow()}, "ends in the future")]
 )
 def test_a_grant_that_gives_nothing(lab: Lab, values: dict[str, object], sentence: str) -> None:
     before = lab.everything()
     given: dict[str, object] = {"seconds": 10, "until": utcnow() + timedelta(days=1)} | values
     with pytest.raises(InvalidError, match=sentence), lab.db.write() as session:
         pools.add_grant(session, pool=POOL, sponsor="Nobody", **given)  # type: ignore[arg-type]
-    with pytest.raises(InvalidError, match="at least one GPU"), lab.db.write() as session:
+    with pytest.raises(InvalidError, match="at least one GPU or core"), lab.db.write() as session:
         pools.add_pool(session, name="empty", gpu_type="cpu", gpus=0)
     assert lab.everything() == before

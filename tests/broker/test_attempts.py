@@ -77,7 +77,7 @@ def test_an_admission_that_cannot_be_paid_changes_nothing(lab: Lab, project: int
     other = lab.launch(project, time_limit="50m")
     lab.admit(run, 0)
     before = lab.everything()
-    with pytest.raises(ConflictError, match=r"0.834 GPU-hours are needed; the allocation has 0.666 left"):
+    with pytest.raises(ConflictError, match=r"0.834 hours are needed; the allocation has 0.666 left"):
         lab.admit(other, 1)
     with pytest.raises(ConflictError, match="is starting and cannot become starting"):
         lab.admit(run, 1)

@@ -120,7 +120,7 @@ def test_who_can_never_start_is_refused_and_holds_up_nobody() -> None:
     assert list(plan(ended).refusals) == [1]
     assert "ended on 2030-01-01" in plan(ended).refusals[1]
     short = replace(state, funds={1: Funds(399, 0, None), 2: state.funds[2]})
-    assert "it may cost 0.112 GPU-hours and its allocation has 0.11 left" in plan(short).refusals[1]
+    assert "it may cost 0.112 hours and its allocation has 0.11 left" in plan(short).refusals[1]
     assert [one.run_id for one in plan(short).starts] == [2]
 
 

@@ -146,9 +146,9 @@ def test_what_cannot_be_resumed_changes_nothing(lab: Lab, project: int, run: int
     lab.pause(run)
     before = lab.everything()
     for changes, sentence in (
-        ({"gpus": 3}, "has 2 GPUs; ask for 1 to 2"),
-        ({"gpus": 0}, "has 2 GPUs; ask for 1 to 2"),
-        ({"time_limit": "2h"}, "may cost 4 GPU-hours, with 1 left: less time or fewer GPUs would fit"),
+        ({"gpus": 3}, "has 2 cores; ask for 1 to 2"),
+        ({"gpus": 0}, "has 2 cores; ask for 1 to 2"),
+        ({"time_limit": "2h"}, "may cost 4 core-hours, with 1 left: less time or fewer cores would fit"),
         ({"time_limit": "soon"}, "A time limit is written like"),
         ({"allocation_id": 99}, "no allocation 99"),
     ):
@@ -216,7 +216,7 @@ def test_a_running_run_is_extended_at_once_and_its_supervisor_is_told(
         told = leases.renew(session, run, token, 700, NOTHING, lease_seconds=60)
     assert (told.stop, told.seconds) == (False, 1200)
     assert lab.account(allocation) == Account(HOUR, 1000, 1400)
-    with pytest.raises(ConflictError, match=r"0.367 GPU-hours are needed; the allocation has 0.333 left"):
+    with pytest.raises(ConflictError, match=r"0.367 hours are needed; the allocation has 0.333 left"):
         lab.extend(run, "11m")
     lab.settle(run, token, 1200, Ending(75, timed_out=True))
     assert (lab.run(run).state, lab.account(allocation)) == (RunState.TIMED_OUT, Account(HOUR, 0, 2400))
@@ -298,7 +298,7 @@ def test_a_run_that_is_unfunded_goes_on_once_it_can_be_paid(lab: Lab, project: i
     lab.settle(first, token, 2400, Ending(70, "broken"))
     assert act(control.pause_unfunded, second)
     assert (lab.run(second).state, lab.row(second).unfunded) == (RunState.PAUSED, True)
-    assert "0.667 GPU-hours and its allocation has 0.333 left" in lab.run(second).reason
+    assert "0.667 core-hours and its allocation has 0.333 left" in lab.run(second).reason
     assert (revivable(), act(control.revive, second)) == ([], False)
     lab.top_up(allocation, 1200)
     assert revivable() == [second]
@@ -352,7 +352,7 @@ def test_an_end_that_is_no_fault_of_the_machines_refunds_nothing(
 def test_a_refund_is_given_once_and_never_more_than_was_charged(lab: Lab, allocation: int, run: int) -> None:
     token = lab.start(run, 0, 1)
     lab.renew(run, token, 10)
-    with pytest.raises(ConflictError, match="was charged 20 GPU-seconds"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="was charged 20 s"), lab.db.write() as session:
         ledger.refund(session, allocation, run, token, 21, "a fault")
     with lab.db.write() as session:
         ledger.refund(session, allocation, run, token, 5, "a fault")

@@ -321,7 +321,7 @@ def test_a_large_recipe_on_small_stand_in_data_is_refused_by_the_memory_of_its_r
     project = big_pool(lab)
     for name, path in stand_ins(tmp_path).items():
         add(lab, name, path, licence="")
-    with pytest.raises(InvalidError, match=r"\(4 × 2\) must divide the number of GPUs \(1\)"):
+    with pytest.raises(InvalidError, match=r"\(4 × 2\) must divide the number of ranks \(1\)"):
         lab.launch(project, recipe="gpt-neox-20b")
     values = yaml.safe_load(configs.built_in()["gpt-neox-20b"])
     values["parallel"] |= {"pipeline": 1, "tensor": 1}

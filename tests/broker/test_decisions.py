@@ -186,7 +186,7 @@ def test_what_was_not_in_the_queue_then(lab: Lab, ours: int, keep: Callable[[], 
     late = lab.launch(ours)
     lab.cancel(late)
     at = keep()
-    assert (tell(lab, run, at).state, tell(lab, run, at).reason) == (RunState.RUNNING, "It had its GPUs on “laptop”.")
+    assert (tell(lab, run, at).state, tell(lab, run, at).reason) == (RunState.RUNNING, "It had its cores on “laptop”.")
     with pytest.raises(ConflictError, match=f"Run {late} was neither waiting nor running at "):
         tell(lab, late, at)
     with pytest.raises(NotFoundError, match="those kept begin at "):
@@ -225,7 +225,7 @@ def test_the_command_line_replays(
     finally:
         get_settings.cache_clear()
     assert (said.exit_code, now.exit_code, wrong.exit_code) == (0, 0, 2)
-    assert "It waits for GPUs: 2 needed, 1 free on “laptop”." in said.output
+    assert "It waits for cores: 2 needed, 1 free on “laptop”." in said.output
     assert f"{at:%Y-%m-%d %H:%M:%S} UTC" in said.output
     assert "1 of 1" in said.output
-    assert "waits for GPUs" not in now.output
+    assert "waits for cores" not in now.output

@@ -42,7 +42,8 @@ def in_store(tmp_path: Path, *known: Presence) -> Store:
         ),
         (
             [machine("ada"), machine("bob", slots=3), machine("carla", slots=8, away=True)],
-            "no machine of the pool garage that is there has 4 GPUs; the largest has 3 (ada, bob)",
+            "no machine of the pool garage that is there is large enough: this run needs 4, and the largest has 3 "
+            "(ada, bob)",
         ),
         (
             [machine("ada", slots=4, run=7), machine("bob")],

@@ -185,7 +185,7 @@ def test_a_host_that_is_away_is_told_and_removed_with_a_reason(lab: Lab, run: in
     behind = lab.launch(1)
     lab.admit(run, 0, 1)
     assert reason(lab, run) == absent, "a run that starts says what it waits for"
-    assert reason(lab, behind) == f"It waits for GPUs: 1 needed, 0 free on “{POOL}”. {absent}"
+    assert reason(lab, behind) == f"It waits for cores: 1 needed, 0 free on “{POOL}”. {absent}"
     assert [(host.name, host.is_away) for host in status.hosts] == [("donor", True)]
     with lab.db.write() as session, pytest.raises(NotFoundError, match="the hosts are: donor, lab"):
         hosts.remove(session, "nobody", "It is gone.")

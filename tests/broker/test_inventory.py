@@ -27,7 +27,7 @@ def add(lab: Lab, name: str = "hall", **changes: object) -> int:
     [
         ({"name": "Hall `1`"}, "lower-case letters"),
         ({"name": ""}, "lower-case letters"),
-        ({"gpu_type": " "}, "GPU type is empty"),
+        ({"gpu_type": " "}, "type of GPU or CPU is empty"),
         ({"gpus": 1_000_001}, "at most 1,000,000; 1000001 is not such a count"),
         ({"gpus": 10**30}, "at most 1,000,000; such a number is not such a count"),
         ({"price_weight": 1000.1}, "from 0.0001 to 1000"),
@@ -55,7 +55,7 @@ def test_the_greatest_numbers_of_a_pool_and_of_a_grant_work(lab: Lab) -> None:
     for seconds in (0, most + 1, 10**30):
         with pytest.raises(InvalidError, match="A grant gives at"), lab.db.write() as session:
             pools.add_grant(session, pool="hall", sponsor="Me", seconds=seconds, until=until)
-    with pytest.raises(InvalidError, match="at most 1,000,000,000 GPU-hours in all"), lab.db.write() as session:
+    with pytest.raises(InvalidError, match="at most 1,000,000,000 hours in all"), lab.db.write() as session:
         inventory.change_grant(session, None, given, more_hours="0.001", reason="Even more.")
     assert lab.everything() == before
 

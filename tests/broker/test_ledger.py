@@ -362,7 +362,7 @@ def test_an_attempt_is_refunded_once_and_at_most_what_it_was_charged(lab: Lab, a
 def test_an_attempt_cannot_be_charged_what_another_has_reserved(lab: Lab, allocation: int) -> None:
     assert move(lab, "reserve", allocation, 1, 1, 10)
     assert move(lab, "reserve", allocation, 2, 1, 500)
-    with pytest.raises(ConflictError, match="has 10 GPU-seconds reserved; 11 cannot"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="has 10 s reserved; 11 cannot"), lab.db.write() as session:
         ledger.charge(session, allocation, 1, 1, 1, 11)
     assert lab.account(allocation).spent == 0
 
@@ -370,7 +370,7 @@ def test_an_attempt_cannot_be_charged_what_another_has_reserved(lab: Lab, alloca
 def test_more_than_is_left_is_refused(lab: Lab, allocation: int) -> None:
     assert move(lab, "reserve", allocation, 1, 1, GRANTED - 1)
     with (
-        pytest.raises(ConflictError, match=r"0.001 GPU-hours are needed; the allocation has 0 left"),
+        pytest.raises(ConflictError, match=r"0.001 hours are needed; the allocation has 0 left"),
         lab.db.write() as session,
     ):
         ledger.reserve(session, allocation, 2, 1, 2)

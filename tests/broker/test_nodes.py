@@ -32,10 +32,10 @@ def test_a_run_gets_a_part_of_one_node_or_whole_nodes(lab: Lab, project: int, ho
 @pytest.mark.parametrize(
     ("gpus", "sentence"),
     [
-        (0, "The pool “hall” has 32 GPUs on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
-        (33, "The pool “hall” has 32 GPUs on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
-        (12, "“hall” gets whole nodes of 8 GPUs, and 12 GPUs are not whole nodes; ask for 8 or 16."),
-        (31, "“hall” gets whole nodes of 8 GPUs, and 31 GPUs are not whole nodes; ask for 24 or 32."),
+        (0, "The pool “hall” has 32 cores on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
+        (33, "The pool “hall” has 32 cores on 4 nodes of 8; ask for 1 to 8, or a multiple of 8 up to 32."),
+        (12, "“hall” gets whole nodes of 8 cores, and 12 cores are not whole nodes; ask for 8 or 16."),
+        (31, "“hall” gets whole nodes of 8 cores, and 31 cores are not whole nodes; ask for 24 or 32."),
     ],
 )
 def test_what_the_pools_nodes_cannot_give_is_refused(
@@ -92,7 +92,9 @@ def test_nodes_are_not_changed_under_runs_that_would_no_longer_fit(lab: Lab, pro
     run = lab.launch(project, allocation_id=hours, gpus=16, overrides=BATCH)
     before = lab.everything()
     for wrong in ({"gpus": "8"}, {"gpus": "36", "gpus_a_node": 12}):
-        with pytest.raises(ConflictError, match=f"Run {run} has or waits for 16 GPUs of “hall”, which would no longer"):
+        with pytest.raises(
+            ConflictError, match=f"Run {run} has or waits for 16 cores of “hall”, which would no longer"
+        ):
             change(**wrong)
     with pytest.raises(InvalidError, match="5 does not divide"):
         change(gpus_a_node=5)
@@ -114,8 +116,8 @@ def test_a_layout_that_fits_no_whole_nodes_is_refused_with_what_fits(lab: Lab, p
     with pytest.raises(InvalidError) as refused:
         lab.launch(project, allocation_id=hours, gpus=16)
     assert str(refused.value) == (
-        "training.batch (16) must be a multiple of training.micro_batch × data-parallel GPUs (8 × 16); change one of "
-        "the three. On 2 nodes of 8 GPUs fit, as parallel.pipeline × parallel.tensor: 2 × 4, 4 × 2, 4 × 4. As it is, "
-        "it fits 1, 2 GPUs of “hall”."
+        "training.batch (16) must be a multiple of training.micro_batch × data-parallel ranks (8 × 16); change one of "
+        "the three. On 2 nodes of 8 ranks fit, as parallel.pipeline × parallel.tensor: 2 × 4, 4 × 2, 4 × 4. As it is, "
+        "it fits 1, 2 cores of “hall”."
     )
     assert lab.everything() == before

@@ -65,7 +65,7 @@ def test_a_run_makes_way_and_goes_back_to_its_place_refunded(
     queued_at = lab.row(low).queued_at
     lab.renew(low, 1, 1100, Progress(0, 0, step=40, checkpoints=[Checkpoint(40, "folder")]))
     waits = lab.launch(theirs, STRANGER, gpus=2, time_limit="1h")
-    assert said(lab, waits) == "It waits for GPUs: 2 needed, 0 free on “laptop”."
+    assert said(lab, waits) == "It waits for cores: 2 needed, 0 free on “laptop”."
     rounds.round()
     stopping = lab.run(low)
     makes_way = f"it makes way for run {waits} of project P{theirs}, and waits again after a checkpoint"
@@ -77,7 +77,7 @@ def test_a_run_makes_way_and_goes_back_to_its_place_refunded(
     assert lab.run(waits).state == RunState.QUEUED
     lab.settle(low, 1, 1250, STOPPED)
     again = lab.run(low)
-    back = f"Preempted for run {waits} of project P{theirs}; continues from step 40 when GPUs are free"
+    back = f"Preempted for run {waits} of project P{theirs}; continues from step 40 when cores are free"
     assert (again.state, again.reason, again.end_reason) == (RunState.QUEUED, back, None)
     assert (lab.row(low).queued_at, lab.row(low).used) == (queued_at, 1100)
     assert lab.account(1) == Account(granted=10 * HOUR, reserved=0, spent=2200)
@@ -89,7 +89,7 @@ def test_a_run_makes_way_and_goes_back_to_its_place_refunded(
     rounds.round()
     assert (lab.run(waits).state, lab.run(low).state) == (RunState.STARTING, RunState.QUEUED)
     assert said(lab, low).startswith(f"Preempted for run {waits} of project P{theirs} at ")
-    assert said(lab, low).endswith(" UTC. It waits for GPUs: 2 needed, 0 free on “laptop”.")
+    assert said(lab, low).endswith(" UTC. It waits for cores: 2 needed, 0 free on “laptop”.")
     assert lab.claim(waits, 1)
     lab.settle(waits, 1, 0, Ending(Status.FAILED, "no"))
     rounds.round()

@@ -43,7 +43,7 @@ def test_a_trainer_makes_way_and_goes_on_from_its_checkpoint(lab: Lab, ours: int
         assert supervisor.wait(PATIENCE) == 0
     step = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / "checkpoints" / f"step{step}" / "weights").read_text() == str(step)
-    back = f"Preempted for run {waits} of project P{theirs}; continues from step {step} when GPUs are free"
+    back = f"Preempted for run {waits} of project P{theirs}; continues from step {step} when cores are free"
     assert (lab.run(low).state, lab.run(low).reason) == (RunState.QUEUED, back)
     paid = charged(lab, low, 1)
     assert lab.row(low).used * GPUS == paid == lab.account(1).spent, "all of it is in the checkpoint"

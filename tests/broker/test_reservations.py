@@ -78,7 +78,7 @@ def test_others_start_only_what_ends_before_and_the_project_finds_its_gpus_free(
     assert [lab.run(run).state for run in (short, long)] == [RunState.STARTING, RunState.QUEUED]
     period = f"from {hours(2).day} {hours(2):%B %Y %H:%M} UTC until {hours(5).day} {hours(5):%B %Y %H:%M} UTC"
     assert made.period == period
-    assert said(lab, long) == f"2 GPUs of pool laptop are reserved for project P{theirs} {period}."
+    assert said(lab, long) == f"2 cores of pool laptop are reserved for project P{theirs} {period}."
     with lab.db.read() as session:
         waits = why.why(session, long)
         assert waits.expected is not None
@@ -107,7 +107,7 @@ def test_while_it_lasts_only_its_project_uses_it_until_it_is_cancelled(
     lab.cancel(own, STRANGER)
     rounds.round()
     rounds.round()
-    assert "1 GPU of pool laptop is reserved for project" in said(lab, wide)
+    assert "1 core of pool laptop is reserved for project" in said(lab, wide)
     with lab.db.write() as session:
         reservations.cancel(session, OMAR, made.id, "The course is off.")
     rounds.round()
@@ -144,7 +144,7 @@ def test_a_reservation_ends_by_itself_and_with_its_project(lab: Lab, ours: int, 
         ({"gpus": "3"}, InvalidError, "“3” is not"),
         ({"gpus": "9" * 40}, InvalidError, "whole number from 1 to 2"),
         ({"gpus": "two"}, InvalidError, "“two” is not"),
-        ({"gpus": "2"}, ConflictError, "Of the 2 GPUs of “laptop”, 1 are reserved in that time; at most 1 are left"),
+        ({"gpus": "2"}, ConflictError, "Of the 2 cores of “laptop”, 1 are reserved in that time; at most 1 are left"),
         ({"begins": "2020-01-01 09:00"}, InvalidError, "begins in the future; 1 January 2020 09:00 UTC has passed"),
         ({"begins": "tomorrow"}, InvalidError, "must be written like"),
         ({"ends": "2020-01-01 09:00"}, InvalidError, "ends after it begins"),
@@ -188,7 +188,7 @@ def test_only_admins_reserve_and_cancel_and_only_what_there_is(lab: Lab, ours: i
     for actor, number, error in ((ADA, made.id, ForbiddenError), (OMAR, 99, NotFoundError)):
         with pytest.raises(error), lab.db.write() as session:
             reservations.cancel(session, actor, number, "No.")
-    with pytest.raises(ConflictError, match="2 GPUs of “laptop” are reserved"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="Of “laptop”, 2 cores are reserved"), lab.db.write() as session:
         inventory.change_pool(session, OMAR, POOL, gpus="1", reason="Fewer.")
     with lab.db.write() as session:
         pools.add_pool(session, name="cluster", gpu_type="V100", gpus=64, runner="slurm")

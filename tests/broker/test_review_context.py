@@ -3,6 +3,7 @@
 import pytest
 
 from broker.allocations import pools
+from broker.allocations.units import Amount, Unit
 from broker.reports import review_context
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reviews import changes, reviews
@@ -22,7 +23,7 @@ def told(lab: Lab, allocation: int) -> ReviewContext:
 def test_what_was_used_what_is_left_and_who_decides(lab: Lab) -> None:
     project, other = lab.project(), lab.project(EMMY, "Another question")
     first = told(lab, lab.request(project, hours="150"))
-    assert (first.grants, first.spent, first.reserved, first.available) == (0, 0, 0, 1000 * HOUR)
+    assert (first.grants, first.spent, first.reserved, first.available) == (0, {}, {}, 1000 * HOUR)
     assert (first.reviewers, first.halves, first.standing.of) == (2, False, 1)
 
     for owner, lead, seconds in ((project, ADA, 300), (other, EMMY, 100)):
@@ -34,7 +35,8 @@ def test_what_was_used_what_is_left_and_who_decides(lab: Lab) -> None:
         usage.add_ended(session)
     lab.let("halves_hours", 50)
     second = told(lab, lab.request(project, hours="60"))
-    assert (second.grants, second.spent, second.reserved, second.available) == (1, 300, 600, 998 * HOUR)
+    used = {Unit.CORE: 300}, {Unit.CORE: 600}
+    assert (second.grants, second.spent, second.reserved, second.available) == (1, *used, 998 * HOUR)
     assert (second.reviewers, second.halves, second.standing.of) == (1, True, 2)
     assert second.standing.used == pytest.approx(0.75, abs=0.01)
 
@@ -77,4 +79,4 @@ def test_the_second_consent_is_another_reviewers(lab: Lab) -> None:
         with pytest.raises(ConflictError, match="already endorsed this request"):
             reviews.check_may_approve(session, ROSA, large)
         reviews.check_may_approve(session, EMMY, large)
-        assert pools.largest_in(session, "laptop") == 1000 * HOUR
+        assert pools.largest_in(session, "laptop") == Amount(Unit.CORE, 1000 * HOUR)

@@ -49,7 +49,7 @@ def test_a_plan_says_what_a_launch_would_be_and_queues_nothing(lab: Lab, project
     assert quote.parameters > 10**6
     assert quote.memory > 4 * quote.parameters
     assert (preview.queue.position, preview.queue.length) == (2, 2)
-    assert preview.queue.reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
+    assert preview.queue.reason == "It waits for cores: 2 needed, 0 free on “laptop”."
     assert preview.queue.expected is not None
     assert timedelta(minutes=19) < preview.queue.expected - utcnow() < timedelta(minutes=21)
     assert plan(lab, Order(project, "demo", "10m", 2, "steps=100"), request="again").plan_id == preview.plan_id
@@ -100,7 +100,7 @@ def test_what_a_plan_is_refused_with_and_when_it_ends(lab: Lab, project: int) ->
     good = Order(project, "demo", "10m")
     refusals: list[tuple[Order, type[DomainError], str]] = [
         (Order(project, "demo", "10m", -1), InvalidError, "ask for 1 to 2"),
-        (Order(project, "demo", "3h"), ConflictError, "may cost 3 GPU-hours, with 1 left"),
+        (Order(project, "demo", "3h"), ConflictError, "may cost 3 core-hours, with 1 left"),
         (Order(project, "demo", "10m", 1, "colour=red"), InvalidError, "may not be overridden"),
         (Order(project, "demo", "10m", dataset="pile"), NotFoundError, "there are: python-docs, python-stdlib"),
     ]

@@ -48,9 +48,9 @@ REFUSED_LAUNCHES: list[tuple[dict[str, Any], str]] = [
     ({"time_limit": ""}, "A time limit is written like"),
     ({"gpus": 0}, "ask for 1 to 2"),
     ({"gpus": -1}, "ask for 1 to 2"),
-    ({"gpus": 3}, "has 2 GPUs; ask for 1 to 2"),
-    ({"time_limit": "61m"}, "It may cost 1.017 GPU-hours, with 1 left: less time or fewer GPUs would fit."),
-    ({"time_limit": "31m", "gpus": 2}, "may cost 1.034 GPU-hours, with 1 left"),
+    ({"gpus": 3}, "has 2 cores; ask for 1 to 2"),
+    ({"time_limit": "61m"}, "It may cost 1.017 core-hours, with 1 left: less time or fewer cores would fit."),
+    ({"time_limit": "31m", "gpus": 2}, "may cost 1.034 core-hours, with 1 left"),
     ({"allocation_id": 99}, "no allocation 99"),
 ]
 
@@ -125,7 +125,7 @@ def test_a_recipe_measured_on_another_number_of_gpus_is_scaled(lab: Lab) -> None
     measure(lab, first, 2048.0)
     receipt = lab.receipt(project, gpus=2)
     assert receipt.expected == 200 * 16 * 128 / 2048, "twice as fast, on twice as many"
-    assert receipt.basis == f"run {first} measured 2,048 tokens per second, scaled from 1 to 2 GPUs"
+    assert receipt.basis == f"run {first} measured 2,048 tokens per second, scaled from 1 to 2 cores"
     shorter = lab.receipt(project, overrides="sequence_length=64")
     assert shorter.expected is not None
     assert shorter.expected < 100, "half the tokens, and each a little cheaper"

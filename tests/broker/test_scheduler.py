@@ -287,7 +287,7 @@ def test_a_run_that_nobody_can_pay_for_is_paused_and_goes_on_after_a_top_up(
     lab.settle(first, 1, 1200, Ending(70, "The loss is not finite."))
     scheduler.round()
     assert lab.run(second).state == RunState.PAUSED
-    assert "0.334 GPU-hours and its allocation has 0.166 left" in lab.run(second).reason
+    assert "0.334 core-hours and its allocation has 0.166 left" in lab.run(second).reason
     scheduler.round()
     assert lab.run(second).state == RunState.PAUSED
     lab.top_up(allocation, 600)

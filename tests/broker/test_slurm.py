@@ -520,7 +520,7 @@ def test_a_job_that_is_preempted_leaves_a_checkpoint_and_goes_on_from_it(
             control.preempt(session, [run], other)
         assert supervisor.wait(PATIENCE) == 0
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    back = f"Preempted for run {other} of project P1; continues from step {last:,} when GPUs are free"
+    back = f"Preempted for run {other} of project P1; continues from step {last:,} when cores are free"
     assert (lab.run(run).state, lab.run(run).reason) == (RunState.QUEUED, back)
     assert lab.kinds(1)[-1] == "run.preempted"
     assert "run.refunded" not in lab.kinds(1)

@@ -122,7 +122,7 @@ def test_a_plan_shows_every_run_and_queues_nothing(lab: Lab, project: int) -> No
     assert [waits.position for waits in preview.queue] == [1, 2, 3, 4, 5, 6]
     assert [waits.reason for waits in preview.queue[1:3]] == [
         "Nothing holds it up.",
-        "It waits for GPUs: 1 needed, 0 free on “laptop”.",
+        "It waits for cores: 1 needed, 0 free on “laptop”.",
     ]
     starts = [waits.expected for waits in preview.queue if waits.expected is not None]
     assert [round((start - starts[0]).total_seconds() / 60) for start in starts] == [0, 0, 5, 5, 10, 10]
@@ -166,10 +166,10 @@ def test_a_confirmed_sweep_is_launched_once_and_told_as_one(lab: Lab, project: i
         ("seed=1,2,1", {}, InvalidError, "Two points are the same run: seed=1 and seed=1"),
         ("seed=1,2", {"overrides": "seed=3"}, InvalidError, "“seed” is both swept and overridden"),
         ("batch=16,3 seed=1", {"gpus": 2}, InvalidError, "The point batch=3 seed=1: "),
-        ("seed=1..13", {}, ConflictError, r"The sweep may cost 1\.084 GPU-hours, 13 runs of 0\.083 each, with 1 left"),
+        ("seed=1..13", {}, ConflictError, r"The sweep may cost 1\.084 core-hours, 13 runs of 0\.083 each, with 1 left"),
         ("seed=1..25", {}, InvalidError, "has 25 points; at most 24 runs"),
-        ("seed=1,2", {"gpus": 3}, InvalidError, "^The pool “laptop” has 2 GPUs"),
-        ("seed=1,2", {"gpus": -1}, InvalidError, "^The pool “laptop” has 2 GPUs"),
+        ("seed=1,2", {"gpus": 3}, InvalidError, "^The pool “laptop” has 2 cores"),
+        ("seed=1,2", {"gpus": -1}, InvalidError, "^The pool “laptop” has 2 cores"),
         ("seed=1,2", {"time_limit": "soon"}, InvalidError, "^A time limit is written like"),
         ("seed=1,2", {"recipe": "nonsense"}, NotFoundError, "^There is no recipe “nonsense”"),
         ("seed=1,2", {"dataset": "pile"}, NotFoundError, "^There is no dataset “pile”"),

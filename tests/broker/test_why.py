@@ -44,7 +44,7 @@ def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int
     said = [tell(lab, run) for run in queued]
     assert [one.reason for one in said] == [
         "Nothing holds it up.",
-        "It waits for GPUs: 2 needed, 1 free on “laptop”.",
+        "It waits for cores: 2 needed, 1 free on “laptop”.",
         "Nothing holds it up.",
     ]
     assert [(one.position, one.length) for one in said] == [(1, 3), (2, 3), (3, 3)]
@@ -52,8 +52,8 @@ def test_what_is_said_to_start_is_started_and_the_rest_waits(lab: Lab, ours: int
     assert [round(wait.total_seconds(), -1) for wait in waits] == [0, 600, 0]
     go_round(lab, tmp_path)
     assert [lab.run(run).state for run in queued] == [RunState.STARTING, RunState.QUEUED, RunState.STARTING]
-    assert tell(lab, queued[0]).reason == "It has its GPUs and is starting."
-    assert tell(lab, queued[1]).reason == "It waits for GPUs: 2 needed, 0 free on “laptop”."
+    assert tell(lab, queued[0]).reason == "It has its cores and is starting."
+    assert tell(lab, queued[1]).reason == "It waits for cores: 2 needed, 0 free on “laptop”."
 
 
 def test_behind_whom(lab: Lab, ours: int) -> None:
@@ -92,10 +92,10 @@ def test_the_hours_of_its_allocation(lab: Lab, ours: int) -> None:
     running, second = lab.launch(ours, time_limit="20m"), lab.launch(ours, time_limit="20m")
     lab.start(running, 0)
     told = tell(lab, second)
-    assert "other runs hold the hours: it may cost 0.333 GPU-hours, and 0.167 are not promised" in told.reason
+    assert "other runs hold the hours: it may cost 0.333 core-hours, and 0.167 are not promised" in told.reason
     assert told.expected is None
     lab.settle(running, 1, 1200, Ending(70, "enough"))
-    assert "It cannot start: it may cost 0.334 GPU-hours and its allocation has 0.166 left" in tell(lab, second).reason
+    assert "It cannot start: it may cost 0.334 hours and its allocation has 0.166 left" in tell(lab, second).reason
 
 
 def test_an_earlier_attempt_that_may_still_be_stopping(lab: Lab, ours: int) -> None:
@@ -178,7 +178,7 @@ def test_the_command_line_says_the_same(lab: Lab, ours: int, monkeypatch: pytest
         get_settings.cache_clear()
     for shown in (said, listed):
         assert shown.exit_code == 0
-        assert "It waits for GPUs: 2 needed, 1 free on “laptop”." in shown.output
+        assert "It waits for cores: 2 needed, 1 free on “laptop”." in shown.output
     assert "1 of 1" in said.output
     assert nobody.exit_code == 2
 

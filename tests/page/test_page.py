@@ -49,12 +49,12 @@ async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> N
 
     day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
     await visit.type("allocation request", pool="local")
-    await visit.fill({"GPU-hours": "2", "Until": day, "Justification": "Five sizes, one seed each."})
+    await visit.fill({"Core-hours": "2", "Until": day, "Justification": "Five sizes, one seed each."})
     await visit.be("Rosa")
     await visit.channel("compute-review")
     await visit.shoot("review")
     await card.get_by_role("button", name="Approve", exact=True).click()
-    await visit.fill({"GPU-hours": "1", "Reason": "A good start."})
+    await visit.fill({"Core-hours": "1", "Reason": "A good start."})
     await expect(card).to_contain_text("Approved by Rosa")
 
     await visit.be("Ada")
@@ -72,7 +72,7 @@ async def launch(visit: Visit, override: str) -> None:
     """Launch a run of the demo recipe, and confirm the offer."""
     await visit.type("run launch", recipe=("de", "demo"), time_limit="10m", override=override)
     answer = visit.page.locator(".private").last
-    await expect(answer).to_contain_text("GPU")
+    await expect(answer).to_contain_text("core")
     confirm = answer.get_by_role("button", name="Launch", exact=True)
     await expect(confirm).to_be_visible()
     await visit.shoot("launch")

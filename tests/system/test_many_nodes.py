@@ -60,15 +60,15 @@ async def play(stage: Stage, slurm: Cluster) -> None:
     ada, rosa, here = stage.person("Ada"), stage.person("Rosa"), stage.channel
     form = await ada.command("allocation request", pool="cluster", channel=here)
     ends = (utcnow() + timedelta(days=30)).date().isoformat()
-    await ada.submit(form, {"GPU-hours": "2", "Until": ends, "Justification": "Two nodes."})
+    await ada.submit(form, {"Core-hours": "2", "Until": ends, "Justification": "Two nodes."})
     card = await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels)
-    await rosa.submit(await rosa.press(card, "Approve"), {"GPU-hours": "2", "Reason": "Good."})
+    await rosa.submit(await rosa.press(card, "Approve"), {"Core-hours": "2", "Reason": "Good."})
     await stage.guild.wait_for(stage.channel, lambda m: "Good." in m.text)
 
     refused = await ada.command("run launch", recipe="tiny", time_limit="20m", gpus=3, channel=here)
-    assert "has 2 GPUs on 2 nodes of 1; ask for 1 to 2." in refused.text
+    assert "has 2 cores on 2 nodes of 1; ask for 1 to 2." in refused.text
     offer = await ada.command("run launch", recipe="tiny", time_limit="20m", gpus=2, channel=here)
-    assert "on 2 GPUs on 2 nodes of `cluster`?" in offer.text
+    assert "on 2 cores on 2 nodes of `cluster`?" in offer.text
     await ada.press(offer.message or "", "Launch")
     stage.run_id = 1
     together = await trains(stage)

@@ -44,8 +44,8 @@ def test_command_line(tmp_path: Path) -> None:
     refused = run_trainer("check", path, "--gpus", "3")
     assert refused.returncode == 78
     assert refused.stderr == (
-        "training.batch (8) must be a multiple of training.micro_batch × data-parallel GPUs (4 × 3); change one of the "
-        "three.\n"
+        "training.batch (8) must be a multiple of training.micro_batch × data-parallel ranks (4 × 3); change one of "
+        "the three.\n"
     )
 
 

@@ -262,4 +262,4 @@ def test_layout_that_does_not_fit_the_processes(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yml", {"parallel": {"pipeline": 2, "tensor": 2}})
     result = run_trainer("train", config, "--out", tmp_path / "out", "--gpus", "2")
     assert result.returncode == 78
-    assert "parallel.pipeline × parallel.tensor (2 × 2) must divide the number of GPUs (2)" in result.stderr
+    assert "parallel.pipeline × parallel.tensor (2 × 2) must divide the number of ranks (2)" in result.stderr

@@ -30,14 +30,14 @@ def test_a_layout_that_fits_no_whole_nodes_is_refused_with_those_that_do() -> No
     split = DEMO.model_copy(update={"parallel": DEMO.parallel.model_copy(update={"tensor": 4})})
     assert check(split, 4).refusal is None
     assert check(split, 4, nodes=2).refusal == (
-        "parallel.tensor (4) must divide the GPUs of a node (2), as ranks that share matrices are on one node; change "
-        "one of the two. On 2 nodes of 2 GPUs fit, as parallel.pipeline × parallel.tensor: 1 × 2, 2 × 1, 2 × 2, 4 × 1."
+        "parallel.tensor (4) must divide the ranks of a node (2), as ranks that share matrices are on one node; change "
+        "one of the two. On 2 nodes of 2 ranks fit, as parallel.pipeline × parallel.tensor: 1 × 2, 2 × 1, 2 × 2, 4 × 1."
     )
     refusal = check(DEMO, 16, nodes=2).refusal or ""
     assert refusal.startswith("training.batch (16) must be a multiple of")
-    assert refusal.endswith("On 2 nodes of 8 GPUs fit, as parallel.pipeline × parallel.tensor: 2 × 4, 4 × 2, 4 × 4.")
+    assert refusal.endswith("On 2 nodes of 8 ranks fit, as parallel.pipeline × parallel.tensor: 2 × 4, 4 × 2, 4 × 4.")
     refusal = check(DEMO, 16, gpu_memory=1, nodes=2).refusal or ""
-    assert refusal.endswith("No layout fits 2 nodes of 8 GPUs with this batch and memory.")
+    assert refusal.endswith("No layout fits 2 nodes of 8 ranks with this batch and memory.")
 
 
 def test_a_check_takes_nodes_and_says_which_layouts_fit(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_check_takes_nodes_and_says_which_layouts_fit(tmp_path: Path) -> None:
     assert "Layouts that fit" in run_trainer("check", config, "--gpus", "2").stdout
     odd = run_trainer("check", config, "--gpus", "3", "--nodes", "2")
     assert odd.returncode == 78
-    assert odd.stderr.strip().endswith("The number of GPUs (3) must be a multiple of the nodes (2).")
+    assert odd.stderr.strip().endswith("The number of ranks (3) must be a multiple of the nodes (2).")
 
 
 @pytest.mark.parametrize("host", ["0", "1"])
@@ -59,4 +59,4 @@ def test_hosts_between_which_matrices_would_be_shared_do_not_start(tmp_path: Pat
         meet = f"127.0.0.2:{free.getsockname()[1]}"
     done = run_trainer("train", config, "--out", tmp_path / "out", "--hosts", "2", "--host", host, "--rendezvous", meet)
     assert done.returncode == 78
-    assert "parallel.tensor (2) must divide the GPUs of a node (1)" in done.stderr
+    assert "parallel.tensor (2) must divide the ranks of a node (1)" in done.stderr

@@ -1,1 +1,1 @@
-"""`/allocation …`: commands, forms and buttons about GPU time."""
+"""`/allocation …`: commands, forms and buttons about compute."""

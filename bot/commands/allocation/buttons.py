@@ -24,12 +24,12 @@ DECLINED = "Declined; the decision and its reason are posted in the project's ch
 
 
 async def request(interaction: Interaction, project_id: int) -> None:
-    """Open the form of a request for GPU time of any pool."""
+    """Open the form of a request for compute of any pool."""
     app = interaction.client
     await app.read(requests.check_may_request, actor(interaction), project_id)
     most = await app.read(pools.most_by_name)
     if not most:
-        raise NotFoundError("There is no pool of GPUs yet: an admin adds one with /stoa pools.")
+        raise NotFoundError("There is no pool yet: an admin adds one with /stoa pools.")
     await interaction.response.send_modal(RequestForm(project_id, most))
 
 
@@ -47,13 +47,13 @@ async def _approve(interaction: Interaction, allocation_id: int, *, part: bool) 
     app = interaction.client
     await app.read(reviews.check_may_approve, actor(interaction), allocation_id)
     request = await app.read(allocations.view, allocation_id)
-    await interaction.response.send_modal(ApproveForm(request.id, request.seconds, part=part))
+    await interaction.response.send_modal(ApproveForm(request.id, request.unit, request.seconds, part=part))
 
 
 async def decline(interaction: Interaction, allocation_id: int) -> None:
     """Refuse a request."""
     await interaction.client.read(reviews.check_may_decide, actor(interaction), allocation_id)
-    form = ReasonForm("Decline GPU time", reviews.decline, allocation_id, DECLINED)
+    form = ReasonForm("Decline compute", reviews.decline, allocation_id, DECLINED)
     await interaction.response.send_modal(form)
 
 
@@ -103,7 +103,8 @@ async def approve_change(interaction: Interaction, change_id: int) -> None:
     app = interaction.client
     await app.read(changes.check_may_approve, actor(interaction), change_id)
     change = await app.read(changes.view, change_id)
-    await interaction.response.send_modal(ApproveChangeForm(change.id, change.seconds))
+    unit = (await app.read(allocations.view, change.allocation_id)).unit
+    await interaction.response.send_modal(ApproveChangeForm(change.id, unit, change.seconds))
 
 
 async def decline_change(interaction: Interaction, change_id: int) -> None:

@@ -20,12 +20,12 @@ from broker.reviews.changes import ChangeView
 from projects.errors import NotFoundError
 from projects.people import LabRole
 
-allocation = app_commands.Group(name="allocation", description="GPU time for projects")
+allocation = app_commands.Group(name="allocation", description="Compute for projects: GPUs, or cores of CPUs")
 
 
-@allocation.command(name="request", description="Ask for GPU-hours for your project")
+@allocation.command(name="request", description="Ask for compute for your project")
 @app_commands.describe(
-    pool="The GPUs to use",
+    pool="The pool of GPUs or cores to use",
     renews="An allocation that it replaces once it is granted",
     project="The project, where this is not its channel or one of its threads",
 )
@@ -39,14 +39,14 @@ async def request(interaction: Interaction, pool: str, renews: int | None = None
     await interaction.response.send_modal(RequestForm(project_id, {pool: most}, renews))
 
 
-@allocation.command(name="change", description="Ask for more GPU-hours of an allocation, or for a later end")
+@allocation.command(name="change", description="Ask for more hours of an allocation, or for a later end")
 @app_commands.describe(allocation="The allocation's number")
 @app_commands.autocomplete(allocation=autocomplete.live_allocations)
 async def change(interaction: Interaction, allocation: int) -> None:
     """Open the form of the change for the lead."""
     await interaction.client.read(changes.check_may_request, actor(interaction), allocation)
     view = await interaction.client.read(allocations.view, allocation)
-    await interaction.response.send_modal(ChangeForm(view.id, view.until))
+    await interaction.response.send_modal(ChangeForm(view.id, view.unit, view.until))
 
 
 @allocation.command(name="withdraw", description="Take back an open request, or an open change of an allocation")
@@ -109,8 +109,8 @@ async def list_allocations(interaction: Interaction, project: int | None = None)
     project_id = await context.project_of(interaction, project)
     views = await interaction.client.read(allocations.of_project, project_id)
     lines = [
-        f"**{view.id}** {text.gpu_hours(view.size)} of {text.code(view.pool, 60)} "
-        f"until {text.when(view.until, 'D')} · {view.standing} · {text.gpu_hours(view.account.left)} left"
+        f"**{view.id}** {view.unit.hours(view.size)} of {text.code(view.pool, 60)} "
+        f"until {text.when(view.until, 'D')} · {view.standing} · {view.unit.hours(view.account.left)} left"
         for view in views[:15]
     ]
     await errors.reply(
@@ -126,16 +126,16 @@ def _ledger(view: AllocationView, asked: Sequence[ChangeView]) -> str:
         f"{text.code(view.pool, 60)} until {text.when(view.until, 'D')}{sponsor}"
     ]
     if view.state == AllocationState.REQUESTED:
-        lines.append(f"Asked for: {text.gpu_hours(view.seconds)}; a reviewer decides.")
+        lines.append(f"Asked for: {view.unit.hours(view.seconds)}; a reviewer decides.")
     if view.reason:
         by = text.line(view.decided_by or "policy", 60)
         lines.append(f"Decided by {by}:\n{text.quote(view.reason, 1000)}")
     if account.committed and view.half_until:
-        half = text.gpu_hours(account.committed)
+        half = view.unit.hours(account.committed)
         lines.append(f"A second half of {half} is released on a report until {text.when(view.half_until, 'D')}.")
     if view.account.granted:
         names = ("granted", "reserved", "spent", "left")
-        lines += [f"{name.capitalize()}: {text.gpu_hours(getattr(account, name))}" for name in names]
+        lines += [f"{name.capitalize()}: {view.unit.hours(getattr(account, name))}" for name in names]
     waiting = [change for change in asked if change.state == ChangeState.REQUESTED]
-    lines += [f"Asked for: {changed(change)}; a reviewer decides." for change in waiting]
+    lines += [f"Asked for: {changed(change, view.unit)}; a reviewer decides." for change in waiting]
     return "\n".join(lines)

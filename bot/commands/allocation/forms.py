@@ -1,4 +1,4 @@
-"""The forms about GPU time: a request, a request to change an allocation, and a reviewer's approval of either."""
+"""The forms about compute: a request, a request to change an allocation, and a reviewer's approval of either."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,10 +12,10 @@ from bot.app import Interaction, actor
 from bot.buttons import Button
 from bot.commands.allocation.endorser import roles_now
 from bot.commands.form import Form, choice, long, short
-from broker.allocations import allocations, requests
+from broker.allocations import allocations, requests, units
 from broker.allocations.allocations import AllocationState
 from broker.allocations.change_requests import ChangeState
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import Amount, Unit
 from broker.reviews import changes, reviews
 from projects.text import LONG, USUAL
 
@@ -23,21 +23,24 @@ ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides 
 
 
 class RequestForm(Form):
-    """A request for GPU time of one of some pools, each with the most GPU-seconds that it can give.
+    """A request for compute of one of some pools, each with the most that it can give.
 
     `renews` is the allocation to replace.
     """
 
-    def __init__(self, project_id: int, pools: Mapping[str, int], renews: int | None = None) -> None:
+    def __init__(self, project_id: int, pools: Mapping[str, Amount], renews: int | None = None) -> None:
         self.project_id, self.pools, self.renews = project_id, list(pools), renews
-        self.pool = choice([(f"{name} · can give {text.gpu_hours(most)}", name) for name, most in pools.items()])
-        gives = f"; the pool can give {in_hours(*pools.values())}" if len(pools) == 1 else ""
-        self.hours = short(placeholder=f"such as 1.5{gives}")
+        gives = {name: unit.hours(most) for name, (unit, most) in pools.items()}
+        self.pool = choice([(f"{name} · can give {most}", name) for name, most in gives.items()])
+        self.hours = short(
+            placeholder="such as 1.5" + (f"; the pool can give {gives[self.pools[0]]}" if len(pools) == 1 else "")
+        )
         self.until = short(placeholder="such as 2030-12-31, 31 Dec or in 3 months")
         self.justification = long(LONG, "What it is for, and how you estimated the amount. Everyone can read it.")
+        hours = units.heading({unit for unit, _ in pools.values()})
         fields: dict[str, ui.Item[Any]] = {"Pool": self.pool} if len(pools) > 1 else {}
-        fields |= {"GPU-hours": self.hours, "Until": self.until, "Justification": self.justification}
-        super().__init__("Ask for GPU time", fields)
+        fields |= {hours: self.hours, "Until": self.until, "Justification": self.justification}
+        super().__init__("Ask for compute", fields)
 
     async def send(self, interaction: Interaction) -> str:
         """Make the request."""
@@ -53,7 +56,7 @@ class RequestForm(Form):
             renews=self.renews,
         )
         view = await interaction.client.read(allocations.view, allocation_id)
-        what = f"{text.gpu_hours(view.seconds)} of {text.code(view.pool, 60)} until {text.when(view.until, 'D')}"
+        what = f"{view.unit.hours(view.seconds)} of {text.code(view.pool, 60)} until {text.when(view.until, 'D')}"
         if view.starter:
             self.then = [Button("launch_run", allocation_id, label="Launch a run", style=discord.ButtonStyle.success)]
             return (
@@ -69,12 +72,12 @@ class RequestForm(Form):
 class ChangeForm(Form):
     """A request for more hours of an allocation, or for a later end than `until`."""
 
-    def __init__(self, allocation_id: int, until: datetime) -> None:
+    def __init__(self, allocation_id: int, unit: Unit, until: datetime) -> None:
         self.allocation_id = allocation_id
         self.hours = short(placeholder="Empty for no more hours", required=False)
         self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end", required=False)
         self.justification = long(LONG, "Results so far, and what more is for. Everyone can read it.")
-        fields = {"GPU-hours more": self.hours, "Until": self.until, "Justification": self.justification}
+        fields = {f"{units.heading([unit])} more": self.hours, "Until": self.until, "Justification": self.justification}
         super().__init__(f"Change allocation {allocation_id}", fields)
 
     async def send(self, interaction: Interaction) -> str:
@@ -94,13 +97,13 @@ class ChangeForm(Form):
 class ApproveForm(Form):
     """A reviewer's approval of a request: of the hours asked for, or of fewer, which the reviewer fills in."""
 
-    def __init__(self, allocation_id: int, seconds: int, *, part: bool = False) -> None:
+    def __init__(self, allocation_id: int, unit: Unit, seconds: int, *, part: bool = False) -> None:
         self.allocation_id = allocation_id
         asked = text.exact_hours(seconds)
         self.hours = short(placeholder=f"Less than the {asked} asked for") if part else short(default=asked)
         self.reason = long(USUAL, "Everyone can read it.")
-        title = "Approve part of it" if part else "Approve GPU time"
-        super().__init__(title, {"GPU-hours": self.hours, "Reason": self.reason})
+        title = "Approve part of it" if part else "Approve compute"
+        super().__init__(title, {units.heading([unit]): self.hours, "Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:
         """Grant the hours."""
@@ -121,10 +124,10 @@ class ApproveForm(Form):
 class ApproveChangeForm(Form):
     """A reviewer's approval of a change; fewer hours than were asked for can be granted."""
 
-    def __init__(self, change_id: int, seconds: int) -> None:
+    def __init__(self, change_id: int, unit: Unit, seconds: int) -> None:
         self.change_id = change_id
         self.hours, self.reason = short(default=text.exact_hours(seconds)), long(USUAL, "Everyone can read it.")
-        hours = {"GPU-hours more": self.hours} if seconds else {}
+        hours = {f"{units.heading([unit])} more": self.hours} if seconds else {}
         super().__init__("Approve the change", hours | {"Reason": self.reason})
 
     async def send(self, interaction: Interaction) -> str:

@@ -120,7 +120,7 @@ async def _decide(
 @app_commands.describe(
     recipe="The recipe",
     time_limit="Its time limit, such as 45m, 2h or 1h30m",
-    gpus="GPUs to charge, one process each; beyond those of a node, whole nodes; 1 otherwise",
+    gpus="GPUs, or cores, to charge, a process each; beyond a node's, whole nodes; 1 otherwise",
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
@@ -150,7 +150,7 @@ async def prepare(
     await errors.reply(
         interaction,
         f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
-        f"{text.gpu_hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
+        f"{receipt.unit.hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
     )
 
 

@@ -70,7 +70,7 @@ def _recipe(facts: RecipeFacts) -> str:
     cost = "cost not measured yet"
     if facts.cost is not None:
         seconds = facts.cost if facts.cost < 36_000 else round(facts.cost / 3600) * 3600
-        cost = f"about {text.gpu_hours(seconds)} on {text.code(facts.pool, 40)}"
+        cost = f"about {facts.unit.hours(seconds)} on {text.code(facts.pool, 40)}"
     sources = f" ({facts.sources} sources)" if facts.sources > len(facts.data) else ""
     return f"-# {size} · {cost} · {_some(facts.data)}{sources}: {_some(facts.licences)}"
 

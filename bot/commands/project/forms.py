@@ -61,7 +61,7 @@ class ScopeForm(Form):
         self.project_id, self.release_policy = project_id, release_policy
         self.goal = long(USUAL, "What will exist at the end that does not exist today?")
         self.plan = long(LONG, "The steps to it, and who does them")
-        self.compute = long(BRIEF, "How many GPU-hours, on which GPUs, and how you estimated them")
+        self.compute = long(BRIEF, "How many hours of which pool, and how you estimated them")
         self.release = long(BRIEF, "Models, data, code, a report: what others can use")
         options = [discord.SelectOption(label=each, default=each == licence) for each in projects.LICENCES]
         self.licence: ui.Select[Any] = ui.Select(placeholder="What others may do with them", options=options)
@@ -94,8 +94,8 @@ class ScopeForm(Form):
         project = await app.read(projects.view, self.project_id)
         if project.stage == projects.Stage.ACTIVE:
             channel = "its channel opens in a moment" if project.has_channel else "a moderator opens its channel"
-            self.then = [Button("request", project.id, label="Ask for GPU time", style=discord.ButtonStyle.primary)]
-            comes = "**Next** Ask for GPU time, with this button or `/allocation request`."
+            self.then = [Button("request", project.id, label="Ask for compute", style=discord.ButtonStyle.primary)]
+            comes = "**Next** Ask for compute, with this button or `/allocation request`."
             return f"The scope is written, and the project is active: {channel}.\n{comes}"
         comes = next_step.of_project(project, (), (), min_people=app.settings.min_people)
         return f"The scope is written.\n{comes}"

@@ -14,7 +14,7 @@ from bot.app import Interaction
 from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, GREY, Card, sections, texts
 from bot.tables import DiscordChannel
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import in_hours
 from broker.reports.run_plan import Preview
 from broker.reports.why import Why
 from broker.runs import runs
@@ -49,7 +49,7 @@ async def attach(interaction: Interaction, said: str, name: str, content: str) -
 
 def offer(preview: Preview) -> Card:
     """The offer of a launch: what it would do and cost, with the buttons that launch or discard it."""
-    quote, run = preview.quote, preview.quote.run
+    quote, run, unit = preview.quote, preview.quote.run, preview.quote.pool.unit
     what = text.line(run.recipe, 60)
     if run.parent_id is not None:
         what = f"a fork of run {run.parent_id} from step {run.fork_step:,}"
@@ -58,20 +58,20 @@ def offer(preview: Preview) -> Card:
     if first:
         steps = f"the {steps} from {first:,} to {run.total_steps:,}"
     asks = [
-        f"### 🚀 Launch {what} on {text.gpus(run.gpus, quote.nodes)} of {text.code(quote.pool.name, 60)}?",
+        f"### 🚀 Launch {what} on {text.gpus(run.gpus, quote.nodes, unit)} of {text.code(quote.pool.name, 60)}?",
         f"With {text.line(', '.join(f'{k}={v}' for k, v in run.overrides.items()), 300)}" if run.overrides else "",
         " · ".join(filter(None, (text.run_name(run.name), text.tags(run.tags.split())))),
         f"{short(quote.parameters)} parameters · {short(quote.tokens)} tokens in {steps} · "
-        f"about {quote.memory_needed} of memory on each GPU",
+        f"about {quote.memory_needed} of memory for each {unit.value}",
         *(f"**Stage {stage.number}** {text.line(str(stage), 200)}" for stage in quote.stages),
         *_reads(quote),
         *copies(quote),
     ]
-    known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
+    known = "not known" if quote.expected is None else f"about {unit.hours(quote.expected)}"
     costs = [
-        f"**Cost** {text.gpu_hours(quote.cost)} at most, in {text.duration(run.time_limit)}",
+        f"**Cost** {unit.hours(quote.cost)} at most, in {text.duration(run.time_limit)}",
         f"**Expected** {known}: {text.line(quote.basis, 200)}",
-        f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
+        f"**Left** allocation {run.allocation_id} has {unit.hours(quote.left)} left, and "
         f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should this run "
         f"{'and those queued take all their' if quote.promised else 'take all its'} time",
         _too_short(quote, first),
@@ -138,8 +138,8 @@ def discarded() -> Card:
 
 def told(receipt: Receipt) -> str:
     """What a queued run may cost, and what its allocation has left."""
-    expected = "" if receipt.expected is None else f", about {text.gpu_hours(receipt.expected)} as {receipt.basis}"
-    cost = f"{text.gpu_hours(receipt.cost)} at most{expected}"
+    expected = "" if receipt.expected is None else f", about {receipt.unit.hours(receipt.expected)} as {receipt.basis}"
+    cost = f"{receipt.unit.hours(receipt.cost)} at most{expected}"
     return f"Run {receipt.run_id} is queued. It will cost {cost}. {remains(receipt)}"
 
 
@@ -147,7 +147,7 @@ def remains(receipt: Receipt) -> str:
     """What the allocation has left now, and after all of its queued runs, which have reserved nothing yet."""
     after = in_hours(max(0, receipt.left - receipt.promised))
     then = f", and {after} should its queued runs take all their time" if receipt.promised else ""
-    return f"The allocation has {text.gpu_hours(receipt.left)} left{then}."
+    return f"The allocation has {receipt.unit.hours(receipt.left)} left{then}."
 
 
 def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
@@ -158,7 +158,7 @@ def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
     thread = threads.get(f"run:{run.id}" if run.sweep_id is None else f"sweep:{run.sweep_id}")
     link = [f"<#{thread.channel_id}>"] if thread is not None and thread.channel_id and not thread.gone else []
     steps = f"step {run.step:,} of {run.total_steps:,}"
-    about = [run.state, steps, *losses, text.gpu_hours(run.spent), text.line(run.requested_by, 60), *sweep, *link]
+    about = [run.state, steps, *losses, run.unit.hours(run.spent), text.line(run.requested_by, 60), *sweep, *link]
     tags = [text.tags(run.tags)] if run.tags else []
     named = " ".join(filter(None, (f"**{run.id}**", text.run_name(run.name), text.code(run.recipe, 60))))
     return f"{named} · {' · '.join([*about, *tags])}"
@@ -183,12 +183,12 @@ def waits(why: Why) -> str:
             sponsor = text.line(why.factors.sponsor, 60)
             whose = f"the projects of {sponsor}" if sponsor else "the projects that are no sponsor's own"
             lines.append(
-                f"**Group** {whose} recently used {group.used:.0%} of this pool's GPU time; their share of it is "
+                f"**Group** {whose} recently used {group.used:.0%} of this pool's time; their share of it is "
                 f"{group.share:.0%}: the group that has used less of its share goes first"
             )
         lines.append(
             f"**Turn** its project is number {project.rank} of {project.of} by fair-share, where who has used less of "
-            f"its share goes first: it recently used {project.used:.0%} of the GPU time, and its share is "
+            f"its share goes first: it recently used {project.used:.0%} of what all projects used, and its share is "
             f"{project.share:.0%}. The run {'has' if why.decided_at is None else 'had'} waited "
             f"{text.duration(why.factors.age)}"
         )
@@ -214,7 +214,7 @@ def logged(log: Log) -> str:
         return f"Run {log.run_id} has not been tried yet; /run why says what it waits for."
     lines = [f"**Attempts of run {log.run_id}**"]
     lines += [
-        f"**{tried.token}** {tried.state} · {text.gpu_hours(tried.spent)}"
+        f"**{tried.token}** {tried.state} · {log.unit.hours(tried.spent)}"
         + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
         + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
         for tried in log.attempts[-ATTEMPTS_SHOWN:]

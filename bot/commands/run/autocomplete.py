@@ -13,7 +13,8 @@ from bot.commands import autocomplete, context
 from broker import catalogue, publications
 from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
-from broker.allocations.ledger import in_hours
+from broker.allocations.pools import Pool
+from broker.allocations.units import Unit, in_hours
 from broker.runs import control, launching, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
@@ -24,6 +25,7 @@ LONGEST = 100
 """The most characters that Discord takes in a choice."""
 TIME_LIMITS = ("15m", "30m", "1h", "2h", "4h", "8h", "12h", "24h")
 NO_RUN = "Name the run in the option “run”, or use this in its thread."
+NO_PROJECT = "Name the project in the option “project”, or use this in its channel."
 T = TypeVar("T", int, str)
 
 
@@ -109,26 +111,30 @@ async def datasets(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 
 async def gpus(interaction: Interaction, typed: str) -> list[Choice[int]]:
-    """Numbers of GPUs, up to all of the pool's, each with what the run may cost."""
+    """Numbers of GPUs, or cores, up to all of the pool's, each with what the run may cost."""
     number = context.whole_number(typed)
 
     def look(session: Session, about: About) -> list[tuple[str, int]]:
         order = _order(session, interaction, about)
-        sizes = nodes.sizes(launching.pool_of(session, order))
+        pool = launching.pool_of(session, order.project_id, order.allocation_id)
+        sizes = nodes.sizes(pool)
         counts = [*sizes[:-1][: autocomplete.MOST_CHOICES - 1], sizes[-1]] if number is None else [number]
-        return [(f"{text.count(n, 'GPU')} · {_cost(session, replace(order, gpus=n))}", n) for n in counts]
+        return [(f"{pool.unit.count(n)} · {_cost(session, replace(order, gpus=n))}", n) for n in counts]
 
     return await _choices(interaction, look, refused=number or 1)
 
 
 async def gpus_to_resume(interaction: Interaction, typed: str) -> list[Choice[int]]:
-    """The numbers of GPUs on which the paused run can resume."""
+    """The numbers of GPUs, or cores, on which the paused run can resume."""
     number = context.whole_number(typed)
 
     def look(session: Session, about: About) -> list[tuple[str, int]]:
         counts = [] if about.run is None else control.resumable_on(session, about.run)
         fitting = [(count, before) for count, before in counts if number in (None, count)]
-        return [(f"{text.count(count, 'GPU')}{', as before' if before else ''}", count) for count, before in fitting]
+        if not fitting:
+            return []
+        unit = _unit(session, interaction, about)
+        return [(f"{unit.count(count)}{', as before' if before else ''}", count) for count, before in fitting]
 
     return await _choices(interaction, look)
 
@@ -151,16 +157,15 @@ async def steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
 
 
 async def durations(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """Round times, or the time that is typed, each with what it costs at most on the run's GPUs."""
+    """Round times, or the time that is typed, each with what it costs at most on what the run has."""
 
     def look(session: Session, about: About) -> list[tuple[str, str]]:
         before = 1 if about.run is None else runs.load(session, about.run).gpus
-        gpus = context.number_option(interaction, "gpus") or before
-        return [
-            (f"{time} · {_cost_of_time(time, gpus)}", time) for time in ((typed,) if typed.strip() else TIME_LIMITS)
-        ]
+        gpus, unit = context.number_option(interaction, "gpus") or before, _unit(session, interaction, about)
+        times = (typed,) if typed.strip() else TIME_LIMITS
+        return [(f"{time} · {_cost_of_time(time, gpus, unit)}", time) for time in times]
 
-    return await _choices(interaction, look)
+    return await _choices(interaction, look, refused=typed or TIME_LIMITS[0])
 
 
 async def allocations_of_run(interaction: Interaction, typed: str) -> list[Choice[int]]:
@@ -301,7 +306,7 @@ def _order(session: Session, interaction: Interaction, about: About, without: st
     if context.is_about_a_run(interaction):
         raise NotFoundError(NO_RUN)
     if about.project is None:
-        raise NotFoundError("Name the project in the option “project”, or use this in its channel.")
+        raise NotFoundError(NO_PROJECT)
     recipe = context.text_option(interaction, "recipe")
     if without != "steps":
         overrides = with_steps(overrides, context.number_option(interaction, "steps"))
@@ -316,6 +321,20 @@ def _order(session: Session, interaction: Interaction, about: About, without: st
         allocation_id=allocation,
         dataset=context.text_option(interaction, "dataset"),
     )
+
+
+def _unit(session: Session, interaction: Interaction, about: About) -> Unit:
+    """What the pool counts of the run, or of the allocation that a new run would draw on.
+
+    Raises NotFoundError and ConflictError where neither is known.
+    """
+    if about.run is not None:
+        return session.get_one(Pool, runs.load(session, about.run).pool_id).unit
+    if context.is_about_a_run(interaction):
+        raise NotFoundError(NO_RUN)
+    if about.project is None:
+        raise NotFoundError(NO_PROJECT)
+    return launching.pool_of(session, about.project, context.number_option(interaction, "allocation")).unit
 
 
 def _cost_of_limit(session: Session, order: Order, limit: str) -> str:
@@ -341,7 +360,7 @@ def _cost(session: Session, order: Order, check: Callable[[], object] | None = N
     except DomainError as refusal:
         return f"✗ {refusal}"
     expected = "" if quote.expected is None else f", about {in_hours(quote.expected)}"
-    return f"✓ {text.gpu_hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
+    return f"✓ {quote.pool.unit.hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
 
 
 def _cost_of_points(session: Session, order: Order, typed: str) -> str:
@@ -351,12 +370,12 @@ def _cost_of_points(session: Session, order: Order, typed: str) -> str:
     except DomainError as refusal:
         return f"✗ {refusal}"
     expected = "" if quote.expected is None else f", about {in_hours(quote.expected)}"
-    return f"✓ {len(quote.quotes)} runs, {text.gpu_hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
+    return f"✓ {len(quote.quotes)} runs, {quote.unit.hours(quote.cost)} at most{expected}; {in_hours(quote.left)} left"
 
 
-def _cost_of_time(time: str, gpus: int) -> str:
-    """The most that a time costs on so many GPUs, in a few words."""
+def _cost_of_time(time: str, gpus: int, unit: Unit) -> str:
+    """The most that a time costs on so many GPUs or cores, in a few words."""
     try:
-        return f"{text.gpu_hours(gpus * launching.parse_time_limit(time))} at most"
+        return f"{unit.hours(gpus * launching.parse_time_limit(time))} at most"
     except DomainError as refusal:
         return f"✗ {refusal}"

@@ -13,6 +13,7 @@ from bot.commands.run import answers, comparison_answers, sweep_answers
 from bot.commands.run.forms import LaunchForm, SampleForm
 from broker import catalogue
 from broker.allocations import allocations
+from broker.allocations.units import Unit
 from broker.reports import endings, run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
 from broker.runs.runs import RunState
@@ -22,7 +23,7 @@ from projects.rights import Act
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
-    """Pause the run, which gives its GPUs back until it is resumed."""
+    """Pause the run, which gives back what it holds until it is resumed."""
     await acknowledge(interaction)
     await interaction.client.write(control.pause, actor(interaction), run_id)
     run = await interaction.client.read(runs.view, run_id)
@@ -79,15 +80,15 @@ async def rerun(interaction: Interaction, run_id: int, name: str = "", tags: str
 
 async def launch_run(interaction: Interaction, allocation_id: int) -> None:
     """Open the form of a run that draws on the allocation."""
-    project_id, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
-    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, recipes))
+    project_id, unit, recipes = await interaction.client.read(_to_launch, actor(interaction), allocation_id)
+    await interaction.response.send_modal(LaunchForm(project_id, allocation_id, unit, recipes))
 
 
-def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, list[str]]:
-    """The project of an allocation, and the recipes; raises unless the actor may launch runs there."""
-    project_id = allocations.view(session, allocation_id).project_id
-    lifecycle.check_may(session, who, project_id, Act.USE_COMPUTE)
-    return project_id, catalogue.recipes(session)
+def _to_launch(session: Session, who: Actor, allocation_id: int) -> tuple[int, Unit, list[str]]:
+    """The project of an allocation, its unit, and the recipes; raises unless the actor may launch runs there."""
+    allocation = allocations.view(session, allocation_id)
+    lifecycle.check_may(session, who, allocation.project_id, Act.USE_COMPUTE)
+    return allocation.project_id, allocation.unit, catalogue.recipes(session)
 
 
 async def launch(interaction: Interaction, plan_id: int) -> None:

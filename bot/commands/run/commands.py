@@ -35,7 +35,7 @@ SWEEP = "All runs of this sweep; not needed in the sweep's thread"
 @app_commands.describe(
     recipe="What to train",
     time_limit=TIME_LIMIT,
-    gpus="How many GPUs; 1 by default",
+    gpus="How many GPUs, or cores of a CPU pool; 1 by default",
     steps="How many steps; the recipe's number by default",
     override=OVERRIDE,
     dataset="A dataset of the catalogue that the recipe must train on",
@@ -75,7 +75,7 @@ async def launch(
     recipe="What to train",
     points="Their settings, such as learning_rate=1e-4,3e-4 seed=1..3; or single points, separated by ;",
     time_limit="Each run's time limit, such as 45m, 2h or 1h30m",
-    gpus="How many GPUs for each run; 1 by default",
+    gpus="How many GPUs, or cores of a CPU pool, for each run; 1 by default",
     steps="How many steps of each run; the recipe's number by default",
     override="Changes to the recipe that all runs share, such as batch=32",
     dataset="A dataset of the catalogue that the recipe must train on",
@@ -114,7 +114,7 @@ async def sweep(
     run="The run to fork, where this is not its thread",
     override=OVERRIDE,
     time_limit=f"{TIME_LIMIT}; the run's own by default",
-    gpus="How many GPUs; the run's own by default",
+    gpus="How many GPUs, or cores of a CPU pool; the run's own by default",
     allocation="The allocation to draw on",
     name=NAME,
     tags=TAGS,
@@ -227,7 +227,7 @@ async def list_runs(interaction: Interaction, project: int | None = None, tag: s
     await errors.reply(interaction, text.listed(lines) or none)
 
 
-@run.command(name="pause", description="Pause a run and free its GPUs; a running one writes a checkpoint first")
+@run.command(name="pause", description="Pause a run and free what it holds; a running one writes a checkpoint first")
 @app_commands.describe(run=RUN, sweep=SWEEP)
 @app_commands.autocomplete(run=run_autocomplete.pausable_run, sweep=run_autocomplete.sweeps)
 async def pause(interaction: Interaction, run: int | None = None, sweep: int | None = None) -> None:
@@ -239,10 +239,10 @@ async def pause(interaction: Interaction, run: int | None = None, sweep: int | N
     await buttons.pause(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="resume", description="Resume a paused run, on another number of GPUs if you like")
+@run.command(name="resume", description="Resume a paused run, on another number of GPUs or cores if you like")
 @app_commands.describe(
     run=RUN,
-    gpus="How many GPUs; as before by default",
+    gpus="How many GPUs, or cores of a CPU pool; as before by default",
     time_limit="Its time limit from here on; what is left of the old one by default",
     allocation="The allocation to draw on; as before by default",
     sweep=f"{SWEEP}; each goes on as it was",
@@ -263,7 +263,9 @@ async def resume(
     await acknowledge(interaction)
     if sweep_id := await context.sweep_of(interaction, run, sweep):
         if (gpus, time_limit, allocation) != (None, None, None):
-            raise InvalidError("The runs of a sweep resume as they were: change the GPUs or time of one by its number.")
+            raise InvalidError(
+                "The runs of a sweep resume as they were: change the GPUs, cores or time of one by its number."
+            )
         await buttons.resume_sweep(interaction, sweep_id)
         return
     run_id = await context.run_of(interaction, run)
@@ -283,7 +285,7 @@ async def extend(interaction: Interaction, time: str, run: int | None = None) ->
     more = text.duration(launching.parse_time_limit(time))
     await errors.reply(
         interaction,
-        f"Run {run_id} may take {more} longer: from here on it costs {text.gpu_hours(receipt.cost)} at most. "
+        f"Run {run_id} may take {more} longer: from here on it costs {receipt.unit.hours(receipt.cost)} at most. "
         f"{answers.remains(receipt)}",
     )
 

@@ -7,6 +7,7 @@ from bot.app import Interaction, actor
 from bot.commands import context
 from bot.commands.form import Form, choice, long, short
 from bot.commands.run import answers
+from broker.allocations.units import Unit
 from broker.reports import run_plan
 from broker.runs import generation
 from broker.runs.launching import Order
@@ -16,8 +17,8 @@ from projects.errors import InvalidError
 class LaunchForm(Form):
     """A run of a recipe that draws on an allocation; the command takes what else can be chosen."""
 
-    def __init__(self, project_id: int, allocation_id: int, recipes: Sequence[str]) -> None:
-        self.project_id, self.allocation_id = project_id, allocation_id
+    def __init__(self, project_id: int, allocation_id: int, unit: Unit, recipes: Sequence[str]) -> None:
+        self.project_id, self.allocation_id, self.unit = project_id, allocation_id, unit
         self.recipe = choice([(name, name) for name in recipes])
         self.time_limit = short(placeholder="such as 45m, 2h or 1h30m")
         self.gpus = short("1")
@@ -28,7 +29,7 @@ class LaunchForm(Form):
             {
                 "Recipe": self.recipe,
                 "Time limit": self.time_limit,
-                "GPUs": self.gpus,
+                text.begun(unit.plural): self.gpus,
                 "Changes to the recipe": self.overrides,
                 "Name": self.name,
             },
@@ -38,7 +39,7 @@ class LaunchForm(Form):
         """Offer the run with its cost; the button launches it."""
         gpus = context.whole_number(self.gpus.value)
         if gpus is None:
-            raise InvalidError("The number of GPUs is a whole number, such as 1 or 8.")
+            raise InvalidError(f"The number of {self.unit.plural} is a whole number, such as 1 or 8.")
         order = Order(
             self.project_id,
             self.recipe.values[0],
@@ -67,5 +68,5 @@ class SampleForm(Form):
         )
         return (
             f"The last checkpoint of run {self.run_id} will continue your prompt; what it writes is posted in the "
-            f"project's channel. It will cost {text.gpu_hours(receipt.cost)} at most."
+            f"project's channel. It will cost {receipt.unit.hours(receipt.cost)} at most."
         )

@@ -15,7 +15,7 @@ from bot.buttons import Button
 from bot.cards.card import BLUE, GREEN, Card, sections, texts
 from bot.cards.sweep_card import alt, sweep_card
 from bot.commands.run import answers
-from broker.allocations.ledger import in_hours
+from broker.allocations.units import in_hours
 from broker.plots.curves_of_sweep import curves_of
 from broker.reports import why
 from broker.reports.sweep_plan import SweepPreview
@@ -49,23 +49,23 @@ def offer(preview: SweepPreview) -> Card:
     """The offer of a sweep: each run with its cost and its start, and the sum, with the buttons that launch or discard
     all of it."""
     quote, first = preview.quote, preview.quote.quotes[0]
-    run, many = first.run, len(preview.quote.quotes)
+    run, many, unit = first.run, len(preview.quote.quotes), quote.unit
     swept = set(quote.swept)
     shared = ", ".join(f"{name}={value}" for name, value in run.overrides.items() if name not in swept)
     memory = max(quote.quotes, key=lambda each: each.memory).memory_needed
     asks = [
         f"### 🚀 Launch a sweep of {many} runs of {text.line(run.recipe, 60)}, each on "
-        f"{text.gpus(run.gpus, first.nodes)} of {text.code(first.pool.name, 60)}?",
+        f"{text.gpus(run.gpus, first.nodes, unit)} of {text.code(first.pool.name, 60)}?",
         f"All with {text.line(shared, 300)}" if shared else "",
-        f"{answers.short(first.parameters)} parameters · about {memory} of memory on each GPU",
+        f"{answers.short(first.parameters)} parameters · about {memory} of memory for each {unit.value}",
         *answers.copies(first),
     ]
-    known = "not known" if quote.expected is None else f"about {text.gpu_hours(quote.expected)}"
+    known = "not known" if quote.expected is None else f"about {unit.hours(quote.expected)}"
     costs = [
-        f"**Cost** {text.gpu_hours(quote.cost)} at most: {many} × {in_hours(first.cost)}, each in "
+        f"**Cost** {unit.hours(quote.cost)} at most: {many} × {in_hours(first.cost)}, each in "
         f"{text.duration(run.time_limit)}",
         f"**Expected** {known}: {text.line(first.basis, 200)}",
-        f"**Left** allocation {run.allocation_id} has {text.gpu_hours(quote.left)} left, and "
+        f"**Left** allocation {run.allocation_id} has {unit.hours(quote.left)} left, and "
         f"{in_hours(max(0, quote.left - quote.promised - quote.cost))} should these runs "
         f"{'and those queued ' if quote.promised else ''}take all their time",
         _too_short(quote),
@@ -89,11 +89,11 @@ def launched(receipt: SweepReceipt) -> Card:
 
 def told(receipt: SweepReceipt) -> str:
     """What the runs of a queued sweep may cost together, and what their allocation has left."""
-    expected = "" if receipt.expected is None else f", about {text.gpu_hours(receipt.expected)} as measured"
+    expected = "" if receipt.expected is None else f", about {receipt.unit.hours(receipt.expected)} as measured"
     after = in_hours(max(0, receipt.left - receipt.promised))
     return (
-        f"All together cost {text.gpu_hours(receipt.cost)} at most{expected}. The allocation has "
-        f"{text.gpu_hours(receipt.left)} left, and {after} should its queued runs take all their time."
+        f"All together cost {receipt.unit.hours(receipt.cost)} at most{expected}. The allocation has "
+        f"{receipt.unit.hours(receipt.left)} left, and {after} should its queued runs take all their time."
     )
 
 
@@ -101,7 +101,7 @@ def _table(preview: SweepPreview) -> str:
     """A line for each run of an offer: its point, what it costs at most and is expected to, and when it starts."""
     quote = preview.quote
     known = quote.expected is not None
-    columns = ["GPU-hours at most", *(["expected"] if known else []), "starts at the latest"]
+    columns = [f"{quote.unit.in_hours} at most", *(["expected"] if known else []), "starts at the latest"]
     rows = [_row(quote, number, waits) for number, waits in enumerate(preview.queue)]
     head = text.line(" · ".join([*quote.swept, *columns]), 300)
     return f"-# {head}\n{text.listed(rows, most=TABLE)}"

@@ -43,10 +43,10 @@ from projects.rights import Act
 def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
     """The list of pools, each with its use."""
     lines = [
-        f"{text.code(pool.name, 60)} {text.count(pool.gpus, 'GPU')}, {text.line(pool.gpu_type, 60)}"
-        f"{text.nodes(pool.nodes, pool.gpus)}{text.memory(pool.memory_gib, pool.host_memory_gib)}\n"
+        f"{text.code(pool.name, 60)} {pool.unit.count(pool.gpus)}, {text.line(pool.gpu_type, 60)}"
+        f"{text.nodes(pool.nodes, pool.gpus)}{text.memory(pool.memory_gib, pool.host_memory_gib, pool.unit)}\n"
         f"-# {pool.busy} busy, {pool.working} running, {pool.waiting} waiting · {pool.runner}, weight "
-        f"{pool.price_weight:g} · {text.gpu_hours(pool.left)} of its grants left · "
+        f"{pool.price_weight:g} · {pool.unit.hours(pool.left)} of its grants left · "
         f"{text.preemption(pool.preempt_after)}"
         for pool in listed
     ]
@@ -54,13 +54,13 @@ def pools_view(listed: Sequence[PoolStatus]) -> ui.LayoutView:
 
 
 def grants_view(listed: Sequence[GrantView], spent: Mapping[int, int]) -> ui.LayoutView:
-    """The list of grants: GPU-hours allocated, spent, reserved for second halves, and left of each."""
+    """The list of grants: hours allocated, spent, reserved for second halves, and left of each."""
     lines = [
         f"**{grant.id}** {text.line(grant.sponsor, 80)} · {text.code(grant.pool, 60)} until "
         f"{text.when(grant.until, 'D')}\n"
-        f"-# {text.gpu_hours(grant.seconds)}: {text.gpu_hours(grant.granted)} granted, "
-        f"{text.gpu_hours(spent.get(grant.id, 0))} of them spent, {text.gpu_hours(grant.committed)} kept for second "
-        f"halves, {text.gpu_hours(grant.left)} left"
+        f"-# {grant.unit.hours(grant.seconds)}: {grant.unit.hours(grant.granted)} granted, "
+        f"{grant.unit.hours(spent.get(grant.id, 0))} of them spent, {grant.unit.hours(grant.committed)} kept for "
+        f"second halves, {grant.unit.hours(grant.left)} left"
         for grant in listed
     ]
     return _view("Grants", lines, {"grant_add": "Add a grant", "grant_change": "Change one"})
@@ -90,7 +90,7 @@ def limits_view(now: Policies) -> ui.LayoutView:
 def reservation_line(one: ReservationView) -> str:
     """A reservation in the list of all."""
     return (
-        f"**{one.id}** {text.code(one.pool, 60)} {text.count(one.gpus, 'GPU')} for P{one.project_id} "
+        f"**{one.id}** {text.code(one.pool, 60)} {one.unit.count(one.gpus)} for P{one.project_id} "
         f"{text.period(one.begins_at, one.ends_at)}\n"
         f"-# by {text.line(one.by or 'an operator', 80)}"
     )
@@ -99,7 +99,7 @@ def reservation_line(one: ReservationView) -> str:
 def is_reserved(one: ReservationView) -> str:
     """The answer to who has made a reservation."""
     when = text.period(one.begins_at, one.ends_at)
-    what = f"{text.count(one.gpus, 'GPU')} of {text.code(one.pool, 60)} for P{one.project_id} {when}"
+    what = f"{one.unit.count(one.gpus)} of {text.code(one.pool, 60)} for P{one.project_id} {when}"
     return f"Reservation {one.id} is made: {what}. Runs that are under way are left alone; the record says so."
 
 

@@ -37,10 +37,10 @@ stoa = app_commands.Group(name="stoa", description="The lab itself: what you can
 @stoa.command(name="setup", description="Choose Stoa's channels and roles; what is missing is created")
 @app_commands.describe(
     proposals="Where projects are proposed",
-    review="Where requests for GPU time are decided",
+    review="Where requests for compute are decided",
     announcements="Where results are announced",
     record="Where the lab's own record is posted",
-    reviewers="Who decides requests for GPU time",
+    reviewers="Who decides requests for compute",
     moderators="Who opens channels, and stops or hides projects",
     admins="Who manages the lab",
     general="Where newcomers are welcomed; by default the channel named general",
@@ -97,7 +97,7 @@ NOTIFY: Mapping[Notify, str] = {
         "You are mentioned in what concerns you: the ends of your runs, what is decided about your requests, who joins "
         "a project that you lead, and the news of projects that you follow."
     ),
-    Notify.NONE: "Nothing mentions you, except requests for GPU time while you hold the reviewers' role.",
+    Notify.NONE: "Nothing mentions you, except requests for compute while you hold the reviewers' role.",
 }
 
 
@@ -117,7 +117,7 @@ async def choose_mentions(interaction: Interaction, what: str | None = None) -> 
     await errors.reply(interaction, said)
 
 
-@stoa.command(name="pools", description="Admins: list the pools of GPUs with their use; add or change one")
+@stoa.command(name="pools", description="Admins: list the pools with their use; add or change one")
 @app_commands.describe(pool="One to change at once, where there are many")
 @app_commands.autocomplete(pool=autocomplete.pool_names)
 async def list_pools(interaction: Interaction, pool: str | None = None) -> None:
@@ -173,11 +173,13 @@ async def list_shares(interaction: Interaction, project: int | None = None) -> N
     await errors.again(lambda: interaction.edit_original_response(view=buttons.shares_view(listed, aside)))
 
 
-@stoa.command(name="reserve", description="Admins: list what is reserved; reserve GPUs for a project, or cancel that")
+@stoa.command(
+    name="reserve", description="Admins: list what is reserved; reserve GPUs or cores for a project, or cancel that"
+)
 @app_commands.describe(
-    pool="The pool, to reserve GPUs of it",
+    pool="The pool, to reserve a part of it",
     project="The project that gets them",
-    gpus="How many GPUs",
+    gpus="How many GPUs, or cores of a CPU pool",
     begins="From when, in UTC, such as 2030-12-31 09:00",
     ends="Until when, in UTC",
     cancel="The number of a reservation to cancel",
@@ -202,7 +204,7 @@ async def reserve(
         await interaction.response.send_modal(ReasonForm(title, reservations.cancel, cancel, done))
     elif cancel is None and pool and project and gpus is not None and begins and ends:
         act = functools.partial(reservations.add, project_id=project, gpus=str(gpus), begins=begins, ends=ends)
-        await interaction.response.send_modal(ReasonForm("Reserve GPUs", act, pool, buttons.is_reserved))
+        await interaction.response.send_modal(ReasonForm("Reserve a part of a pool", act, pool, buttons.is_reserved))
     elif cancel is None and not asked:
         await acknowledge(interaction)
         listed = await interaction.client.read(reservations.every)
@@ -210,7 +212,7 @@ async def reserve(
         await errors.reply(interaction, text.listed(lines) or "Nothing is reserved.")
     else:
         raise InvalidError(
-            "A reservation takes a pool, a project, GPUs, and when it begins and ends; cancel goes alone."
+            "A reservation takes a pool, a project, GPUs or cores, and when it begins and ends; cancel goes alone."
         )
 
 

@@ -8,6 +8,7 @@ from bot.commands import context
 from bot.commands.form import Form, choice, long, short
 from broker.allocations import shares, sponsor_shares
 from broker.allocations.pools import GrantView
+from broker.allocations.units import heading
 from broker.reviews import inventory
 from projects import policies, quotas
 from projects.errors import InvalidError
@@ -30,10 +31,10 @@ class AddPoolForm(Form):
             "Add a pool",
             {
                 "Name": self.name,
-                "GPU type": self.gpu_type,
-                "GPUs": self.gpus,
+                "Type of GPU or CPU": self.gpu_type,
+                "GPUs or cores": self.gpus,
                 "Price weight": self.weight,
-                "GiB of a GPU / of a host": self.memory,
+                "GiB of a GPU or core / of a host": self.memory,
             },
         )
 
@@ -53,7 +54,7 @@ class AddPoolForm(Form):
 
 
 class ChangePoolForm(Form):
-    """Another number of GPUs, price weight or memory for a pool."""
+    """Another number of GPUs or cores, price weight or memory for a pool."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in names])
@@ -65,9 +66,9 @@ class ChangePoolForm(Form):
             "Change a pool",
             {
                 "Pool": self.pool,
-                "GPUs": self.gpus,
+                "GPUs or cores": self.gpus,
                 "Price weight": self.weight,
-                "GiB of a GPU / of a host": self.memory,
+                "GiB of a GPU or core / of a host": self.memory,
                 "Reason": self.why,
             },
         )
@@ -92,7 +93,7 @@ class ChangePoolForm(Form):
 
 
 class AddGrantForm(Form):
-    """A grant: GPU-hours that a sponsor gives."""
+    """A grant: hours of a pool that a sponsor gives."""
 
     def __init__(self, pools: Sequence[str]) -> None:
         self.pool = choice([(name, name) for name in pools])
@@ -103,7 +104,7 @@ class AddGrantForm(Form):
         )
         super().__init__(
             "Add a grant",
-            {"Pool": self.pool, "Sponsor": self.sponsor, "GPU-hours": self.hours, "Until": self.until},
+            {"Pool": self.pool, "Sponsor": self.sponsor, "GPU-hours or core-hours": self.hours, "Until": self.until},
         )
 
     async def send(self, interaction: Interaction) -> str:
@@ -121,7 +122,7 @@ class AddGrantForm(Form):
 
 
 class ChangeGrantForm(Form):
-    """More GPU-hours or another end for a grant."""
+    """More hours or another end for a grant."""
 
     def __init__(self, grants: Sequence[GrantView]) -> None:
         self.grant = choice([(f"{g.id} · {g.sponsor}, {g.pool}, until {g.until:%Y-%m-%d}", str(g.id)) for g in grants])
@@ -130,7 +131,12 @@ class ChangeGrantForm(Form):
         self.why = long(USUAL, "Everyone can read it")
         super().__init__(
             "Change a grant",
-            {"Grant": self.grant, "GPU-hours more": self.hours, "Until": self.until, "Reason": self.why},
+            {
+                "Grant": self.grant,
+                f"{heading({grant.unit for grant in grants})} more": self.hours,
+                "Until": self.until,
+                "Reason": self.why,
+            },
         )
 
     async def send(self, interaction: Interaction) -> str:

@@ -73,7 +73,7 @@ HEADINGS: Mapping[Role, str] = {
 }
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
     ("Projects", ("project", "Put on record")),
-    ("GPU time", ("allocation", "cluster")),
+    ("Compute", ("allocation", "cluster")),
     ("Runs", ("run",)),
     ("Recipes and data", ("catalogue",)),
     ("The lab", ("stoa",)),
@@ -90,7 +90,7 @@ FIRST: Mapping[Role, Sequence[str]] = {
     ProjectRole.FOLLOWER: ("project join", "project show", "run list"),
 }
 # Acts that have buttons but no command, and those of people without a role in Stoa.
-ANSWERS = "The button **Answer** of a reviewer's question about GPU time that you asked for."
+ANSWERS = "The button **Answer** of a reviewer's question about compute that you asked for."
 OFFERS = "-# An offer, of a launch or of a lead, is answered by its buttons, and by nobody but who it was made to."
 ELSEWHERE = "-# In a project's channel, this command says what you can do in it."
 LONGEST_PAGE = 3800

@@ -39,7 +39,7 @@ NEW: Mapping[str, New] = {
     "lab_category": New("the lab's channels", "Lab"),
     "projects_category": New("the projects' channels", "Projects"),
     "proposals": New("proposals", "proposals", "What members want to find out, and who they are looking for"),
-    "review": New("review", "compute-review", "Requests for GPU time, and how they were decided"),
+    "review": New("review", "compute-review", "Requests for compute, and how they were decided"),
     "announcements": New("announcements", "announcements", "What projects have found out", quiet=True),
     "record": New("the lab's record", "public-record", "Pools, grants, policies: what is of no project", quiet=True),
     "general": New("newcomers", "general"),

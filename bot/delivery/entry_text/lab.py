@@ -1,7 +1,7 @@
 """Entries about the lab: pools, grants, shares, catalogue, policies, people, the server, the disk and the record."""
 
 from bot import text
-from bot.delivery.entry_text.phrases import by, line, quoted, why
+from bot.delivery.entry_text.phrases import by, line, quoted, unit, why
 from bot.delivery.entry_text.registry import Payload, Text, entry
 from projects import policies
 
@@ -15,7 +15,7 @@ def pool_added(p: Payload) -> str:
 @entry("pool.changed")
 def pool_changed(p: Payload) -> str:
     return (
-        f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {text.count(p['gpus'], 'GPU')}{_nodes(p)} and "
+        f"🖥️ {by(p)} changes the pool {text.code(p['pool'], 60)}: it has {unit(p).count(p['gpus'])}{_nodes(p)} and "
         f"a price weight of {p['price_weight']:g}{_memory(p)}{_preemption(p)}.{why(p)}"
     )
 
@@ -29,20 +29,20 @@ def _preemption(p: Payload) -> str:
 
 
 def _memory(p: Payload) -> str:
-    return text.memory(p.get("memory_gib"), p.get("host_memory_gib"))
+    return text.memory(p.get("memory_gib"), p.get("host_memory_gib"), unit(p))
 
 
 @entry("grant.added")
 def grant_added(p: Payload) -> str:
     return (
-        f"🎁 {line(p['sponsor'])} gives {text.gpu_hours(p['seconds'])} on {text.code(p['pool'], 60)} "
+        f"🎁 {line(p['sponsor'])} gives {unit(p).hours(p['seconds'])} on {text.code(p['pool'], 60)} "
         f"to the community, until {text.day(p['until'])}. Thank you!"
     )
 
 
 @entry("grant.changed")
 def grant_changed(p: Payload) -> str:
-    more = f"{text.gpu_hours(p['seconds'])} more, " if p["seconds"] else ""
+    more = f"{unit(p).hours(p['seconds'])} more, " if p["seconds"] else ""
     return (
         f"🎁 {by(p)} changes grant {p['grant']} of {line(p['sponsor'])} on {text.code(p['pool'], 60)}: {more}until "
         f"{text.day(p['until'])}.{why(p)}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bot import text
+from broker.allocations.units import Unit
 
 LONGEST_QUOTE = 900
 
@@ -12,6 +13,11 @@ def by(payload: Mapping[str, Any]) -> str:
     """Who made the entry, in bold; “The lab” where no person did."""
     person = payload.get("by")
     return "The lab" if person is None else f"**{text.line(person['name'], 80)}**"
+
+
+def unit(payload: Mapping[str, Any]) -> Unit:
+    """What the pool counts that the entry concerns, which the outbox has noted."""
+    return Unit(payload.get("unit", Unit.GPU.value))
 
 
 def line(value: object) -> str:

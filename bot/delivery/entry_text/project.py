@@ -3,11 +3,11 @@
 from datetime import datetime
 
 from bot import text
-from bot.delivery.entry_text.phrases import by, line, quoted, why
+from bot.delivery.entry_text.phrases import by, line, quoted, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
 NEWCOMER = " The lead confirms newcomers with the button below or `/project confirm`."
-COMPUTE = "\n**Next** The lead asks for GPU time with the button below or `/allocation request`."
+COMPUTE = "\n**Next** The lead asks for compute with the button below or `/allocation request`."
 READ_ALONG = "What happens in the project is posted here, for everyone to read."
 
 
@@ -65,7 +65,7 @@ def reservation_cancelled(p: Payload) -> str:
 
 def _reserved(p: Payload) -> str:
     begins, ends = (datetime.fromisoformat(p[at]) for at in ("begins", "ends"))
-    return f"{text.count(p['gpus'], 'GPU')} of {text.code(p['pool'], 60)} {text.period(begins, ends)}"
+    return f"{unit(p).count(p['gpus'])} of {text.code(p['pool'], 60)} {text.period(begins, ends)}"
 
 
 @entry("share.set")

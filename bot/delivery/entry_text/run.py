@@ -7,7 +7,7 @@ and its entries have `sample`. The entries of a sweep's runs have `sweep`.
 from collections.abc import Mapping
 
 from bot import text
-from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, why
+from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
 
@@ -34,7 +34,7 @@ def forked(p: Payload) -> str:
 
 @entry("run.starting")
 def starting(p: Payload) -> str:
-    return f"🛫 {_run(p)} is starting; {text.gpu_hours(p['reserved'])} reserved."
+    return f"🛫 {_run(p)} is starting; {unit(p).hours(p['reserved'])} reserved."
 
 
 @entry("run.started")
@@ -63,7 +63,8 @@ def stopping(p: Payload) -> str:
 
 @entry("run.preempted")
 def preempted(p: Payload) -> str:
-    return f"🔀 {_run(p)} was preempted for {_other(p)}; it continues from step {p['step']:,} when GPUs are free."
+    when = f"when {unit(p).plural} are free"
+    return f"🔀 {_run(p)} was preempted for {_other(p)}; it continues from step {p['step']:,} {when}."
 
 
 @entry("run.paused")
@@ -75,7 +76,7 @@ def paused(p: Payload) -> str:
 def resumed(p: Payload) -> str:
     start = "from the beginning" if "prepares" in p else f"from step {p['step']:,}"
     return (
-        f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {text.count(p['gpus'], 'GPU')} for at most "
+        f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {unit(p).count(p['gpus'])} for at most "
         f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
     )
 
@@ -102,7 +103,7 @@ def refunded(p: Payload) -> str:
         f"attempt {p['attempt']} made way" if p.get("preempted") else f"a machine fault ended attempt {p['attempt']}"
     )
     return (
-        f"↩️ {_run(p)} is refunded {text.gpu_hours(p['seconds'])}, all that it spent since its last complete "
+        f"↩️ {_run(p)} is refunded {unit(p).hours(p['seconds'])}, all that it spent since its last complete "
         f"checkpoint: {ended}.{why(p)}"
     )
 
@@ -142,8 +143,8 @@ def sweep_launched(p: Payload) -> str:
     return (
         f"🚀 {by(p)} launches sweep {p['sweep']}: {text.count(len(p['runs']), 'run')} of recipe "
         f"{text.code(p['recipe'], 60)} over {text.code(p['points'], 300)}{shared}, each on "
-        f"{text.count(p['gpus'], 'GPU')} for at most {text.duration(p['time_limit'])}; "
-        f"{text.gpu_hours(p['cost'])} at most in all."
+        f"{unit(p).count(p['gpus'])} for at most {text.duration(p['time_limit'])}; "
+        f"{unit(p).hours(p['cost'])} at most in all."
     )
 
 
@@ -247,7 +248,7 @@ def _titled(p: Payload) -> str:
 
 
 def _other(p: Payload) -> str:
-    """The run for which GPUs are freed."""
+    """The run that another one makes way for."""
     return f"run {p['for_run']} of project P{p['for_project']}"
 
 
@@ -258,11 +259,11 @@ def _called(p: Payload) -> str:
 
 
 def _order(p: Payload) -> str:
-    """What was ordered: the recipe with its overrides, the GPUs and the time limit."""
+    """What was ordered: the recipe with its overrides, the GPUs or cores and the time limit."""
     overrides = _assigned(p["overrides"])
     return (
         f"recipe {text.code(p['recipe'], 60)}{f' with {line(overrides)}' if overrides else ''} on "
-        f"{text.count(p['gpus'], 'GPU')}, at most {text.duration(p['time_limit'])}. It waits for its turn."
+        f"{unit(p).count(p['gpus'])}, at most {text.duration(p['time_limit'])}. It waits for its turn."
     )
 
 
@@ -280,4 +281,4 @@ def _at_step(p: Payload) -> str:
 
 
 def _spent(p: Payload) -> str:
-    return text.gpu_hours(p["spent"])
+    return unit(p).hours(p["spent"])
