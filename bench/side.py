@@ -35,7 +35,7 @@ def main(side: Side, shape: Shape) -> None:
         },
     )
     make = stoa if side.startswith("stoa") else transformers
-    if side != "transformers":
+    if side in ("stoa", "transformers-compiled"):
         # A part of the imports, not of the run: PyTorch's compiler.
         importlib.import_module("torch._inductor.compile_fx")
     began = time.perf_counter()

@@ -23,6 +23,7 @@ from bench.shapes import CPU, GPU, SHAPES, SMALL, Side
 from trainer.allocator import environment
 from trainer.config import load_recipe
 from trainer.contract import METRICS_FILE
+from trainer.memory import device_here
 from trainer.metrics import flops_per_token
 
 ROOT = Path(__file__).parent.parent
@@ -163,9 +164,7 @@ def main(
     small: Annotated[bool, typer.Option(help="One tiny shape without goals, to see that this works.")] = False,
 ) -> None:
     """Compare the two, print the medians, and hold them against the goals."""
-    import torch
-
-    gpu = torch.cuda.is_available()
+    gpu = device_here() == "cuda"
     names = shapes.split(",") if shapes else list(SMALL if small else GPU if gpu else CPU)
     console, goals = Console(stderr=True), list[Goal]()
     table = Table("shape", "allocator", "ours", "theirs", "faster", "our memory", "theirs", "ratio")

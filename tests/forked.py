@@ -11,15 +11,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import types
-from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any, NoReturn
 from unittest import mock
 
 import psutil
 
+from broker.runners import shim
+from projects.settings import get_settings
 from tests.patience import PATIENCE
 from trainer import allocator
 
@@ -61,14 +65,27 @@ class Server:
             _servers.append(psutil.Process(psutil.Process(process.pid).ppid()))
         return process
 
+    def warm(self) -> None:
+        """Have the modules imported by now."""
+        if not self._begun:
+            self.start(_nothing).join()
+
+
+def _nothing() -> None:
+    pass
+
 
 PARTS = Server("tests.imported")
 """The server of Stoa's parts."""
 WRONG_CLOCKS = Server("tests.wrong_clock", "tests.imported")
 """The server of parts whose clock may be wrong: each sets `tests.wrong_clock.SECONDS`."""
-TRAINERS = Server("tests.forked_trainer", variables={"DS_ACCELERATOR": "cpu"} | allocator.environment(os.environ))
-"""The server of trainers whose ranks are forked from them."""
-TRAINER = "import tests.forked_trainer; tests.forked_trainer.main()"
+TRAINERS = Server(
+    "tests.imported", "tests.forked_trainer", variables={"DS_ACCELERATOR": "cpu"} | allocator.environment(os.environ)
+)
+"""The server of trainers whose ranks are forked from them, and of parts whose trainers are."""
+PYTHON = sys.executable
+CARRIER, POD, TRAINER = "broker.runners.carrier", "broker.runners.pod", "trainer"
+RANK = "trainer.distributed.rank"
 
 
 class Forked:
@@ -95,11 +112,12 @@ class Forked:
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while the process runs."""
-        return self._process.exitcode
+        with _starting:  # multiprocessing reads it once, of all processes also where one starts
+            return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process's end; raises subprocess.TimeoutExpired."""
-        self._process.join(timeout)
+        connection.wait([self._process.sentinel], timeout)
         status = self.poll()
         if status is None:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
@@ -127,17 +145,32 @@ def module(
     python: Path | None = None,
     session: bool = False,
     before: str = "",
-    server: Server = PARTS,
+    server: Server | None = None,
+    forks: bool = False,
 ) -> Forked:
     """Start what `python -m name` is, with these arguments, after the statement `before`; with `session`, in a session
-    of its own."""
-    steps = ("import os; os.setsid()" if session else "", before, _of_module(name))
+    of its own.
+
+    With `forks`, what it starts is forked, too: nobody knows it by its command line then.
+    """
+    steps = ("import os; os.setsid()" if session else "", before, _of_module(name, forks=forks))
+    server = server or (_server_of(python) if forks else PARTS)
     return Forked("; ".join(filter(None, steps)), log, environment, *arguments, python=python, server=server)
 
 
+def warm(python: Path) -> None:
+    """Have imported what processes of this Python are forked from that fork what they start."""
+    _server_of(python).warm()
+
+
+def _server_of(python: Path | None) -> Server:
+    """What those are forked from: of those whose trainer is the real one, a process that has PyTorch."""
+    return TRAINERS if python in (None, Path(PYTHON)) else PARTS
+
+
 def run_module(name: str, environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run what `python -m name` is to its end, with its output and its errors caught."""
-    return _to_its_end(PARTS, _of_module(name), environment, arguments)
+    """Run what `python -m name` is to its end, with its output and its errors caught; what it starts is forked."""
+    return _to_its_end(PARTS, _of_module(name, forks=True), environment, arguments)
 
 
 def run_trainer(
@@ -145,12 +178,13 @@ def run_trainer(
 ) -> subprocess.CompletedProcess[str]:
     """The same for the trainer, whose ranks begin where their imports end, under `limits` of the kernel."""
     bounds = [f"resource.setrlimit({kind}, ({value}, {value}))" for kind, value in (limits or {}).items()]
-    return _to_its_end(TRAINERS, "; ".join(["import resource", *bounds, TRAINER]), environment, arguments)
+    code = "; ".join(["import resource", *bounds, _of_module(TRAINER, forks=True)])
+    return _to_its_end(TRAINERS, code, environment, arguments)
 
 
 def start_trainer(environment: Mapping[str, str], *arguments: str, log: Path = Path(os.devnull)) -> Forked:
     """Start such a trainer in a process group of its own; what it says goes to the file `log`."""
-    code = f"import os; os.setpgid(0, 0); {TRAINER}"
+    code = f"import os; os.setpgid(0, 0); {_of_module(TRAINER, forks=True)}"
     return Forked(code, log, environment, *arguments, server=TRAINERS)
 
 
@@ -168,15 +202,93 @@ def cpu_seconds() -> float:
     return sum(sum(server.cpu_times()[:4]) for server in _servers)
 
 
-def _of_module(name: str) -> str:
-    return f"import tests.forked; tests.forked.become({name!r})"
+def _of_module(name: str, *, forks: bool = False) -> str:
+    return f"import tests.forked; tests.forked.become({name!r}, {forks})"
 
 
-def become(name: str) -> None:
-    """Run a module, or a package's `__main__`, as the program; that it was imported before is forgotten."""
+def become(name: str, forks: bool) -> None:
+    """Run a module, or a package's `__main__`, as the program; that it was imported before is forgotten.
+
+    With `forks`, what it starts begins as a copy of it where that may be.
+    """
+    if forks:
+        subprocess.Popen = Popen  # type: ignore[misc, assignment]
     package = hasattr(sys.modules.get(name), "__path__")
     sys.modules.pop(f"{name}.__main__" if package else name, None)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+class Popen(subprocess.Popen[Any]):
+    """`subprocess.Popen`, but what Stoa starts of its own begins in a copy of this process, where a Python would begin
+    anew. The trainer does where it is the real one: its parent may have another Python."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        preexec_fn: Callable[[], object] | None = None,
+        **others: Any,
+    ) -> None:
+        name, arguments = _program(args)
+
+        def begin() -> None:
+            if preexec_fn is not None:
+                preexec_fn()
+            _begin(name, arguments, env, pass_fds)
+
+        super().__init__(args, env=env, pass_fds=pass_fds, preexec_fn=begin if name else preexec_fn, **others)
+
+
+def _program(args: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The module that a command line runs, if it is one that may begin as a copy, and its arguments."""
+    if args[1:4] == ["-I", "-S", shim.__file__]:
+        return shim.__name__, args[4:]
+    name = args[2] if args[1:2] == ["-m"] else ""
+    if name == CARRIER:  # it uses the store, whose threads a copy of this process would lack
+        forks = len(os.listdir("/proc/self/task")) == 1
+    else:
+        forks = name == POD or (name in (TRAINER, RANK) and sys.executable == PYTHON)
+    return (name, args[3:]) if forks else ("", ())
+
+
+def _begin(name: str, arguments: Sequence[str], environment: Mapping[str, str] | None, kept: Sequence[int]) -> NoReturn:
+    """Become what `python -m name` is, and end with it."""
+    status: int | str | None = 1
+    try:
+        # With the others closes the one through which the parent would hear that no program has begun.
+        opened = sorted({0, 1, 2, *kept})
+        for low, high in zip(opened, [*opened[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, high)
+        for helper in (resource_tracker._resource_tracker, forkserver._forkserver):  # whose files are closed now
+            vars(helper).update(vars(type(helper)()))
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as a Python that begins does
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        get_settings.cache_clear()
+        if name == RANK:
+            import torch
+
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        sys.stdin, sys.argv = os.fdopen(0, closefd=False), ["-m", *arguments]
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
+        become(name, True)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
 
 
 def _run(

@@ -5,21 +5,27 @@ import gc
 from sqlalchemy.orm import configure_mappers
 
 import bot.client
+import broker.runners.carrier
+import broker.runners.pod
 import broker.runners.supervisor
 import cli.main
 import cli.services
 import sandbox.__main__
 import sandbox.hub.server
 import tests.forked
+import trainer.__main__
 
 PARTS = (
     bot.client,
+    broker.runners.carrier,
+    broker.runners.pod,
     broker.runners.supervisor,
     cli.main,
     cli.services,
     sandbox.__main__,
     sandbox.hub.server,
     tests.forked,
+    trainer.__main__,
 )
 
 configure_mappers()

@@ -1,10 +1,14 @@
 """The stand-in for a Kubernetes cluster at work in a thread of the tests, and what a test asks of it."""
 
 import asyncio
+import os
 import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,22 +17,31 @@ from kubernetes import client, config
 
 from sandbox.faults import Fault
 from sandbox.kubernetes.objects import EVENTS, JOBS, PODS, SECRETS, SERVICES
+from sandbox.kubernetes.pods import Running, begin
 from sandbox.kubernetes.server import Cluster, serve
+from tests import forked
 from tests.patience import PATIENCE, wait_for
 
 NAMESPACE = "lab"
 IMAGE = "stoa:standin"
+POD = "broker.runners.pod"
 TOKEN, ADMIN = "a-token-of-a-service-account", "a-token-of-an-operator"
 T = TypeVar("T")
 _new_client: Any = config.new_client_from_config  # without types, unlike the rest of the client
 
 
 class Standin:
-    """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all."""
+    """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all.
+
+    Pods may be forked (`fork_pods`); what looks into a pod's own process needs one that begins anew.
+    """
 
     def __init__(self, root: Path, programs: Path) -> None:
         self.root = root
+        self._forks = False
+        self._python = Path(sys.executable)
         self.cluster = Cluster(root, TOKEN, ADMIN, {IMAGE: programs})
+        self.cluster.pods.begin = self._begin
         self.kubeconfig = root / "kubeconfig"
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
@@ -51,6 +64,30 @@ class Standin:
         self.batch: Any = client.BatchV1Api(self.api)
         self.core: Any = client.CoreV1Api(self.api)
 
+    def use(self, python: Path) -> None:
+        """Let `python` in the image be this one."""
+        self._python = python
+        script = self.root / "programs" / "python"
+        script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+        script.chmod(0o755)
+
+    def fork_pods(self) -> None:
+        """Have pods forked until the test's end, and what they start, which spares the seconds of its imports."""
+        self._forks = True
+        forked.warm(self._python)  # the API server answers nobody while a pod waits for its first process
+
+    def _begin(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
+        if not self._forks or command[1:3] != ["-m", POD]:
+            return begin(command, folder, environment, log)
+        into = f"import os; os.chdir({str(folder)!r})"
+        process = forked.module(
+            POD, log, environment, *command[3:], python=self._python, session=True, before=into, forks=True
+        )
+        with suppress(ProcessLookupError):  # it has ended already
+            while process.poll() is None and os.getpgid(process.pid) != process.pid:
+                time.sleep(0.001)
+        return process
+
     def do(self, what: Callable[[Cluster], T]) -> T:
         """The result of something done to the cluster, between two looks of its controllers."""
 
@@ -69,6 +106,7 @@ class Standin:
         def clear(cluster: Cluster) -> None:
             cluster.faults.clear()
             cluster.forbidden.clear()
+            self._forks = False
             cluster.jobs.quota = None
             cluster.jobs.held.clear()
             cluster.pods.lost.clear()

@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from sandbox.kubernetes.errors import Json
 from sandbox.kubernetes.objects import NODES, PODS, SECRETS, SERVICES, Objects, now
@@ -23,11 +24,40 @@ OF_THE_MACHINE = ("OMP_WAIT_POLICY",)
 """What pods are given of this process's environment, as they share its machine."""
 
 
+class Running(Protocol):
+    """The process of a pod, as `subprocess.Popen` gives it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit status, if it has ended."""
+
+    def wait(self) -> int:
+        """Wait for its end."""
+
+
+def begin(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
+    """Start the process of a pod, as a session of its own, in a folder. Raises OSError."""
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+
+
+Begin = Callable[[Sequence[str], Path, Mapping[str, str], Path], Running]
+
+
 @dataclass
 class Container:
     """The process of a pod. `kill_at` is when it gets SIGKILL, in seconds of the monotonic clock."""
 
-    process: subprocess.Popen[bytes]
+    process: Running
     folder: Path
     began: float = field(default_factory=time.monotonic)
     kill_at: float | None = None
@@ -38,11 +68,12 @@ class Pods:
     """Starts, watches and ends the processes of all pods, one container each.
 
     `images` are folders of programs by the name of the image. `lost` are nodes that nobody reaches: their pods live on
-    and are no longer reported.
+    and are no longer reported. `begin` starts a process.
     """
 
-    def __init__(self, objects: Objects, root: Path, images: Mapping[str, Path]) -> None:
+    def __init__(self, objects: Objects, root: Path, images: Mapping[str, Path], begin: Begin = begin) -> None:
         self.objects = objects
+        self.begin = begin
         self.images = images
         self.lost: set[str] = set()
         self._root = root
@@ -134,16 +165,9 @@ class Pods:
         own |= {"PATH": paths, "HOME": str(folder)}
         environment = own | {name: inside(told) for name, told in environment.items()}
         try:
-            with (folder / "log").open("ab") as log:
-                process = subprocess.Popen(
-                    [shutil.which(command[0], path=paths) or command[0], *command[1:]],
-                    cwd=inside(main["workingDir"]) if main.get("workingDir") else folder,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            program = shutil.which(command[0], path=paths) or command[0]
+            place = Path(inside(main["workingDir"])) if main.get("workingDir") else folder
+            process = self.begin([program, *command[1:]], place, environment, folder / "log")
         except OSError as error:
             self._report(pod, 128, "StartError", str(error))
             return

@@ -32,7 +32,7 @@ async def test_a_run_on_a_copy_is_launched_paused_resumed_and_forked_and_has_the
 ) -> None:
     store = f"file://{tmp_path}/store"
     here, there = settings(tmp_path / "here", store=store), settings(tmp_path / "there", store=store)
-    await lab.start_bot()
+    await lab.start_bot(TICK_SECONDS="0.5", PICTURE_SECONDS="60")  # it waits for trainers most of the time
     channel = await lab.activate()
     beside = brokers.Lab(lab.db)
     funded = {pool: fund(lab, beside, pool) for pool in (HAS, LACKS)}
@@ -53,7 +53,7 @@ async def test_a_run_on_a_copy_is_launched_paused_resumed_and_forked_and_has_the
     assert "copied from the store" not in offer.text
     original = await launched(lab, offer)
 
-    with supervised(beside, there, copied) as (supervisor, token, first):
+    with supervised(beside, there, copied, forks=True) as (supervisor, token, first):
         await until(lambda: (first / "metrics.jsonl").exists() and len(losses(first)) >= EARLY, "some steps")
         await until(lambda: attempts.process_of(attempt(beside, copied, token)), "a word of the trainer's process")
         process = attempts.process_of(attempt(beside, copied, token))

@@ -112,18 +112,24 @@ def pushed(lab: Lab, conf: Settings, data: Path) -> int:
 
 @contextmanager
 def supervised(
-    lab: Lab, conf: Settings, run: int, python: Path = Path(sys.executable), more: Mapping[str, str] | None = None
+    lab: Lab,
+    conf: Settings,
+    run: int,
+    python: Path = Path(sys.executable),
+    more: Mapping[str, str] | None = None,
+    *,
+    forks: bool = False,
 ) -> Iterator[tuple[Forked, int, Path]]:
     """A supervisor of the run's next attempt on the host of these settings."""
     token, folder = admitted(lab, conf.home, run, LEASE)
     places = stores.environment(conf) | dict(more or {})
-    with supervised_by(lab, python, conf.home, LEASE, places, run, token) as supervisor:
+    with supervised_by(lab, python, conf.home, LEASE, places, run, token, forks=forks) as supervisor:
         yield supervisor, token, folder
 
 
 def trained(lab: Lab, conf: Settings, run: int) -> Path:
     """The folder of an attempt that has come to its end."""
-    with supervised(lab, conf, run) as (supervisor, token, folder):
+    with supervised(lab, conf, run, forks=True) as (supervisor, token, folder):
         assert supervisor.wait(PATIENCE) == 0
     log = folder / "trainer.log"
     said = log.read_text() if log.exists() else attempt(lab, run, token).reason

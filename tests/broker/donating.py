@@ -88,12 +88,21 @@ def admit(lab: Lab, name: str, pool: str = POOL) -> str:
 
 @contextmanager
 def donated(
-    address: str, home: Path, name: str, token: str, python: Path = Path(sys.executable), *options: str
+    address: str,
+    home: Path,
+    name: str,
+    token: str,
+    python: Path = Path(sys.executable),
+    *options: str,
+    forks: bool = True,
 ) -> Iterator[Forked]:
-    """A machine at work, with a home of its own, until the end of the block at the latest; its log is `NAME.log`."""
+    """A machine at work, with a home of its own, until the end of the block at the latest; its log is `NAME.log`.
+
+    Without `forks`, what it starts begins anew, and is known by its command line and its environment.
+    """
     (home / f"{name}.token").write_text(f"{token}\n")
     given = ["donate", "--lab", address, "--token-file", str(home / f"{name}.token"), "--home", str(home / name)]
-    process = forked.module("cli.main", home / f"{name}.log", bare(), *given, *options, python=python)
+    process = forked.module("cli.main", home / f"{name}.log", bare(), *given, *options, python=python, forks=forks)
     try:
         yield process
     finally:

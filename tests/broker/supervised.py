@@ -85,9 +85,18 @@ def admitted(lab: Lab, home: Path, run: int, lease: float) -> tuple[int, Path]:
 
 @contextmanager
 def supervised_by(
-    lab: Lab, python: Path, home: Path, lease: float, environment: Mapping[str, str], *arguments: int
+    lab: Lab,
+    python: Path,
+    home: Path,
+    lease: float,
+    environment: Mapping[str, str],
+    *arguments: int,
+    forks: bool = False,
 ) -> Iterator[Forked]:
-    """A supervisor of a run and token, after one of a generation, which ends with the block at the latest."""
+    """A supervisor of a run and token, after one of a generation, which ends with the block at the latest.
+
+    With `forks`, what it starts is forked, too.
+    """
     told = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_HOME": str(home),
@@ -97,7 +106,12 @@ def supervised_by(
     }
     log = home / "supervisor.log"
     process = forked.module(
-        "broker.runners.supervisor", log, told | dict(environment), *map(str, arguments), python=python
+        "broker.runners.supervisor",
+        log,
+        told | dict(environment),
+        *map(str, arguments),
+        python=python,
+        forks=forks,
     )
     try:
         yield process

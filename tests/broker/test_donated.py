@@ -150,7 +150,7 @@ def test_a_machine_holds_no_secret_but_its_token_and_the_api_may_restart(
     hidden = [lab.db.url.render_as_string(hide_password=False), str(tmp_path / "store")]
     with (
         supervised(lab, tmp_path, run) as (supervisor, _, folder),
-        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 10_000)) as machine,
+        donated(served.address, tmp_path, "ada", token, standin(tmp_path, 10_000), forks=False) as machine,
     ):
         wait_for(lambda: lab.row(run).step > 10, "steps")
         below = psutil.Process(machine.pid).children(recursive=True)

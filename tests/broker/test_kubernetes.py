@@ -71,7 +71,7 @@ def cluster(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("STOA_STORE", f"file://{tmp_path}/store")
     monkeypatch.setenv("STOA_ENV_FILE", "")
     get_settings.cache_clear()
-    program(standin, Path(sys.executable))
+    standin.use(Path(sys.executable))
     standin.do(lambda cluster: cluster.forbidden.update(forbidden()))
     standin.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": KEYS}, "stringData": {}})
     yield standin
@@ -86,13 +86,6 @@ def forbidden() -> set[tuple[str, str]]:
     [role] = [each for each in yaml.safe_load_all(RIGHTS.read_text()) if each["kind"] == "Role"]
     allowed = {(verb, kind) for rule in role["rules"] for verb in rule["verbs"] for kind in rule["resources"]}
     return {(verb, kind) for verb in verbs for kind in kinds} - allowed
-
-
-def program(standin: Standin, python: Path) -> None:
-    """Let `python` in the image be this one."""
-    script = standin.root / "programs" / "python"
-    script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
-    script.chmod(0o755)
 
 
 Start = Callable[..., tuple[KubernetesRunner, Path]]
@@ -461,7 +454,7 @@ def supervisor_of(
 ) -> AbstractContextManager[Forked]:
     """A supervisor of a run and token, after one of a generation; the image has the stand-in's trainer, if any."""
     python = python_with_trainer(home, TRAINER.replace("LAST", str(last))) if last else Path(sys.executable)
-    program(cluster, python)
+    cluster.use(python)
     places = {"STOA_STORE": f"file://{home}/store", "KUBECONFIG": str(cluster.kubeconfig)}
     return supervised_by(lab, Path(sys.executable), home, lease, places, *arguments)
 

@@ -35,7 +35,6 @@ from tests.broker.test_kubernetes import (
     forget_grace,
     here,
     names,
-    program,
     said,
     start,
 )
@@ -98,7 +97,7 @@ def test_a_run_on_two_nodes_trains_by_keys_of_its_own_attempts(
 ) -> None:
     conf = seaweed.settings(settings(tmp_path), prefix="keys")
     python = python_with_trainer(tmp_path, TWO_NODES + TRAINER.replace("LAST", "10000"))
-    program(cluster, python)
+    cluster.use(python)
     with serving(lab, conf) as served:
         run = queued_on_two(lab, by(served))
         owner = stores.attempt_folder(run, request_of(lab, run), 1).split("/")[1]

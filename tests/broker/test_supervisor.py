@@ -85,10 +85,16 @@ def supervisor_over(trainer: str, home: Path, environment: Mapping[str, str], *a
     return started(home, environment, *arguments, python=python)
 
 
-def started(home: Path, environment: Mapping[str, str], *arguments: int | str, python: Path | None = None) -> Forked:
-    """The process of a supervisor; its log lies in the home."""
-    log = home / "supervisor.log"
-    return forked.module("broker.runners.supervisor", log, environment, *map(str, arguments), python=python)
+def started(
+    home: Path,
+    environment: Mapping[str, str],
+    *arguments: int | str,
+    python: Path | None = None,
+    forks: bool = False,
+) -> Forked:
+    """The process of a supervisor; its log lies in the home. With `forks`, what it starts is forked, too."""
+    log, given = home / "supervisor.log", map(str, arguments)
+    return forked.module("broker.runners.supervisor", log, environment, *given, python=python, forks=forks)
 
 
 def environment(lab: Lab, home: Path, lease: float) -> dict[str, str]:
@@ -273,7 +279,7 @@ def real(lab: Lab, home: Path, run: int, *devices: int) -> Forked:
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
         "STOA_LEASE_SECONDS": "12",
     }
-    return started(home, environment, run, token)
+    return started(home, environment, run, token, forks=True)
 
 
 def end(process: Forked) -> None:

@@ -14,7 +14,6 @@ from projects.db.columns import utcnow
 from tests.broker.donating import serving
 from tests.broker.lab import settings
 from tests.broker.supervised import charged
-from tests.broker.test_kubernetes import program
 from tests.broker.test_slurm import slurms_seconds
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import wait_for
@@ -83,7 +82,7 @@ def test_another_worker_takes_a_job_of_kubernetes_over_and_need_not_know_its_key
 ) -> None:
     """The hosts share the store alone, and neither a folder nor the key that the first one has made for the pod."""
     end = tmp_path / "end"
-    program(standin, python_with_trainer(tmp_path, TRAINER.replace("END", f"pathlib.Path({str(end)!r})")))
+    standin.use(python_with_trainer(tmp_path, TRAINER.replace("END", f"pathlib.Path({str(end)!r})")))
     hosts = Hosts(
         tmp_path, NAMES, given=settings(tmp_path / "lab", store=f"file://{tmp_path}/store"), in_containers=True
     )

@@ -18,7 +18,7 @@ from projects.settings import Settings
 from tests import forked
 from tests.broker.lab import POOL, Lab, settings
 from tests.broker.test_publisher import checkpoint
-from tests.containers import contained
+from tests.containers import contained, entering
 from tests.forked import Forked
 from tests.patience import PATIENCE
 from tests.standin import python_with_trainer
@@ -32,8 +32,7 @@ LAB = "lab"
 class Hosts:
     """The parts of all hosts, by host and name. With `in_containers`, each part of a host but the lab's own is a
     container of the host's name, all of which ends at once when it is killed. The `clocks` of hosts are so many
-    seconds ahead. Parts outside of containers are forked, but where they `begin_anew`: what their Python does as it
-    begins is theirs.
+    seconds ahead. Parts are forked; where they `begin_anew`, what their Python does as it begins is theirs.
     """
 
     def __init__(
@@ -72,11 +71,16 @@ class Hosts:
         (self.home / host).mkdir(exist_ok=True)
         log, given = self.home / host / f"{part}.log", environment(self.settings[host], part)
         inside = self.in_containers and host != LAB
-        if not (self.begin_anew or inside):
+        if not self.begin_anew:
             server = forked.WRONG_CLOCKS if self.clocks else forked.PARTS
-            wrong = f"import tests.wrong_clock; tests.wrong_clock.SECONDS = {self.clocks[host]}" if self.clocks else ""
+            steps = []
+            if self.clocks:
+                steps.append(f"import tests.wrong_clock; tests.wrong_clock.SECONDS = {self.clocks[host]}")
+            if inside:
+                steps.append(entering(host))
+            before = "; ".join(steps)
             self.running[host, part] = forked.module(
-                "cli.main", log, given, part, *options, python=python, session=True, before=wrong, server=server
+                "cli.main", log, given, part, *options, python=python, session=True, before=before, server=server
             )
             return
         command = [str(python or sys.executable), "-m", "cli.main", part, *options]

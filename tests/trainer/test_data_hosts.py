@@ -1,15 +1,15 @@
 """Data prepared by several hosts that share a folder are those that one host prepares, to the bit."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
-from tests.trainer.conftest import ROOT, SCRUBBED, TINY, run_trainer, trainer_command
+from tests.trainer.conftest import TINY, run_trainer, start_trainer
 from tests.trainer.test_data_prepare import essay
 from tests.trainer.test_data_sources import write_jsonl
 
@@ -32,7 +32,8 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-STARTED: list[subprocess.Popen[str]] = []
+STARTED: dict[Forked, Path] = {}
+"""The hosts of a test, and what each has said."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,23 +41,20 @@ def _ended() -> Iterator[None]:
     """A host waits for the others without end, so a test that fails must not leave one."""
     yield
     while STARTED:
-        STARTED.pop().kill()
+        STARTED.popitem()[0].kill()
 
 
-def start(config: Path, out: Path, host: int, hosts: int) -> subprocess.Popen[str]:
-    command = trainer_command(
-        "data", "prepare", config, "--out", out, "--workers", "1", "--hosts", str(hosts), "--host", str(host)
-    )
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=SCRUBBED, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
-    )
-    STARTED.append(process)
+def start(config: Path, out: Path, host: int, hosts: int) -> Forked:
+    share = "--workers", "1", "--hosts", str(hosts), "--host", str(host)
+    log = out.with_name(f"started{len(STARTED)}.log")
+    log.touch()
+    process = start_trainer("data", "prepare", config, "--out", out, *share, log=log)
+    STARTED[process] = log
     return process
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, errors = process.communicate(timeout=PATIENCE)
-    return process.returncode, out + errors
+def ended(process: Forked) -> tuple[int, str]:
+    return process.wait(PATIENCE), STARTED[process].read_text()
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -118,10 +116,9 @@ def test_a_file_that_cannot_be_read_ends_all_hosts(config: Path, tmp_path: Path)
     config.write_text(yaml.safe_dump(values))
     (tmp_path / "many-3.jsonl.zst").write_bytes((tmp_path / "many-3.jsonl.zst").read_bytes()[:-20])
     second = start(config, tmp_path / "data", 1, 2)
-    assert second.stderr is not None
     # A failure of host 0 that is older than host 1 itself would be that of an earlier try.
-    while "waiting for host 0" not in second.stderr.readline():
-        assert second.poll() is None
+    wait_for(lambda: "waiting for host 0" in STARTED[second].read_text() or second.poll() is not None)
+    assert second.poll() is None
     first = start(config, tmp_path / "data", 0, 2)
     results = [ended(second), ended(first)]
     assert [status for status, _ in results] == [78, 78]

@@ -5,8 +5,11 @@ import math
 import random
 import shutil
 import string
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lm_eval
 import pytest
@@ -14,6 +17,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, TaskIndex
 from lm_eval.utils import get_rolling_token_windows
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +34,7 @@ from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
 from trainer.model.transformer import shapes
 
+HARNESS = Path(lm_eval.tasks.__file__).parent
 WINDOW = 32
 TEXT = "def main(arguments):\n    return [argument.strip() for argument in arguments if argument]\n"
 
@@ -61,6 +66,27 @@ def opened(checkpoint: Path) -> OpenCheckpoint:
 @pytest.fixture(scope="module")
 def theirs(checkpoint: Path) -> HFLM:
     return HFLM(pretrained=str(checkpoint), dtype="float32", device="cpu", batch_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def harness_read_once() -> Iterator[None]:
+    """The harness's 14,000 tasks, which take it many seconds to read, are read once for all tests here."""
+    build = TaskIndex.build
+
+    @cache
+    def read(folder: Path) -> dict[str, Entry]:
+        entries: dict[str, Entry] = build([folder])
+        return entries
+
+    def merged(folders: Iterable[Path]) -> dict[str, Entry]:
+        """As the harness merges: a later folder's task stands for an earlier one's of its name."""
+        index: dict[str, Entry] = {}
+        for folder in folders:
+            index |= read(folder) if folder == HARNESS else build([folder])
+        return index
+
+    with mock.patch.object(TaskIndex, "build", staticmethod(merged)):
+        yield
 
 
 @pytest.fixture(autouse=True)
