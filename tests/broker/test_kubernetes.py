@@ -247,7 +247,7 @@ def test_a_job_that_does_not_listen_is_ended_with_all_its_processes(start: Start
 def test_the_trainers_own_end_is_the_jobs(start: Start) -> None:
     runner, folder = start("import sys; sys.exit(3)")
     assert ended(runner) == Status.FAILED
-    assert "ended by status 3" in output.ending(folder, Status.FAILED, timed_out=False).reason
+    assert "ended with status 3" in output.ending(folder, Status.FAILED, timed_out=False).reason
     runner, folder = start("import os; os.kill(os.getpid(), 9)")
     assert ended(runner) == Status.FAILED
     ending = output.ending(folder, Status.FAILED, timed_out=False)
