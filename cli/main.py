@@ -203,12 +203,14 @@ def why(
         table.add_row("decided", f"{told.decided_at:%Y-%m-%d %H:%M:%S} UTC")
     if told.position is not None and told.factors is not None:
         project = told.factors.project
-        used = f"used {project.used:.1%} of the recent use ({project.usage:,.0f} s); its share is {project.share:.1%}"
+        used = (
+            f"accounts for {project.used:.1%} of recent use ({project.usage:,.0f} s); its share is {project.share:.1%}"
+        )
         table.add_row("place", f"{told.position} of {told.length}")
         if (group := told.factors.group) is not None:
             whose = f"projects of {told.factors.sponsor}" if told.factors.sponsor else "projects of no sponsor"
             of = f"of the pool's recent use; their share is {group.share:.1%}"
-            table.add_row("its group", escape(f"{whose}: used {group.used:.1%} {of}"))
+            table.add_row("its group", escape(f"{whose} account for {group.used:.1%} {of}"))
         table.add_row("fair-share", f"level {project.level:.3g}, rank {project.rank} of {project.of}")
         table.add_row("its project", used)
         table.add_row("age", f"{told.factors.age / 3600:.1f} hours")

@@ -205,21 +205,24 @@ def what_layouts(
     return f"On {on} fit, as parallel.pipeline × parallel.tensor: {listed}{more}."
 
 
-def what_fits(config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None) -> str:
+def what_fits(
+    config: TrainConfig, gpus: int, gpu_memory: int, device: Device | None = None, *, others_known: bool = False
+) -> str:
     """A sentence that says what memory the run needs, and the first change that would make it fit in `gpu_memory`
-    bytes; of a run that should have fitted, the first change that needs a good deal less."""
-    each, several = ("process", "processes") if device == "cpu" else ("GPU", "GPUs")
+    bytes; of a run that should have fitted, the first change that needs a good deal less. Where it
+    is `others_known` what other programs hold, the sentence leaves them out."""
+    each, several = ("for each process", "processes") if device == "cpu" else ("on each GPU", "GPUs")
     needed = sum(memory_per_gpu(config, config.data_ranks(gpus), device))
-    need = f"It needs about {readable(needed)} on each {each} and there are {readable(gpu_memory)}"
+    need = f"It needs about {readable(needed)} {each} and there are {readable(gpu_memory)}"
     most = gpu_memory
     if needed <= gpu_memory:
-        need = f"It was expected to need {readable(needed)} of the {readable(gpu_memory)} on each {each}"
+        need = f"It was expected to need {readable(needed)} of the {readable(gpu_memory)} {each}"
         most = int(needed * MUCH_LESS)
     for words, changed in _smaller(config, gpus):
         wanted = sum(memory_per_gpu(changed, changed.data_ranks(gpus), device))
         if wanted <= most:
             return f"{need}; with {words} it would need about {readable(wanted)}."
-    if needed <= gpu_memory:
+    if needed <= gpu_memory and not others_known:
         return f"{need}; other programs may hold the rest."
     return f"{need}; use more {several}, or split the model further with parallel.tensor and parallel.pipeline."
 

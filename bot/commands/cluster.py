@@ -166,7 +166,7 @@ def _machine(name: str, presence: Presence | None) -> str:
 
 def _usage(listed: Sequence[ProjectUse]) -> str:
     if not listed:
-        return "No project was granted compute yet: /allocation request asks for it."
+        return "No project has been granted compute yet: /allocation request asks for it."
     lines = [
         f"**P{use.project_id}** {text.line(use.title, 80)}\n"
         f"-# {units.hours(use.spent)} of {units.hours(use.granted)} spent · {use.lately:.0%} of all recent use"

@@ -33,7 +33,7 @@ def parse_hours(value: str, *, bounded: bool = True) -> int:
         raise InvalidError(f"Hours must be a number above 0{most}, such as 1.5.")
     seconds = int(hours * 3600)
     if seconds < 1:
-        raise InvalidError("Hours must come to at least one second, such as 0.001.")
+        raise InvalidError("That is less than a second: ask for at least 0.001 hours.")
     return seconds
 
 

@@ -23,11 +23,11 @@ MOST_SAID = 4000
 LAST_BYTES = 16 * 1024
 TRACEBACK = "Traceback (most recent call last):\n"
 SIGNALS: Mapping[int, str] = {
-    signal.SIGKILL: "as the kernel does where a host's memory is used up",
+    signal.SIGKILL: "which the kernel sends when a host runs out of memory",
     signal.SIGABRT: "by a library that gave up, as NCCL does where another rank does not answer; the log may say more",
-    signal.SIGBUS: "as where shared memory (/dev/shm) is full, or a file that it reads was cut short",
+    signal.SIGBUS: "as happens when /dev/shm is full or a file was cut short while it was read",
     signal.SIGSEGV: "by a fault in a library, a driver or the host's memory",
-    signal.SIGILL: "as the host's CPU lacks an instruction that a library uses",
+    signal.SIGILL: "probably because the host's CPU lacks an instruction that a library uses",
 }
 """What commonly ends a process by each signal."""
 

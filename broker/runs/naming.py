@@ -30,7 +30,7 @@ def parse_name(value: str) -> str:
 def parse_tags(value: str) -> str:
     """Tags as typed, such as “rope, tiny”, in lower case with spaces between, each once; empty for none.
 
-    Raises InvalidError for more than five, and for what is no tag.
+    Raises InvalidError for more than five, and for what is not a tag.
     """
     typed = text.cleaned(value).strip()
     words = [] if typed == NOTHING else re.split(r"[\s,;]+", typed.lower())
@@ -38,7 +38,7 @@ def parse_tags(value: str) -> str:
     for tag in tags:
         if not _TAG.fullmatch(tag):
             raise InvalidError(
-                f"“{tag[:40]}” is no tag: a tag is a word of at most 20 letters a–z, digits, points and hyphens."
+                f"“{tag[:40]}” is not a tag: a tag is a word of at most 20 letters a–z, digits, dots and hyphens."
             )
     if len(tags) > MOST_TAGS:
         raise InvalidError(f"A run has at most {MOST_TAGS} tags; {len(tags)} were typed.")
@@ -61,9 +61,8 @@ def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tag
     person = rights.hold_member(session, actor, project)
     if person.id not in (run.requested_by, project.lead_id):
         launcher, lead = (session.get_one(Person, one).name for one in (run.requested_by, project.lead_id))
-        raise ForbiddenError(
-            f"Only {launcher}, who launched run {run.id}, and {lead}, the lead of “{project.title}”, can name it."
-        )
+        both = f", and {lead}, the lead of" if run.requested_by != project.lead_id else " and leads"
+        raise ForbiddenError(f"Only {launcher}, who launched run {run.id}{both} “{project.title}”, can name it.")
     now = (run.name if name is None else parse_name(name), run.tags if tags is None else parse_tags(tags))
     if now == (run.name, run.tags):
         raise ConflictError(f"Run {run.id} already has this name and these tags.")

@@ -68,13 +68,19 @@ def test_hours_as_typed(typed: str, seconds: int) -> None:
     "typed",
     [
         *("-5", "0", "-0", "1e9", "1000001", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1d"),
-        *("0x10", "1 2", "9" * 4000, "1e-99", "1e999999999", "0.0001", "½", "<@1>"),
+        *("0x10", "1 2", "9" * 4000, "1e999999999", "½", "<@1>"),
     ],
 )
 def test_hours_that_are_none(typed: str) -> None:
     with pytest.raises(InvalidError, match=r"Hours must .* such as") as refused:
         parse_hours(typed)
     assert len(str(refused.value)) < 120
+
+
+@pytest.mark.parametrize("typed", ["1e-99", "0.0001"])
+def test_hours_that_are_no_second(typed: str) -> None:
+    with pytest.raises(InvalidError, match=r"That is less than a second: ask for at least 0\.001 hours\."):
+        parse_hours(typed)
 
 
 def test_a_day_as_typed_lasts_to_its_end() -> None:

@@ -187,7 +187,8 @@ def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, all
         assert lab.start(run, 0, lease=0.001) == token
         assert lab.run(run).state == RunState.RUNNING
         if token == 2:
-            lab.settle(run, token, 5, KILLED)
+            lab.settle(run, token, 5, Ending(-9, "It was killed."))
+            assert lab.run(run).reason.startswith("It was killed; the next attempt begins after ")
         else:
             time.sleep(0.01)
             lab.expire(run, token)

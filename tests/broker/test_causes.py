@@ -56,9 +56,10 @@ def attempt_folder(tmp_path: Path) -> Path:
         (
             -7,
             "",
-            "the trainer was ended by SIGBUS, as where shared memory (/dev/shm) is full, or a file ",
+            "the trainer was ended by SIGBUS, as happens when /dev/shm is full or a file was cut short",
         ),
-        (-9, "", "the trainer was ended by SIGKILL, as the kernel does where a host's memory is used up"),
+        (-9, "", "the trainer was ended by SIGKILL, which the kernel sends when a host runs out of memory"),
+        (-4, "", "the trainer was ended by SIGILL, probably because the host's CPU lacks an instruction"),
         (-99, "", "the trainer was ended by signal 99"),
     ],
 )
@@ -79,7 +80,7 @@ def test_paths_below_the_home_of_a_host_are_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        (Room(2, 1, True, GIB // 4, None), "; it needs about 1.8 GiB on each process and there are 256 MiB; with tr"),
+        (Room(2, 1, True, GIB // 4, None), "; it needs about 1.8 GiB for each process and there are 256 MiB; with tr"),
         (Room(2, 1, False, 24 * GIB, GIB), "; it needs about 4.0 GiB of the host's memory, for one process a GPU and"),
         (Room(4, 2, False, 24 * GIB, None), "; its processes need about 4.0 GiB of a host's memory"),
         (None, ""),

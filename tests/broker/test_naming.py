@@ -59,10 +59,13 @@ def test_a_name_is_changed_by_who_launched_the_run_and_by_the_lead_alone(
     lab.join(project, KATE)
     with lab.db.write() as session:
         membership.confirm(session, ADA, project, who=str(KATE.discord_id))
+    of_lead = lab.launch(project)
     before = lab.everything()
     refused = f"Only Grace, who launched run {run}, and Ada, the lead of “.*”, can name it"
     with pytest.raises(ForbiddenError, match=refused):
         rename(lab, run, "Hers", by=KATE)
+    with pytest.raises(ForbiddenError, match=f"Only Ada, who launched run {of_lead} and leads “.*”, can name it"):
+        rename(lab, of_lead, "Hers", by=KATE)
     with pytest.raises(ConflictError, match=f"Run {run} already has this name and these tags"):
         rename(lab, run, "Wider", "-")
     assert lab.everything() == before
@@ -74,8 +77,8 @@ def test_a_name_is_changed_by_who_launched_the_run_and_by_the_lead_alone(
         pytest.param(None, None, "Say the new name, the new tags, or both; - takes them away", id="nothing"),
         pytest.param("x" * 4000, None, "The name has 4,000 characters; at most 60 fit", id="long name"),
         pytest.param(None, "a b c d e f", "A run has at most 5 tags; 6 were typed", id="many tags"),
-        pytest.param(None, "x" * 4000, "is no tag: a tag is a word of at most 20 letters", id="long tag"),
-        pytest.param(None, "@everyone", "“@everyone” is no tag", id="mention"),
+        pytest.param(None, "x" * 4000, "is not a tag: a tag is a word of at most 20 letters", id="long tag"),
+        pytest.param(None, "@everyone", "“@everyone” is not a tag", id="mention"),
     ],
 )
 def test_what_is_no_name_or_tag_is_refused_with_a_sentence_and_changes_nothing(

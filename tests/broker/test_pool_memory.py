@@ -30,7 +30,7 @@ def set_memory(lab: Lab, pool: str = POOL, **sizes: Any) -> None:
 
 def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allocation: int) -> None:
     before = lab.everything()
-    with pytest.raises(InvalidError, match=r"It needs about [\d.]+ GiB on each process and there are [\d.]+ GiB"):
+    with pytest.raises(InvalidError, match=r"It needs about [\d.]+ GiB for each process and there are [\d.]+ GiB"):
         lab.launch(project, overrides=HUGE)
     assert lab.everything() == before
     large = {"batch": "128", "micro_batch": "64"}
@@ -45,7 +45,7 @@ def test_what_cannot_fit_is_refused_with_what_would(lab: Lab, project: int, allo
     # A host's memory is shared by the processes of a run.
     set_memory(lab, memory_gib=100, host_memory_gib=1.5 * need)
     lab.launch(project, overrides=asked)
-    with pytest.raises(InvalidError, match="on each process and there are"):
+    with pytest.raises(InvalidError, match="for each process and there are"):
         lab.launch(project, overrides=asked, gpus=2)
 
 

@@ -142,7 +142,7 @@ def test_the_command_line_sets_and_lists(lab: Lab, ours: int, monkeypatch: pytes
     assert said[0].output == f"the share of project {ours} is 2.5\n"
     assert said[1].output == f"{ours}: Sinks of attention, share 2.5\nevery other project has 1\n"
     assert "A share is a number from 0.01 to 1,000, such as 0.5, 1 or 2; “-1” is not." in said[2].output
-    assert "used 0.0% of the recent use (0 s); its share is 100.0%" in said[3].output
+    assert "accounts for 0.0% of recent use (0 s); its share is 100.0%" in said[3].output
 
 
 def test_a_hidden_project_has_no_title_in_the_list(lab: Lab, ours: int) -> None:

@@ -207,4 +207,4 @@ def test_the_command_line_sets_aside_and_says_why(lab: Lab, ours: int, monkeypat
     assert [one.exit_code for one in said] == [0, 0, 0, 2, 0]
     assert said[0].output == "0.25 of what The house gives is set aside\n"
     assert said[1].output == f"every other project has 1\nThe house: 0.25 of what it gives is first for {ours}\n"
-    assert "projects of The house: used 0.0% of the pool's recent use; their share is 25.0%" in said[2].output
+    assert "projects of The house account for 0.0% of the pool's recent use; their share is 25.0%" in said[2].output

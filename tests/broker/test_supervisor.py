@@ -186,7 +186,7 @@ def test_a_trainer_that_something_else_kills_was_ended_by_a_signal(lab: Lab, tmp
             os.kill(number, signal.SIGKILL)
         assert supervisor.wait(PATIENCE) == 0
     assert (lab.run(run).state, end_reason(lab, run)) == (RunState.QUEUED, EndReason.SIGNAL)
-    killed = "the trainer was ended by SIGKILL, as the kernel does where a host's memory is used up"
+    killed = "the trainer was ended by SIGKILL, which the kernel sends when a host runs out of memory"
     assert lab.run(run).reason == killed
 
 

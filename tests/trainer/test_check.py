@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import ROOT, run_trainer, write_config
-from trainer.check import check
+from trainer.check import check, what_fits
 from trainer.checkpoint import save_load
 from trainer.config import TrainConfig, load, load_recipe
 
@@ -32,6 +32,9 @@ def test_report_and_time(config: TrainConfig) -> None:
 def test_refusals(config: TrainConfig) -> None:
     assert "training.batch (8) must be a multiple of" in str(check(config, gpus=3).refusal)
     assert "use more GPUs, or split the model further" in str(check(config, gpu_memory=1000).refusal)
+    fits = {known: what_fits(config, 1, 2**40, others_known=known) for known in (True, False)}
+    assert fits[False].endswith("; other programs may hold the rest.")
+    assert fits[True].endswith("parallel.tensor and parallel.pipeline.")
     need = check(config).memory_per_gpu
     assert "with training.micro_batch 2 it would need about" in str(check(config, gpu_memory=need - 1).refusal)
 

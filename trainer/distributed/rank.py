@@ -75,7 +75,7 @@ def _train(assignment: Assignment, stop: _StopRequest) -> Outcome:
         if _is_out_of_memory(error):
             return Outcome(status=Status.FAILED, reason=_memory_advice(assignment))
         if _is_disk_full(error):
-            reason = f"The disk is full; make room on it and start again. It ended with {in_words(error)}."
+            reason = f"The disk is full; make room on it. The run ended with {in_words(error)}."
             return Outcome(status=Status.FAILED, reason=reason, transient=True)
         return Outcome(status=Status.FAILED, reason=in_words(error))
     return Outcome(status=status, step=step)
@@ -112,10 +112,10 @@ def _memory_advice(assignment: Assignment) -> str:
         held = hardware.held_by_others(device)
     if assignment.world_size > assignment.local_world_size:
         where += f" of {socket.gethostname()}"
-    others = f" Other programs hold {check.readable(held)} of it." if held > CONTEXT else ""
+    others = f" Other programs hold {check.readable(held)} of the GPU's memory." if held > CONTEXT else ""
     there = memory - max(0, held - CONTEXT)
     kind: Device = "cuda" if device.type == "cuda" else "cpu"
-    needs = check.what_fits(assignment.config, assignment.world_size, there, kind)
+    needs = check.what_fits(assignment.config, assignment.world_size, there, kind, others_known=bool(others))
     return f"Out of memory on {where}: {needs[0].lower()}{needs[1:]}{others}"
 
 

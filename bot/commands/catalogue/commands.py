@@ -120,7 +120,7 @@ async def _decide(
 @app_commands.describe(
     recipe="The recipe",
     time_limit="Its time limit, such as 45m, 2h or 1h30m",
-    gpus="GPUs, or cores, to charge, a process each; beyond a node's, whole nodes; 1 otherwise",
+    gpus="How many GPUs or cores, one process on each; above one node, whole nodes; 1 by default",
     allocation="The allocation to draw on; the newest approved one otherwise",
     project="The project, where this is not its channel or one of its threads",
 )
