@@ -159,6 +159,13 @@ def tags(of_run: Sequence[str]) -> str:
     return " ".join(code(tag, 20) for tag in of_run)
 
 
+def named_now(name: str, of_run: Sequence[str]) -> str:
+    """What a run is called now and its tags, such as “is now called “Wide” and tagged `rope`”."""
+    if name:
+        return f"is now called {run_name(name)} and {f'tagged {tags(of_run)}' if of_run else 'has no tags'}"
+    return f"now has no name and {f'is tagged {tags(of_run)}' if of_run else 'no tags'}"
+
+
 def memory(unit_gib: float | None, host_gib: float | None, unit: Unit) -> str:
     """What is known of a pool's memory, such as “, 141 GiB a GPU, 2,048 GiB a host”; empty where nothing is."""
     sizes = ((unit_gib, unit.value), (host_gib, "host"))

@@ -6,6 +6,7 @@ from bot import text
 from broker.allocations import units
 from broker.allocations.units import Amounts
 from broker.reports.endings import Ending
+from projects.db.columns import utcnow
 
 MOST_NAMED = 6
 """So many runs are named; more are counted."""
@@ -39,9 +40,11 @@ def of_project(title: str, ending: Ending) -> str:
 def about(ending: Ending) -> str:
     """What of an ending people are to know before they agree to it: what ends, and whether checkpoints are written.
 
-    Of more runs than are named, it is whether there are any: where runs last seconds, their number never stands still.
+    Of more runs than are named, it is whether there are any, and the day: where runs last seconds, their number never
+    stands still, but by the next day they may all be others.
     """
-    runs = [ids if len(ids) <= MOST_NAMED else "many" for ids in map(list, (ending.stopping, ending.waiting))]
+    many = f"many on {utcnow():%F}"
+    runs = [ids if len(ids) <= MOST_NAMED else many for ids in map(list, (ending.stopping, ending.waiting))]
     return repr((list(ending.allocations), list(ending.requests), *runs, ending.checkpoint))
 
 

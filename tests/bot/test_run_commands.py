@@ -485,8 +485,9 @@ async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shar
         card.thread_id or "", has(f"launches run {run} “\\*\\*Wide\\*\\* @\u200beveryone 🧪”, tagged `rope` `tiny`: ")
     )
     renamed = said(await ada.command("run name", channel=card.thread_id or "", name="Narrow", tags="tiny"))
-    assert renamed == f"Run {run} is now called “Narrow” and has the tags `tiny`."
-    await lab.guild.wait_for(card.thread_id or "", has(f"**Ada** names run {run}: “Narrow”, tagged `tiny`."))
+    assert renamed == f"Run {run} is now called “Narrow” and tagged `tiny`."
+    changes = f"**Ada** changes the name or tags of run {run}, which is now called “Narrow” and tagged `tiny`."
+    await lab.guild.wait_for(card.thread_id or "", has(changes))
     await card_of(lab, channel, run, f"Run {run} “Narrow” waits for its turn")
     assert f"Run {run} “Narrow” " in (await ada.command("run show", run=run)).text
     listed = [said(await ada.command("run list", channel=channel.id, tag=tag)) for tag in ("tiny", "rope")]
@@ -494,5 +495,8 @@ async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shar
     assert listed[1] == "No run has the tag `rope`."
     assert await ada.complete("run list", "tag", "ti", channel=channel.id) == [("tiny", "tiny")]
     assert (f"{run} · Narrow · demo, queued", run) in await ada.complete("run show", "run", "narr", channel=channel.id)
+    nameless = said(await ada.command("run name", run=run, name="-"))
+    assert nameless == f"Run {run} now has no name and is tagged `tiny`."
+    assert said(await ada.command("run name", run=run, tags="-")) == f"Run {run} now has no name and no tags."
     long = said(await ada.command("run name", run=run, name="🧪" * 61))
     assert long == "The name has 61 characters; at most 60 fit."

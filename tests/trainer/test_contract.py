@@ -164,29 +164,41 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from trainer.distributed import oom_kills
-oom_kills.VMSTAT = Path(sys.argv.pop(1))
+folder = Path(sys.argv.pop(1))
+oom_kills.VMSTAT, oom_kills.OWN_GROUP, oom_kills.GROUPS = folder / "vmstat", folder / "cgroup", folder
 from trainer.__main__ import app
 app()
 """
 
 
-@pytest.mark.parametrize("kills", [0, 1])
-def test_a_rank_that_the_kernel_kills_says_what_memory_it_needs(tmp_path: Path, kills: int) -> None:
-    """A file stands for the kernel's counters: no test may use up a host's memory."""
-    counters, out = tmp_path / "vmstat", tmp_path / "out"
-    counters.write_text("pgfault 7\noom_kill 3\n")
-    command = [sys.executable, "-c", SCRIPT, counters, "train", write_config(tmp_path / "tiny.yml"), "--out", out]
+@pytest.mark.parametrize(
+    ("grouped", "counts", "why"),
+    [
+        (True, "job/memory.events", ", because memory ran out. It was expected to need "),
+        (True, "vmstat", ".\n"),
+        (False, "vmstat", ", perhaps because its host ran out of memory. It was expected to need "),
+    ],
+)
+def test_a_rank_that_the_kernel_kills_says_what_memory_it_needs(
+    tmp_path: Path, grouped: bool, counts: str, why: str
+) -> None:
+    """Files stand for the kernel's counters: no test may use up a host's memory."""
+    out = tmp_path / "out"
+    (tmp_path / "cgroup").write_text("4:memory:/other\n0::/job\n" if grouped else "4:memory:/job\n")
+    (tmp_path / "job").mkdir()
+    for counters in ("job/memory.events", "vmstat"):
+        (tmp_path / counters).write_text("oom 9\noom_kill 3\n")
+    command = [sys.executable, "-c", SCRIPT, tmp_path, "train", write_config(tmp_path / "tiny.yml"), "--out", out]
     with subprocess.Popen(list(map(str, command)), env=SCRUBBED, stderr=subprocess.PIPE, text=True) as parent:
         try:
             wait_for(lambda: len(psutil.Process(parent.pid).children()) == 1)
-            counters.write_text(f"pgfault 7\noom_kill {3 + kills}\n")
+            (tmp_path / counts).write_text("oom 9\noom_kill 4\n")
             psutil.Process(parent.pid).children()[0].kill()
             _, said = parent.communicate(timeout=PATIENCE)
         finally:
             parent.kill()
-    why = ", as its host was out of memory. It was expected to need " if kills else ".\n"
     assert said.startswith(f"Rank 0 was killed by SIGKILL{why}")
-    assert said.endswith("; other programs may hold the rest.\n") == bool(kills)
+    assert said.endswith("; other programs may hold the rest.\n") == ("memory" in why)
     assert outcome(out)["transient"] is True
 
 

@@ -75,14 +75,14 @@ def host(number: int, count: int, rendezvous: str | None, address: str | None) -
 
 @dataclass
 class Rank:
-    """A rank's process, as its parent knows it; `report` is the reading end of its pipe, `out_of_memory` whether the
-    kernel killed processes for want of memory when it was killed."""
+    """A rank's process, as its parent knows it; `report` is the reading end of its pipe, `out_of_memory` why it
+    was killed, where the kernel killed processes for want of memory just then."""
 
     process: subprocess.Popen[bytes]
     report: int
     ended: bool = False
     killed_by_us: bool = False
-    out_of_memory: bool = False
+    out_of_memory: str = ""
 
     def outcome(self, number: int, advice: str) -> Outcome:
         """The outcome that the ended process reported, or one that names the signal or the status it ended with.
@@ -93,7 +93,7 @@ class Rank:
             return Outcome.model_validate_json(report)
         status = self.process.returncode
         if status < 0:
-            why = f", as its host was out of memory. {advice}" if self.out_of_memory else "."
+            why = f", {self.out_of_memory}. {advice}" if self.out_of_memory else "."
             reason = f"Rank {number} was killed by {signal.Signals(-status).name}{why}"
             return Outcome(status=Status.FAILED, reason=reason, transient=True)
         return Outcome(status=Status.FAILED, reason=f"Rank {number} ended with status {status} and gave no reason.")
@@ -221,7 +221,8 @@ def _wait(ranks: list[Rank], oom_kills: OomKills) -> list[int]:
             if not rank.ended and rank.process.poll() is not None:
                 rank.ended = True
                 order.append(number)
-                rank.out_of_memory = rank.process.returncode == -signal.SIGKILL and oom_kills.are_recent
+                if rank.process.returncode == -signal.SIGKILL:
+                    rank.out_of_memory = oom_kills.cause
                 if rank.process.returncode not in (Status.DONE, Status.STOPPED) and deadline is None:
                     deadline = time.monotonic() + SECONDS_TO_REPORT
         if deadline is not None and time.monotonic() > deadline:

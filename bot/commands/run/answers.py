@@ -166,9 +166,7 @@ def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
 
 def named(run: runs.Run) -> str:
     """What a run is called now."""
-    name = f"is now called {text.run_name(run.name)}" if run.name else "has no name"
-    tags = f"the tags {text.tags(run.tags.split())}" if run.tags else "no tags"
-    return f"Run {run.id} {name} and has {tags}." if run.name else f"Run {run.id} {name}, and {tags}."
+    return f"Run {run.id} {text.named_now(run.name, run.tags.split())}."
 
 
 def waits(why: Why) -> str:

@@ -83,8 +83,8 @@ def resumed(p: Payload) -> str:
 
 @entry("run.named")
 def named(p: Payload) -> str:
-    tags = f"tagged {text.tags(p['tags'].split())}" if p["tags"] else "no tags"
-    return f"🏷️ {by(p)} names {_run(p).lower()}: {text.run_name(p['name']) or 'no name'}, {tags}."
+    now = text.named_now(p["name"], p["tags"].split())
+    return f"🏷️ {by(p)} changes the name or tags of {_run(p).lower()}, which {now}."
 
 
 @entry("run.spiked")
