@@ -32,7 +32,7 @@ def test_report_and_time(config: TrainConfig) -> None:
 def test_refusals(config: TrainConfig) -> None:
     assert "training.batch (8) must be a multiple of" in str(check(config, gpus=3).refusal)
     assert "use more GPUs, or split the model further" in str(check(config, gpu_memory=1000).refusal)
-    fits = {known: what_fits(config, 1, 2**40, others_known=known) for known in (True, False)}
+    fits = {known: what_fits(config, 1, 2**40, "cpu", others_known=known) for known in (True, False)}
     assert fits[False].endswith("; other programs may hold the rest.")
     assert fits[True].endswith("parallel.tensor and parallel.pipeline.")
     need = check(config).memory_per_gpu
