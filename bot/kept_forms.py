@@ -1,6 +1,7 @@
 """Refused forms: how each was made and what was written in it, kept for a day, so that it opens again after a restart.
 
-How a form was made is kept as JSON: numbers, texts, moments, collections, data classes, and functions by their names.
+How a form was made is kept as JSON: numbers, texts, moments, collections, data classes and
+named tuples, members of enumerations, and functions by their names.
 """
 
 import functools
@@ -8,6 +9,7 @@ import importlib
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from types import FunctionType
 from typing import Any
 
@@ -65,10 +67,14 @@ def forget(
 def encoded(value: object) -> Any:
     """A value as JSON; raises TypeError for one that cannot be kept."""
     match value:
+        case Enum():
+            return {"member": [_name(type(value)), value.value]}
         case None | bool() | int() | float():
             return value
         case str():
             return str(value)
+        case tuple() if isinstance(names := getattr(value, "_fields", None), tuple):
+            return {"made": [_name(type(value)), encoded(dict(zip(names, value, strict=True)))]}
         case list() | tuple():
             return [encoded(each) for each in value]
         case frozenset():
@@ -107,6 +113,8 @@ def decoded(value: Any) -> Any:
             return functools.partial(function, *arguments, **keywords)
         case "named":
             return _named(held)
+        case "member":
+            return _named(held[0])(held[1])
         case "made":
             return _named(held[0])(**decoded(held[1]))
     raise TypeError(f"“{kind}” is unknown")

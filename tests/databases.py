@@ -30,15 +30,13 @@ ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 QUICK = ["-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off", "-c", "autovacuum=off"]
 """Options of a PostgreSQL server of which nothing is kept, and whose hundreds of databases each live for one test."""
 TABLES = "tables"  # made once, and copied: quicker than a migration
-END_OTHERS = (
-    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-)
+END_CONNECTIONS = text("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = :name")
 CATALOGUE = """
     SELECT (SELECT version_num FROM alembic_version),
-           (SELECT max(oid)::bigint FROM pg_class), (SELECT count(*) FROM pg_class),
-           (SELECT count(*) FROM pg_attribute WHERE NOT attisdropped),
-           (SELECT max(oid)::bigint FROM pg_trigger), (SELECT max(oid)::bigint FROM pg_proc),
+           (SELECT (count(*), max(oid))::text FROM pg_class), (SELECT (count(*), max(oid))::text FROM pg_constraint),
+           (SELECT (count(*), count(*) FILTER (WHERE attnotnull))::text FROM pg_attribute WHERE NOT attisdropped),
+           (SELECT (count(*), max(oid))::text FROM pg_attrdef), (SELECT (count(*), max(oid))::text FROM pg_proc),
+           (SELECT string_agg(oid || tgenabled::text, ' ' ORDER BY oid) FROM pg_trigger),
            (SELECT count(*) FROM pg_db_role_setting)
 """
 MOST_BYTES = 2**18
@@ -133,7 +131,7 @@ class Emptied:
 
     def __init__(self, maintenance: str) -> None:
         self._maintenance = maintenance
-        self._names: list[str] = []
+        self._urls: list[str] = []
         with _connection(create(maintenance, "untouched", template=TABLES)) as connection:
             self._catalogue = connection.execute(text(CATALOGUE)).one()
             self._rows = {
@@ -142,31 +140,45 @@ class Emptied:
             }
 
     def take(self) -> str:
-        """The URL of a database under a new name, so that what another test left running does not find it."""
-        name = f"test_{secrets.token_hex(6)}"
-        if not self._names:
-            return create(self._maintenance, name, template=TABLES)
-        with _connection(self._maintenance) as connection:
-            connection.execute(text(f"ALTER DATABASE {self._names.pop()} RENAME TO {name}"))
-        return self._maintenance.removesuffix("postgres") + name
+        """The URL of a database that no other test has known by this name."""
+        if self._urls:
+            return self._urls.pop()
+        return create(self._maintenance, _any_name(), template=TABLES)
 
     def give_back(self, url: str) -> None:
-        """Empty the database for another test, unless the one before changed its tables or removed it."""
-        with suppress(SQLAlchemyError), _connection(url) as connection:
-            connection.execute(text(END_OTHERS))
-            if connection.execute(text(CATALOGUE)).one() != self._catalogue:
-                return
-            connection.execute(text("SET session_replication_role = replica"))  # rows go in any order
-            written = connection.execute(text(WRITTEN)).all()
-            if max(size for _, size in written) > MOST_BYTES:
-                return
-            for table, _ in written:
-                connection.execute(text(f"DELETE FROM {table}"))
-            for table, rows in self._rows.items():
-                from_json = f"json_populate_recordset(NULL::{table}, CAST(:rows AS json))"
-                connection.execute(text(f"INSERT INTO {table} SELECT * FROM {from_json}"), {"rows": rows})
-            connection.execute(text(RESTART))
-            self._names.append(make_url(url).database or "")
+        """Empty the database for another test, unless the one before changed its tables, filled or removed it.
+
+        It has a new name first, by which nothing that the test has left running finds it.
+        """
+        before, name = make_url(url).database, _any_name()
+        renamed = self._maintenance.removesuffix("postgres") + name
+        with suppress(SQLAlchemyError):
+            with _connection(self._maintenance) as connection:
+                connection.execute(END_CONNECTIONS, {"name": before})
+                connection.execute(text(f"ALTER DATABASE {before} RENAME TO {name}"))
+            with _connection(renamed) as connection:
+                if self._empty(connection):
+                    self._urls.append(renamed)
+
+    def _empty(self, connection: Connection) -> bool:
+        """Delete all rows but those of a new database; False where that would not make it like a new one."""
+        if connection.execute(text(CATALOGUE)).one() != self._catalogue:
+            return False
+        written = connection.execute(text(WRITTEN)).all()
+        if any(size > MOST_BYTES for _, size in written):
+            return False
+        connection.execute(text("SET session_replication_role = replica"))  # rows go in any order
+        for table, _ in written:
+            connection.execute(text(f"DELETE FROM {table}"))
+        for table, rows in self._rows.items():
+            from_json = f"json_populate_recordset(NULL::{table}, CAST(:rows AS json))"
+            connection.execute(text(f"INSERT INTO {table} SELECT * FROM {from_json}"), {"rows": rows})
+        connection.execute(text(RESTART))
+        return True
+
+
+def _any_name() -> str:
+    return f"test_{secrets.token_hex(6)}"
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +192,7 @@ def new_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -
     """Makes a database without tables, of the same kind as the test's other one, and returns its URL."""
 
     def new() -> str:
-        name = f"test_{secrets.token_hex(6)}"
+        name = _any_name()
         if database_url.startswith("sqlite"):
             return f"sqlite:///{tmp_path / name}.db"
         return create(request.getfixturevalue("postgres"), name)

@@ -14,6 +14,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -286,8 +287,11 @@ def _begin(name: str, arguments: Sequence[str], environment: Mapping[str, str] |
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # or it would not end here
+                stream.flush()
         os._exit(status if isinstance(status, int) else 1)
 
 

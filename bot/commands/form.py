@@ -160,7 +160,7 @@ async def edit(interaction: Interaction, number: int) -> None:
     try:
         kind, arguments, keywords, written = kept
         form = kind(*arguments, **keywords)
-    except (LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConflictError(kept_forms.OUTDATED) from error
     form.fill(written)
     await interaction.response.send_modal(form)

@@ -69,7 +69,7 @@ def sentence(
     what is `known`; empty of one that has done all its steps."""
     if status == Status.STOPPED:  # the runner knows why it asked
         found = runner or said or "it was asked to stop"
-    elif known == EndReason.OUT_OF_MEMORY:
+    elif known == EndReason.OUT_OF_MEMORY and status != Status.DONE:
         found = said if "memory" in said.lower() else f"{runner or 'out of memory'}{_advice(folder, room)}"
     else:
         found = said or runner or ("" if status == Status.DONE else _unsaid(folder, status))
@@ -87,6 +87,9 @@ def of_error(error: Exception) -> str:
     """An error in words, as far as it is one of the machine that everybody meets; else as it says itself."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "its host's disk is full; an operator makes room"
+    if isinstance(error, OSError) and error.strerror:
+        # Without its folder, which may name a person.
+        return f"{error.strerror}{f': {Path(error.filename).name}' if isinstance(error.filename, str) else ''}"
     return without_secrets(str(error))
 
 

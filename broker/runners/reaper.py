@@ -34,7 +34,9 @@ def expire(settings: Settings, db: Database, fence: Fence | None = None) -> None
         left = {(one.run_id, one.token) for one in attempts.adoptable(session, lease_seconds=settings.lease_seconds)}
         candidates = [one for one in attempts.expired(session) if (one.run_id, one.token) not in left]
     for attempt in candidates:
-        expired, said = False, _left(settings, db, attempt)
+        expired, said = False, ""
+        with fence("reading what a lost attempt has left", run=attempt.run_id):
+            said = _left(settings, db, attempt)
         with fence("giving up a lost attempt", run=attempt.run_id), suppress(ConflictError), db.write() as session:
             expired = settlement.expire(
                 session,

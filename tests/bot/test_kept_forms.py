@@ -11,6 +11,10 @@ from bot import kept_forms
 from bot.commands.allocation.forms import RequestForm
 from bot.commands.project.put_on_record import ProjectForm
 from bot.commands.reason_form import ReasonForm
+from bot.commands.run.forms import LaunchForm
+from bot.commands.stoa.forms import ChangeGrantForm
+from broker.allocations.pools import GrantView
+from broker.allocations.units import Amount, Unit
 from projects import bans, membership
 from projects.findings import Message
 from projects.people import Actor, LabRole
@@ -21,7 +25,9 @@ from projects.people import Actor, LabRole
     [
         [ReasonForm, "Ban", bans.ban, Actor(7, "Ada", frozenset({LabRole.ADMIN})), "Done."],
         [ProjectForm, Message(1, Actor(7, "Ada"), "It works.", datetime(2030, 1, 1, tzinfo=UTC), "https://x"), []],
-        [RequestForm, {"pools": {"local": 3600}, "renews": None, "share": 0.5}],
+        [RequestForm, 3, {"local": Amount(Unit.CORE, 3600)}, {"renews": None, "share": 0.5}],
+        [LaunchForm, 3, 4, Unit.GPU, ["demo"]],
+        [ChangeGrantForm, [GrantView(1, "local", Unit.CORE, "A", 9, 1, 2, 6, datetime(2030, 1, 1, tzinfo=UTC))]],
     ],
 )
 def test_what_a_form_was_made_with_is_kept_as_it_was(made: list[object]) -> None:

@@ -68,7 +68,8 @@ def held(folder: Path) -> Iterator[None]:
     ranks = [pid for pid in trainers(folder) if "trainer.distributed.rank" in command(pid)]
     try:
         for pid in ranks:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in ranks:

@@ -41,7 +41,7 @@ SHAPES = {
     "bf16": (shape("pythia-14m", 1, 256, model={"vocabulary": 16000}), 1),
     "fp32": (shape("pythia-14m", 4, 512, training={"precision": "fp32"}), 1),
     "zero3": (shape("pythia-14m", 1, 256, 2, model={"vocabulary": 16000}, parallel={"zero_stage": 3}), 2),
-    "tensor": (shape("pythia-14m", 1, 128, 2, parallel={"tensor": 2}), 2),
+    "tensor": (shape("pythia-14m", 1, 512, 2, training={"precision": "fp32"}, parallel={"tensor": 2}), 2),
 }
 MORE_SHAPES = {
     "14m": (shape("pythia-14m", 1, 512), 1),
