@@ -6,6 +6,7 @@ named tuples, members of enumerations, and functions by their names.
 
 import functools
 import importlib
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -17,8 +18,11 @@ from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from bot.tables import DiscordForm
+from broker.publishing import forgetting
+from broker.publishing.forgetting import Forgotten
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, OverError
+from projects.people import Actor
 
 OURS = ("bot.", "broker.", "projects.")
 """The packages whose functions and classes a kept form may name."""
@@ -52,9 +56,12 @@ def sweep(session: Session) -> None:
     session.execute(delete(DiscordForm).where(col(DiscordForm.at) < utcnow() - DAY))
 
 
-def drop(session: Session, discord_id: str) -> None:
-    """Delete the forms of a person who is forgotten."""
+def forget(
+    session: Session, actor: Actor | None, discord_id: str, reason: str, texts: Collection[str] = ()
+) -> Forgotten:
+    """Forget a person as `forgetting.forget` does, and delete their forms with it."""
     session.execute(delete(DiscordForm).where(col(DiscordForm.discord_id) == discord_id))
+    return forgetting.forget(session, actor, discord_id, reason, texts)
 
 
 def encoded(value: object) -> Any:

@@ -392,8 +392,10 @@ def record_forget(
     Texts that may name the person are listed first, and nothing is changed until --texts says which to change.
     """
     import broker.catalogue
+    import broker.reports.run_plan
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  their tables hold names too
+    from bot import kept_forms
     from bot.text import count
     from broker.publishing import forgetting
 
@@ -415,7 +417,7 @@ def record_forget(
     if strangers := set(chosen) - set(known):
         refuse(f"No text has the key “{min(strangers)[:60]}” now; leave --texts out for the list. Nothing was changed.")
     with refusing(), database().write() as session:
-        done = forgetting.forget(session, None, str(discord_id), why, chosen)
+        done = kept_forms.forget(session, None, str(discord_id), why, chosen)
     typer.echo(f"{count(done.entries, 'entry is', 'entries are')} blanked")
     if done.repositories:
         typer.echo(forgetting.told(done.repositories))

@@ -54,7 +54,7 @@ class Policies(BaseModel):
         50, ge=1, le=MOST, description="Questions and answers on requests a person may post a day."
     )
     most_run_changes_a_day: int = Field(
-        100, ge=1, le=MOST, description="Pauses and extensions of runs a person may make a day."
+        100, ge=1, le=MOST, description="Pauses, extensions and names of runs a person may make a day."
     )
     most_catalogue_proposals_a_day: int = Field(
         20, ge=1, le=MOST, description="Recipes and datasets a person may propose a day."

@@ -78,8 +78,8 @@ QUOTAS: Mapping[QuotaKind, Quota] = {
     QuotaKind.LAUNCH: Quota("most_launches_a_day", "make {most} launches", ("run.queued", "run.forked")),
     QuotaKind.RUN_CHANGE: Quota(
         "most_run_changes_a_day",
-        "make {most} pauses and extensions of runs",
-        ("run.paused", "run.stopping", "run.extended"),
+        "make {most} pauses, extensions and names of runs",
+        ("run.paused", "run.stopping", "run.extended", "run.named"),
     ),
     QuotaKind.CATALOGUE: Quota(
         "most_catalogue_proposals_a_day", "make {most} proposals for the catalogue", ("catalogue.proposed",)

@@ -5,10 +5,12 @@ each entry has its line. A line ends with the number of its entry; the marker is
 covers those before it.
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
 
+import discord
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -62,9 +64,8 @@ class CheckpointIndexes:
         for row in await self.app.read(_growing, self.stream):
             entries = await self.app.read(record.numbered, self.stream, list(_told(row)))
             if row.gone:
-                left = [entry for entry in entries if _told(row)[entry.number] == UNSHOWN]
-                await self._post(f"{row.key.rpartition(':')[0]}:{left[0].number}", row.channel_id, left)
-                await self.app.write(_shown, row.key, digest(entries))
+                if await self._replace(row, entries):
+                    waiting.append(lambda: True)
                 continue
             age = edit_budget.age(row.message_id or "")
             is_turn = functools.partial(self.sender.budget.turn, row.key, row.channel_id, age=age)
@@ -84,6 +85,16 @@ class CheckpointIndexes:
                 else:
                     await self.app.write(_shown, row.key, digest(entries))
         self._waiting, self.behind = waiting, bool(waiting)
+
+    async def _replace(self, row: DiscordMessage, entries: Sequence[EntryView]) -> bool:
+        """Begin another index for what a deleted one did not show; True where nobody knows what the new one shows."""
+        own = int(row.key.rpartition(":")[2])  # the deleted post began with this entry
+        left = [entry for entry in entries if entry.number != own and _told(row)[entry.number] == UNSHOWN]
+        key = f"{row.key.rpartition(':')[0]}:{left[0].number}" if left else ""
+        if left:
+            with contextlib.suppress(discord.NotFound):  # the thread is gone with the lab's channel
+                await self._post(key, row.channel_id, left)
+        return await self.app.write(_replaced, row.key, digest(entries), key, [entry.number for entry in left])
 
     async def _post(self, key: str, thread_id: str, entries: Sequence[EntryView]) -> None:
         await self.sender.post(key, thread_id, render(key, entries), digest=digest(entries), grows=True)
@@ -153,6 +164,16 @@ def _growing(session: Session, stream: str) -> Sequence[DiscordMessage]:
 def _shown(session: Session, key: str, digest: str) -> None:
     """Note what an index shows after an edit, or what another shows in its place."""
     session.get_one(DiscordMessage, key).digest = digest
+
+
+def _replaced(session: Session, key: str, digest: str, new_key: str, left: Sequence[int]) -> bool:
+    """Note that the entries left by a deleted index are those of a new one; True where that may not show them all."""
+    _shown(session, key, digest)
+    new = outbox.message(session, new_key)
+    if new is None or new.gone or new.digest:
+        return False
+    new.digest = " ".join(f"{number}{UNSHOWN}" for number in left)
+    return True
 
 
 def _told(row: DiscordMessage) -> dict[int, str]:

@@ -322,12 +322,11 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Upl
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
+        metadata = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
         message = f"step {claimed.step}"
         branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
-        how = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
-    if not isinstance(how, dict):
-        raise ValueError(f"{contract.CHECKPOINT_METADATA_FILE} of step {claimed.step} is no object")
+    how = metadata if isinstance(metadata, dict) else {}
     tokens, code_commit = how.get("tokens"), str(how.get("code_commit", ""))[:LONGEST_COMMIT]
     return Uploaded(branch.url, branch.commit, code_commit, tokens if isinstance(tokens, int) else None)
 

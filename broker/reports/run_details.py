@@ -49,7 +49,7 @@ def details(session: Session, run: RunView) -> RunDetails:
     row, repository = runs.load(session, run.id), session.get(Repository, run.id)
     metadata, config = _metadata(session, run.id), _config(row.config)
     published = publications.newest_published(session, run.id)
-    code_commit = metadata.get("code_commit") or (published.code_commit if published else None)
+    code_commit = metadata.get("code_commit") or (published.code_commit if published else "")
     nats = run.held_out if run.held_out is not None and run.held_out < MOST_NATS else None
     return RunDetails(
         perplexity=None if nats is None else math.exp(nats),

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.orm import Session
+from sqlmodel import select
 
+from bot import kept_forms
 from bot.delivery import posts
+from bot.tables import DiscordForm
 from projects import lifecycle, membership, policies, projects, updates
 from projects.people import Actor
 from projects.record import redaction
@@ -228,6 +231,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     assert not any("Ada" in m.text for m in await lab.guild.messages("public-record"))
 
     lab.call(propose_of_two, lab.actor("Grace"))
+    lab.call(kept_forms.keep, int(lab.guild.info["users"]["Grace"]), {})
     shown = await because("stoa forget", "They asked.", person="Grace")
     assert "2 entries refer to the person" in shown.text
     assert "23 other texts may name the person" in shown.text
@@ -250,6 +254,7 @@ async def test_an_admin_bans_and_blanks_from_discord_and_nobody_else_does(lab: L
     done = await omar.press(shown.message, "Forget the person")
     done = await lab.guild.wait_for_answer(done, lambda answer: "blanked" in answer.text)
     assert "2 entries are blanked" in done.text
+    assert lab.call(lambda session: session.scalars(select(DiscordForm)).all()) == []
     titles = [lab.call(projects.load, number).title for number in (2, 3)]
     assert titles == ["Does a former member fall (0)?", "Does Grace fall (1)?"]
     assert "0 entries are blanked" in await forgotten("Grace")

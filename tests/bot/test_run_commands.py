@@ -395,7 +395,9 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     lab.call(publish, first, 16)
     usual = await ada.command("run show", run=first)
     assert usual.message is not None
-    assert "**Held-out** perplexity 665.1 per token, at step 20\n**Seed** 1234\n```\nfrom transformers" in usual.text
+    assert "**Held-out** perplexity 665.1 per token, at step 20\n**Seed** 1234\n" in usual.text
+    commits = "**Commit of the code** not recorded · **Commit on the Hub** of step 16: not recorded"
+    assert f"{commits}\n```\nfrom transformers" in usual.text
     assert 'AutoModelForCausalLM.from_pretrained("lab/ours", revision="step16")\n' in usual.text
     assert usual.message.attachments[0].path.read_bytes() != picture.path.read_bytes()
     card = await card_of(lab, channel, first, "Compare")

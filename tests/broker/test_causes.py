@@ -97,6 +97,30 @@ def test_what_a_host_without_memory_ended_says_what_would_fit(tmp_path: Path, ro
     assert causes.sentence(folder, 70, said=own, runner=full, known=EndReason.OUT_OF_MEMORY, room=room) == own
 
 
+def test_an_error_of_a_host_names_no_folder() -> None:
+    assert causes.of_error(PermissionError(13, "Permission denied", "/home/ada/stoa/runs/7")) == "Permission denied: 7"
+    assert causes.of_error(OSError(28, "No space left on device", "/home/ada")).startswith("its host's disk is full")
+    assert (
+        causes.of_error(BlockingIOError(11, "Resource temporarily unavailable")) == "Resource temporarily unavailable"
+    )
+
+
+def test_a_lost_attempt_whose_folder_cannot_be_read_is_given_up_like_others(
+    lab: Lab, tmp_path: Path, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> str:
+        raise ValueError("no text")
+
+    conf = Settings(_env_file=None, home=tmp_path)
+    folders.own(conf, run, lab.row(run).request_id)
+    lab.start(run, 0)
+    with lab.db.write() as session:
+        session.execute(update(Attempt).values(lease_until=utcnow()))
+    monkeypatch.setattr("broker.runners.output.left", fail)
+    reaper.expire(conf, lab.db)
+    assert lab.run(run).reason.startswith("its host host was last heard from at ")
+
+
 def test_a_lost_attempt_tells_what_its_trainer_had_said(lab: Lab, tmp_path: Path, run: int) -> None:
     conf = Settings(_env_file=None, home=tmp_path)
     token = lab.start(run, 0)

@@ -264,9 +264,11 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
         for name, size in (("docs", 300), ("code", 500))
     ]
     told = {"step": 2, "tokens": 200, "code_version": "abc123", "code_commit": "c0ffee", "data": {"sources": halves}}
-    how.write_text(json.dumps(told))
+    how.write_text(json.dumps(told | {"code_commit": ""}))
     assert (shown(lab, run).code_commit, shown(lab, run).hub_commit) == (None, None), "there is no checkpoint yet"
     lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[written]))
+    assert (shown(lab, run).code_commit, shown(lab, run).hub_commit) == ("", None), "the code was in no checkout"
+    how.write_text(json.dumps(told))
     publish(lab, conf, run)
     (entry,) = entries(lab)
     assert [entry[key] for key in ("tokens", "held_out", "held_out_step")] == [200, "4.000", 2]
@@ -420,6 +422,13 @@ def test_a_folder_that_cannot_be_read_is_tried_again_later(lab: Lab, conf: Setti
     how.write_text(whole)
     publish(lab, conf, run)
     assert told(lab) == [(0, True, False)]
+    write(lab, conf, run, 1)
+    folder = Path(row(lab, run, 1).folder)
+    with lab.db.read() as session:
+        write_card(session, run, repo(conf, run), folder)
+    (folder / "how.json").write_text("[]")
+    publish(lab, conf, run)
+    assert told(lab)[1:] == [(1, False, False)], "with its card written, it is published without what is not recorded"
 
 
 @pytest.mark.parametrize("broken", ["{", '{"data": {"sources": [{}]}}'])

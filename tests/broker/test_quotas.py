@@ -17,7 +17,7 @@ from bot import server
 from broker import catalogue
 from broker.allocations import pools, requests, reservations
 from broker.reviews import changes, inventory, reviews
-from broker.runs import control
+from broker.runs import control, naming
 from broker.runs.launching import Origin
 from projects import bans, findings, lifecycle, membership, people, policies, quotas, updates
 from projects.db.columns import utcnow
@@ -127,6 +127,9 @@ def acts(lab: Lab) -> dict[str, tuple[str, Act, Act | None]]:
     def needs(session: Session, actor: Actor) -> None:
         updates.change_needs(session, actor, project, f"{next(number)} people")
 
+    def name_run(session: Session, actor: Actor) -> None:
+        naming.rename(session, actor, run, name=f"Name {next(number)}", tags=None)
+
     def asks(session: Session, _: Actor) -> None:
         reviews.ask(session, ROSA, asked, "Why?")
 
@@ -164,13 +167,14 @@ def acts(lab: Lab) -> dict[str, tuple[str, Act, Act | None]]:
             lambda s, a: control.resume(s, a, run),
         ),
         "extend a run": ("most_run_changes_a_day", lambda s, a: control.extend(s, a, run, "1m"), None),
+        "name a run": ("most_run_changes_a_day", name_run, None),
         "catalogue": ("most_catalogue_proposals_a_day", catalogued, None),
     }
 
 
 ACTS = (
     *("propose", "join", "follow", "update", "needs", "finding", "report", "pause", "offer", "ask", "answer"),
-    *("pause a run", "extend a run", "catalogue"),
+    *("pause a run", "extend a run", "name a run", "catalogue"),
 )
 
 

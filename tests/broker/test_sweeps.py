@@ -288,7 +288,7 @@ def test_a_pause_that_is_refused_for_one_run_pauses_none(lab: Lab, project: int)
     receipt = launch(lab, project, "seed=1..3")
     lab.let("most_run_changes_a_day", 2)
     before = lab.everything()
-    with pytest.raises(ConflictError, match="pauses and extensions"), lab.db.write() as session:
+    with pytest.raises(ConflictError, match="pauses, extensions and names"), lab.db.write() as session:
         sweep_control.pause(session, ADA, receipt.sweep_id)
     assert lab.everything() == before
 

@@ -2,9 +2,10 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,15 +240,29 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
     assert stoa(tmp_path, "pool", "add", "lab", "H200", "8").returncode == 0
     assert stoa(tmp_path, "grant", "add", "lab", "5", "the Library", "2099-12-31").returncode == 0
     assert stoa(tmp_path, "ban", "4242", "--why", "Spam.", "--name", "the").returncode == 0
+    at = "2099-12-31 00:00:00.000000"
+    with closing(sqlite3.connect(tmp_path / "stoa.db")) as file, file:
+        file.execute("INSERT INTO discord_forms (discord_id, form, at) VALUES ('4242', '{}', ?)", [at])
+        file.execute(
+            "INSERT INTO launch_drafts (request_id, person_id, project_id, allocation_id, recipe, dataset, overrides, "
+            "time_limit, gpus, name, discarded, created_at) VALUES ('', 1, 1, 1, '', '', '', '', 1, 'the Wide', 0, ?)",
+            [at],
+        )
     listed = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.")
     assert listed.returncode == 2
-    assert "1 entry refers to the person, and 2 texts may name them" in listed.stderr
+    assert "1 entry refers to the person, and 3 texts may name them" in listed.stderr
     keys, texts = zip(*(line.split("  ", 1) for line in listed.stdout.splitlines()), strict=True)
-    assert texts == ("sponsor of grant 1: the Library", "entry 2 of lab: the Library")
+    assert sorted(texts) == [
+        "entry 2 of lab: the Library",
+        "name of launch draft 1: the Wide",
+        "sponsor of grant 1: the Library",
+    ]
     wrong = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", f"{keys[0]},grants:9:x:y")
     assert (wrong.returncode, "No text has the key “grants:9:x:y” now" in wrong.stderr) == (2, True)
     done = stoa(tmp_path, "record", "forget", "4242", "--why", "They asked.", "--texts", "none")
     assert (done.returncode, done.stdout) == (0, "1 entry is blanked\n")
+    with closing(sqlite3.connect(tmp_path / "stoa.db")) as file:
+        assert file.execute("SELECT * FROM discord_forms").fetchall() == [], "what the person wrote in forms goes too"
     assert "the Library gives" in stoa(tmp_path, "grant", "list").stdout
     assert "lab: 4 entries, whole" in stoa(tmp_path, "record", "verify").stdout
 

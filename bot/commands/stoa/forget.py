@@ -170,8 +170,7 @@ class Decision(ui.LayoutView):
     async def _forget(self, interaction: Interaction) -> None:
         await interaction.response.defer()
         app, who = interaction.client, actor(interaction)
-        done = await app.write(forgetting.forget, who, self.discord_id, self.reason, self.chosen)
-        await app.write(kept_forms.drop, self.discord_id)
+        done = await app.write(kept_forms.forget, who, self.discord_id, self.reason, self.chosen)
         chosen = f"{text.count(len(self.chosen), 'text was', 'texts were')} chosen."
         said = f"{text.count(done.entries, 'entry is', 'entries are')} blanked; their posts will follow. {chosen}"
         await self._end(interaction, " ".join(filter(None, (said, forgetting.told(done.repositories)))))
