@@ -251,7 +251,7 @@ def test_the_trainers_own_end_is_the_jobs(start: Start) -> None:
     runner, folder = start("import os; os.kill(os.getpid(), 9)")
     assert ended(runner) == Status.FAILED
     ending = output.ending(folder, Status.FAILED, timed_out=False)
-    assert ("signal 9" in ending.reason, ending.transient) == (True, True)
+    assert ("SIGKILL" in ending.reason, ending.transient) == (True, True)
 
 
 def test_what_kubernetes_will_not_have_is_refused_in_one_sentence(start: Start, cluster: Standin) -> None:
