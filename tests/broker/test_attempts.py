@@ -11,6 +11,7 @@ from sqlmodel import select
 
 from broker import publications
 from broker.allocations.ledger import Account
+from broker.end_reasons import EndReason
 from broker.runs import attempts, leases, series, settlement
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.leases import StaleError
@@ -187,7 +188,7 @@ def test_a_run_fails_for_good_after_its_last_attempt(lab: Lab, project: int, all
         assert lab.start(run, 0, lease=0.001) == token
         assert lab.run(run).state == RunState.RUNNING
         if token == 2:
-            lab.settle(run, token, 5, Ending(-9, "It was killed."))
+            lab.settle(run, token, 5, Ending(-9, "It was killed.", known=EndReason.RUNNER_ENDED))
             assert lab.run(run).reason.startswith("It was killed; the next attempt begins after ")
         else:
             time.sleep(0.01)
