@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint, update
+from sqlalchemy import ColumnElement, Index, Select, UniqueConstraint, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -147,27 +147,21 @@ def load(session: Session, entry_id: int) -> EntryView | None:
     return None if row is None else _told(*row)
 
 
+def _chain(stream: str, which: ColumnElement[bool]) -> Select[Entry, str | None]:
+    """The query for entries of a chain and what they say, the oldest first."""
+    told = select(Entry, col(Payload.body)).join(Payload, col(Payload.entry_id) == Entry.id)
+    return told.where(Entry.stream == stream, which).order_by(col(Entry.number))
+
+
 def since(session: Session, stream: str, number: int, limit: int = 100) -> Sequence[EntryView]:
     """The first `limit` entries of a chain after `number`, the oldest first."""
-    rows = session.execute(
-        select(Entry, col(Payload.body))
-        .join(Payload, col(Payload.entry_id) == Entry.id)
-        .where(Entry.stream == stream, Entry.number > number)
-        .order_by(col(Entry.number))
-        .limit(limit)
-    )
+    rows = session.execute(_chain(stream, col(Entry.number) > number).limit(limit))
     return [_told(entry, body) for entry, body in rows]
 
 
 def numbered(session: Session, stream: str, numbers: Collection[int]) -> Sequence[EntryView]:
     """The entries of a chain with these numbers, the oldest first."""
-    rows = session.execute(
-        select(Entry, col(Payload.body))
-        .join(Payload, col(Payload.entry_id) == Entry.id)
-        .where(Entry.stream == stream, col(Entry.number).in_(numbers))
-        .order_by(col(Entry.number))
-    )
-    return [_told(entry, body) for entry, body in rows]
+    return [_told(entry, body) for entry, body in session.execute(_chain(stream, col(Entry.number).in_(numbers)))]
 
 
 def blank(session: Session, stream: str, kind: str) -> Sequence[int]:
@@ -178,13 +172,7 @@ def blank(session: Session, stream: str, kind: str) -> Sequence[int]:
 
 def of_kinds(session: Session, stream: str, kinds: Collection[str]) -> Sequence[EntryView]:
     """The entries of a chain that are of one of these kinds, the oldest first."""
-    rows = session.execute(
-        select(Entry, col(Payload.body))
-        .join(Payload, col(Payload.entry_id) == Entry.id)
-        .where(Entry.stream == stream, col(Entry.kind).in_(kinds))
-        .order_by(col(Entry.number))
-    )
-    return [_told(entry, body) for entry, body in rows]
+    return [_told(entry, body) for entry, body in session.execute(_chain(stream, col(Entry.kind).in_(kinds)))]
 
 
 def newest(session: Session, stream: str, limit: int = 100) -> Sequence[EntryView]:

@@ -22,6 +22,16 @@ class Life:
     seen: float
 
 
+SMALL = """
+like: demo
+model: {layers: 1, hidden_size: 32, heads: 2}
+data:
+  sequence_length: 32
+  tokenizer: {vocabulary: 320, train_bytes: 20000}
+  sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]"""
+"""The model and the data of a recipe that trains fast, to which a test adds its `training`."""
+
+
 def command(pid: int) -> str:
     """A process's command line; empty where it is gone."""
     return _read(pid, "cmdline")

@@ -42,14 +42,8 @@ GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 LOOK = 0.5
 """Seconds between two looks at all processes of the machine."""
-RECIPE = """
-like: demo
-model: {layers: 1, hidden_size: 32, heads: 2}
-data:
-  sequence_length: 32
-  tokenizer: {vocabulary: 320, train_bytes: 20000}
-  sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]
-training: {batch: 2, micro_batch: 2, evaluation_tokens: 64}
+RECIPE = f"""{processes.SMALL}
+training: {{batch: 2, micro_batch: 2, evaluation_tokens: 64}}
 """
 SCHEDULER = [sys.executable, "-m", "cli.main", "scheduler"]
 SECRET = "a-discord-token-nobody-may-see"

@@ -24,15 +24,9 @@ from tests.system.forked_parts import ForkedParts
 
 __all__ = ["slurm"]
 
-TINY = """
-like: demo
-model: {layers: 1, hidden_size: 32, heads: 2}
-data:
-  sequence_length: 32
-  tokenizer: {vocabulary: 320, train_bytes: 20000}
-  sources: [{name: python-docs, builtin: python-docs, weight: 1, licence: PSF-2.0, max_bytes: 100000}]
-training: {steps: 1000000, batch: 4, micro_batch: 2, evaluate_every: 100000, evaluation_tokens: 64}
-checkpoints: {log_until: 4, every: 100000}
+TINY = f"""{processes.SMALL}
+training: {{steps: 1000000, batch: 4, micro_batch: 2, evaluate_every: 100000, evaluation_tokens: 64}}
+checkpoints: {{log_until: 4, every: 100000}}
 """
 
 
