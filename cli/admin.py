@@ -362,10 +362,10 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  cards show what stands in their tables
-    from projects.record import redaction
+    from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        redaction.redact(session, None, stream, number, why)
+        forgetting.redact(session, None, stream, number, why)
     typer.echo(f"entry {number} of {stream} is blanked")
 
 
@@ -373,10 +373,10 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
 def record_remove(project_id: Number, field: str, why: Why) -> None:
     """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
     from bot.text import count
-    from projects import moderation
+    from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        blanked = moderation.remove_text(session, None, project_id, field, why)
+        blanked = forgetting.remove_text(session, None, project_id, field, why)
     typer.echo(f"the {field} of project {project_id} is removed, and {count(blanked, 'entry', 'entries')} blanked")
 
 

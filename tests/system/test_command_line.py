@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
+from broker.runners.base import PASSED_ON
 from cli.main import app
 from cli.services import environment as part_environment
 from demo.play import settings_for
@@ -28,6 +29,7 @@ from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
 from tests.system.forked_parts import ForkedParts
+from trainer import contract
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +189,15 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
         assert "stoa:/var/lib/stoa" in service["volumes"]
     for name in ("bot", "worker", "publisher", "scheduler", "postgres", "redis"):
         assert "healthcheck" in services[name]
+
+
+def test_an_image_is_told_the_commit_that_it_is_built_from_and_its_trainers_are_too() -> None:
+    name = contract.COMMIT_VARIABLE
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert f"ARG {name}=" in lines
+    assert any(line.startswith("ENV ") and f" {name}=${name}" in line for line in lines)
+    assert compose()["services"]["worker"]["build"]["args"] == {name: f"${{{name}:-}}"}
+    assert name in PASSED_ON
 
 
 def test_the_api_for_donated_machines_is_a_service_that_one_asks_for() -> None:

@@ -58,6 +58,8 @@ def offer(preview: SweepPreview) -> Card:
         f"### 🚀 Launch a sweep of {many} runs of {text.line(run.recipe, 60)}, each on "
         f"{text.gpus(run.gpus, first.nodes, unit)} of {text.code(first.pool.name, 60)}?",
         f"All with {text.line(shared, 300)}" if shared else "",
+        f"The first is called {text.run_name(run.name)}" if run.name else "",
+        f"Tagged {text.tags(run.tags.split())}" if run.tags else "",
         f"{answers.short(first.parameters)} parameters · about {memory} of memory for each {unit.value}",
         *answers.copies(first),
     ]
