@@ -44,6 +44,7 @@ def run(lab: Lab, standin: Standin, cluster: Standin, tmp_path: Path) -> int:
 
 @ONCE
 def test_a_model_over_two_pods_goes_on_after_a_lost_node(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    cluster.fork_trainers()
     cluster.do(lambda c: c.pods.lost.update(("m2", "m3")))
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, first):
         wait_for(lambda: phases(cluster) == ["Pending", "Running"], "the first of two pods")
