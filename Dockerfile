@@ -12,7 +12,9 @@ RUN pip install --no-cache-dir --constraint constraints.txt .
 
 RUN useradd --create-home stoa && mkdir /var/lib/stoa && chown stoa /var/lib/stoa
 USER stoa
-ENV STOA_HOME=/var/lib/stoa STOA_ENV_FILE=
+# The git commit that the image is built from; it holds no checkout.
+ARG STOA_COMMIT=
+ENV STOA_HOME=/var/lib/stoa STOA_ENV_FILE= STOA_COMMIT=$STOA_COMMIT
 VOLUME /var/lib/stoa
 ENTRYPOINT ["stoa"]
 CMD ["--help"]

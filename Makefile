@@ -40,6 +40,7 @@ bench-bot: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	$(BIN)/python -m tests.pictures
+	STOA_SCREENSHOTS=1 $(BIN)/pytest tests/page
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -3,12 +3,12 @@
 A run's repository is private while its project holds its releases back. A reviewer's decision makes it public.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Select, func
+from sqlalchemy import ColumnElement, Select, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -67,6 +67,12 @@ class Repository(Base, table=True):
     cards_due: int = integer(default=0)
     tries: int = integer(default=0)
     not_before: datetime = timestamp(default=utcnow)
+
+
+def renew_cards(session: Session, run_ids: Collection[int] | Select[int]) -> None:
+    """Have the publisher rewrite the model cards of these runs, as words on them have changed."""
+    again = {"cards_due": Repository.cards_due + 1, "tries": 0, "not_before": utcnow()}
+    session.execute(update(Repository).where(col(Repository.run_id).in_(run_ids)).values(again))
 
 
 def add(session: Session, run_id: int, step: int, folder: str) -> None:

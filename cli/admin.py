@@ -120,6 +120,7 @@ def pool_add(
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE; where that says CPU, of so many cores."""
     from broker.allocations import pools
+    from broker.allocations.units import Unit
 
     with refusing(), database().write() as session:
         pools.add_pool(
@@ -137,7 +138,7 @@ def pool_add(
             preempt_after=preempt_after * 60,
         )
     on = f" on {gpus // gpus_a_node} nodes" if gpus_a_node else ""
-    typer.echo(f"pool {name}: {gpus} × {gpu_type}{on}")
+    typer.echo(f"pool {name}: {Unit.of_type(gpu_type, gpus)}{on}")
 
 
 @pool_app.command("change")
@@ -190,7 +191,7 @@ def pool_list() -> None:
             left = pool.unit.hours(available.get(pool.id, 0))
             preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
-                f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
+                f"{pool.name}: {pool.has}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
                 f"weight {pool.price_weight:g}, {left} left{preempts}"
             )
 
@@ -361,10 +362,10 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
     import broker.catalogue
     import broker.reviews.changes
     import broker.runs.runs  # noqa: F401  cards show what stands in their tables
-    from projects.record import redaction
+    from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        redaction.redact(session, None, stream, number, why)
+        forgetting.redact(session, None, stream, number, why)
     typer.echo(f"entry {number} of {stream} is blanked")
 
 
@@ -372,10 +373,10 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
 def record_remove(project_id: Number, field: str, why: Why) -> None:
     """Take a text of a project, such as its title or question, from its card and from every entry that tells it."""
     from bot.text import count
-    from projects import moderation
+    from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        blanked = moderation.remove_text(session, None, project_id, field, why)
+        blanked = forgetting.remove_text(session, None, project_id, field, why)
     typer.echo(f"the {field} of project {project_id} is removed, and {count(blanked, 'entry', 'entries')} blanked")
 
 

@@ -1,7 +1,10 @@
 """The version of the trainer's code: checkpoints carry it, and all ranks of a run must share it. Imports no torch."""
 
 import hashlib
+import os
 from pathlib import Path
+
+from trainer.contract import COMMIT_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,10 +19,16 @@ def code_version() -> str:
 
 
 def code_commit(root: Path = ROOT) -> str:
-    """The git commit of the checkout `root`, by default the one that holds the trainer; empty outside of a checkout.
+    """The git commit of the checkout `root`, by default the one that holds the trainer; outside of a checkout, as in an
+    image, what the environment says, or empty.
 
     The files there may have changed since; `code_version` tells.
     """
+    return _head(root) or os.environ.get(COMMIT_VARIABLE, "")
+
+
+def _head(root: Path) -> str:
+    """The commit that a checkout is at; empty where there is none."""
     try:
         folder = root / ".git"
         if folder.is_file():  # of a worktree

@@ -101,6 +101,9 @@ class Event(StrEnum):
     FAILED = "failed"
 
 
+COMMIT_VARIABLE = "STOA_COMMIT"
+"""The environment variable that says which git commit the code is of, where it runs in no checkout."""
+
 # In the folder of a run.
 CONFIG_FILE = "config.yml"
 """The configuration with every default spelt out."""

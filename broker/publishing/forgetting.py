@@ -1,4 +1,5 @@
-"""Forgetting a person: what lies on the Hub that names them, and its model cards, which the publisher rewrites.
+"""Forgetting a person, and blanking what people wrote, as far as model cards on the Hub show it: the publisher rewrites
+these cards.
 
 A card is a new commit of each branch that has one. Earlier commits stay on the Hub, where only its owner removes them.
 """
@@ -16,10 +17,11 @@ from broker.publications import Publication, Repository
 from broker.publishing import model_card
 from broker.publishing.hub import Hub
 from broker.runs.runs import Run
+from projects import moderation
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.people import Actor
-from projects.projects import Membership, PastMembership, Project
+from projects.projects import Membership, PastMembership
 from projects.record import mentions, redaction
 from projects.record.mentions import Mentions
 
@@ -56,10 +58,22 @@ def forget(
     """Forget a person as `redaction.forget` does, and have the cards that may name them rewritten."""
     repositories = _naming(session, discord_id)
     entries = redaction.forget(session, actor, discord_id, reason, texts)
-    these = col(Repository.run_id).in_(repositories)
-    again = {"cards_due": Repository.cards_due + 1, "tries": 0, "not_before": utcnow()}
-    session.execute(update(Repository).where(these).values(again))
+    publications.renew_cards(session, repositories)
     return Forgotten(entries, list(repositories.values()))
+
+
+def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
+    """Blank an entry as `redaction.redact` does, and have the cards that showed its texts rewritten."""
+    changed = redaction.redact(session, actor, stream, number, reason)
+    of_these = col(Run.id).in_(changed.get("runs", ())) | col(Run.project_id).in_(changed.get("projects", ()))
+    publications.renew_cards(session, select(Run.id).where(of_these))
+
+
+def remove_text(session: Session, actor: Actor | None, project_id: int, name: str, reason: str) -> int:
+    """Remove one text of a project as `moderation.remove_text` does, and have the cards of its runs rewritten."""
+    blanked = moderation.remove_text(session, actor, project_id, name, reason)
+    publications.renew_cards(session, select(Run.id).where(Run.project_id == project_id))
+    return blanked
 
 
 def told(repositories: Sequence[str]) -> str:
@@ -95,26 +109,28 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
         waiting = select(Publication.folder).where(Publication.run_id == run_id, publications.unpublished())
         for folder in session.scalars(waiting):
             model_card.discard(folder)
-    for branch, step in [*((f"step{step}", step) for step in steps), ("main", steps[-1])]:
+    branches = [*((f"step{step}", step) for step in steps), *(("main", step) for step in steps[-1:])]
+    for branch, step in branches:
         said = hub.read(repository.name, branch, model_card.CARD_FILE)
         if said is None:
             continue
         with db.read() as session:
             anew = model_card.renewed(session, run_id, repository.name, step, said)
         if anew != said:
-            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "a person's name was removed")
+            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "model card updated")
     with db.write() as session:
         seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
         session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))
-    log.info("cards rewritten", run=run_id, branches=len(steps) + 1)
+    log.info("cards rewritten", run=run_id, branches=len(branches))
 
 
 def _naming(session: Session, discord_id: str) -> dict[int, str]:
-    """The runs with a repository whose cards may name the person, each with its address: those of projects that the
-    person is or was in, and of projects whose texts hold one of their names."""
+    """The runs with a repository whose cards may name the person, each with its address: those whose own texts hold one
+    of their names, and those of projects that the person is or was in, or whose texts hold one."""
     whose = mentions.person(session, discord_id)
     names = mentions.pattern(session, discord_id, whose)
-    projects = {words.row for words in mentions.in_tables(session, names) if words.table.name == Project.__tablename__}
+    found = list(mentions.in_tables(session, names))
+    own, projects = ({words.row for words in found if words.table.name == table} for table in ("runs", "projects"))
     if whose is not None:
         for table in (Membership, PastMembership):
             projects.update(session.scalars(select(table.project_id).where(table.person_id == whose.id)))
@@ -122,7 +138,7 @@ def _naming(session: Session, discord_id: str) -> dict[int, str]:
         select(Repository.run_id, col(Publication.url))
         .join(Run, col(Run.id) == Repository.run_id)
         .join(Publication, col(Publication.run_id) == Repository.run_id)
-        .where(col(Run.project_id).in_(projects), col(Publication.url).is_not(None))
+        .where(col(Run.project_id).in_(projects) | col(Run.id).in_(own), col(Publication.url).is_not(None))
         .order_by(col(Repository.run_id))
     )
     return {run_id: url.partition("/tree/")[0] for run_id, url in rows if url is not None}

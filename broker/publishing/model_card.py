@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from broker import configs, publications
 from broker.allocations.pools import Pool
-from broker.allocations.units import heading, in_hours
+from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
 from broker.publishing import metrics, tensorboard
 from broker.runs import runs, series
@@ -35,6 +35,7 @@ HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"
 """SPDX identifiers in lower case that the Hub knows as licences; for any other it wants `other` and a name."""
 LOSS_ROWS = 12
 """Rows of the card's table of losses, at most."""
+_TAGS = re.compile(r"^tags:\n(?:- .*\n)+", re.MULTILINE)
 
 
 def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
@@ -69,8 +70,8 @@ def discard(folder: str) -> None:
 
 
 def renewed(session: Session, run_id: int, repo: str, step: int, said: str) -> str:
-    """The card that `said` something about the checkpoint of `step`, with its title, question, people and run as they
-    are called now. The data, the losses and what somebody has added below stay; so does a card of another form."""
+    """The card that `said` something about the checkpoint of `step`, with its title, question, people, run and tags as
+    they are called now. The data, the losses and what somebody has added below stay; so does a card of another form."""
     front, title, rest = said.partition("\n# ")
     head, section, below = rest.partition("\n## ")
     if not (title and section):
@@ -78,6 +79,8 @@ def renewed(session: Session, run_id: int, repo: str, step: int, said: str) -> s
     counted = re.search(r", after ([0-9,]+) tokens\. Each checkpoint is a branch", head)
     metadata = {"tokens": int(counted[1].replace(",", ""))} if counted else {}
     now = _card(session, run_id, repo, step, -1, metadata, ())
+    if tags := _TAGS.search(now):
+        front = _TAGS.sub(lambda _: tags[0], front, count=1)
     return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
 
 
@@ -168,7 +171,7 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
     """What the card's table of the training says, by name. The hours are those up to now."""
     pool = session.get_one(Pool, run.pool_id)
     facts = [
-        ("Hardware", f"{run.gpus} × {_plain(pool.gpu_type)}"),
+        ("Hardware", _plain(Unit.of_type(pool.gpu_type, run.gpus))),
         (f"{heading([pool.unit])} so far", f"{in_hours(runs.view(session, run.id).spent)}"),
         *_configured(run.config),
     ]

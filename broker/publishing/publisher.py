@@ -150,7 +150,7 @@ def show_as_decided(settings: Settings, db: Database, hub: Hub, run_id: int) -> 
 
 
 def renew_cards(settings: Settings, db: Database, hub: Hub, run_id: int) -> None:
-    """Rewrite the run's model cards where they may name a person who was forgotten."""
+    """Rewrite the run's model cards where words on them have changed."""
     with db.read() as session:
         if run_id not in forgetting.due(session):
             return

@@ -15,8 +15,9 @@ from broker.end_reasons import EndReason
 from broker.runners import processes
 from broker.runners.processes import Process
 from projects.errors import InvalidError
+from trainer import contract
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")
+PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY", contract.COMMIT_VARIABLE)
 """Names of the environment variables that a trainer is given; none of them holds a secret."""
 SIGNAL_SECONDS = 60
 """What a pod, which sees no disk of the lab, gets beyond the time limit and the grace: Stoa's own limit comes first."""

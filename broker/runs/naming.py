@@ -5,6 +5,7 @@ import re
 
 from sqlalchemy.orm import Session
 
+from broker import publications
 from broker.runs import attempts, runs
 from broker.runs.runs import Run, RunKind
 from projects import quotas, rights, text
@@ -48,7 +49,7 @@ def parse_tags(value: str) -> str:
 def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tags: str | None) -> Run:
     """Change the name or the tags of a run, or both; None leaves them as they are, and “-” takes them away.
 
-    Who launched the run may, and the project's lead. Raises DomainError.
+    Who launched the run may, and the project's lead. The publisher rewrites its model cards. Raises DomainError.
     """
     if name is None and tags is None:
         raise InvalidError(f"Say the new name, the new tags, or both; {NOTHING} takes them away.")
@@ -69,5 +70,6 @@ def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tag
     quotas.check(session, actor, QuotaKind.RUN_CHANGE, run.project_id)
     run.name, run.tags = now
     session.flush()
+    publications.renew_cards(session, [run_id])
     runs.tell(session, run, "run.named", by=person, name=run.name, tags=run.tags)
     return run

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from broker.allocations import ledger, payers
 from broker.allocations.ledger import Account
 from broker.allocations.units import Unit, in_hours
-from broker.runs import launching, runs, sweep_text
+from broker.runs import launching, naming, runs, sweep_text
 from broker.runs.launching import Order, Quote
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState, RunView, Sweep
 from projects import policies, projects, quotas, rights
@@ -304,7 +304,8 @@ def tell_if_over(session: Session, run: Run) -> None:
 def _orders(session: Session, order: Order, typed: str) -> tuple[list[str], list[Order]]:
     """The fields of a sweep and the order of each of its points, once its whole cost is known to fit.
 
-    Raises the errors of a launch that concern all points.
+    Each run has the sweep's tags, and its name with the values of the point. Raises the errors of a launch that concern
+    all points.
     """
     points = sweep_text.points(typed, policies.current(session).most_runs_a_sweep)
     swept, shared = list(points[0]), launching.parse_overrides(order.overrides)
@@ -324,8 +325,15 @@ def _orders(session: Session, order: Order, typed: str) -> tuple[list[str], list
             f"The sweep may cost {needed} {on.pool.unit.in_hours}, {len(points)} runs of {in_hours(each)} each, with "
             f"{left} left: fewer points, less time or fewer {on.pool.unit.plural} would fit.{other}"
         )
+    name = naming.parse_name(order.name)
     orders = [
-        replace(order, overrides=launching.typed(shared | point), allocation_id=allocation.id) for point in points
+        replace(
+            order,
+            overrides=launching.typed(shared | point),
+            allocation_id=allocation.id,
+            name=f"{name}: {' · '.join(point.values())}" if name else "",
+        )
+        for point in points
     ]
     return swept, orders
 

@@ -6,7 +6,7 @@ which of these texts are changed (`mentions.find`).
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, update
@@ -33,23 +33,24 @@ ABOUT = {
 }
 
 
-def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
+def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> Mapping[str, Sequence[int]]:
     """Blank the payload of an entry, and append a tombstone with the reason to its chain.
 
-    The same texts are removed from the run, request or project that the entry is about, and so from cards. An `actor`
-    of None is the operator. Raises ForbiddenError for all but admins, NotFoundError, and ConflictError for a tombstone
-    and for an entry that is already blank.
+    The same texts are removed from the run, request or project that the entry is about, and so from cards. Returns
+    the ids of the rows that lost a text, by table. An `actor` of None is the operator. Raises ForbiddenError for all
+    but admins, NotFoundError, and ConflictError for a tombstone and for an entry that is already blank.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     entry = named(session, stream, number)
     told = session.scalars(select(col(Payload.body)).where(Payload.entry_id == entry.id)).one()
-    _unsay(session, stream, json.loads(told or "{}"))
+    changed = _unsay(session, stream, json.loads(told or "{}"))
     _lock(session, stream)
     if not _blank(session, [entry.id]):
         raise OverError(f"Entry {number} of “{stream}” is already blank.")
     by = people.author(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
+    return changed
 
 
 def named(session: Session, stream: str, number: int) -> Entry:
@@ -141,8 +142,10 @@ def _lock(session: Session, stream: str) -> None:
     session.execute(select(col(Stream.key)).where(Stream.key == stream).with_for_update())
 
 
-def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
-    """Remove the texts of an entry's payload from the rows that the entry is about."""
+def _unsay(session: Session, stream: str, told: dict[str, Any]) -> Mapping[str, Sequence[int]]:
+    """Remove the texts of an entry's payload from the rows that the entry is about; returns the ids of those that lost
+    one, by table."""
+    changed: dict[str, list[int]] = {}
     said = set(mentions.strings(told)) - {""}
     # The row of a sentence that names people has their marks where the payload has their names.
     names = {person["id"]: person["name"] for person in told.get("named", ())}
@@ -154,7 +157,9 @@ def _unsay(session: Session, stream: str, told: dict[str, Any]) -> None:
             rows = session.execute(select(table.c.id, column).where(table.c.id.in_(about[table.name])))
             these = [row_id for row_id, words in rows.all() if words and people.spelt(words, names) in said]
             session.execute(update(table).where(table.c.id.in_(these)).values({column.name: REMOVED}))
+            changed.setdefault(table.name, []).extend(these)
     session.expire_all()
+    return changed
 
 
 def _blank(session: Session, ids: Sequence[int]) -> Sequence[int]:

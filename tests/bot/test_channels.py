@@ -10,7 +10,8 @@ from projects.people import Actor, LabRole
 from projects.record import redaction
 from projects.record.record import EntryView
 from sandbox.discord import permissions
-from tests.bot.conftest import SCOPE, Lab
+from tests.bot.conftest import SCOPE, Lab, has
+from tests.bot.test_checkpoint_indexes import publish
 from tests.bot.test_run_card import progress as steps
 from tests.patience import until
 
@@ -98,6 +99,8 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "has failed" in m.text)
     rooms = [(c.name, c.is_thread) for c in await lab.guild.channels()]
     assert [is_thread for name, is_thread in rooms if "Run" in name] == []
+    lab.call(publish, 1, 1)
+    await lab.guild.wait_for(thread, has("[step 1]"))
 
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
     await omar.set_thread(thread, archived=True, locked=True)
@@ -106,4 +109,12 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
     await lab.guild.wait_for(channel.id, lambda m: "Rosa" in m.text and "joins the project" in m.text)
     assert "posting waits" not in lab.log
+
+    # With the lab's channel its threads are deleted; an index in one holds up no card of the project.
+    await lab.guild.set_permissions("Stoa", permissions.BOT)
+    await omar.delete_channel("proposals")
+    lab.call(publish, 1, 2)
+    await until(lab.logged("key=checkpoints:project:1:run:1:"))
+    lab.call(lifecycle.join, lab.actor("Omar"), 1, min_people=2)
+    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("P1 · welcome") and "Omar" in m.text)
     assert "Traceback" not in lab.log

@@ -65,12 +65,14 @@ async def test_a_sweep_is_offered_launched_once_and_followed_on_one_card(shared_
     lab, channel = shared_lab
     ada = lab.person("Ada")
     heads = lab.heads()
-    offer = await offered(lab, channel, steps=40)
+    offer = await offered(lab, channel, steps=40, name="Warm-up", tags="rope")
     assert offer.message is not None
     assert offer.ephemeral
     for words in (
         "Launch a sweep of 4 runs of demo, each on 1 core of `local`?",
         "All with steps=40",
+        "The first is called “Warm-up: 1e-3 · 1”",
+        "Tagged `rope`",
         "-# learning_rate · seed · core-hours at most · starts at the latest",
         "1. `1e-3 · 1` · 0.083 · at once",
         "4. `3e-3 · 2` · 0.083 · in 5 min",

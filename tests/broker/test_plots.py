@@ -89,6 +89,18 @@ def test_a_run_names_all_that_it_shows() -> None:
     assert {"unigram entropy 4.50", "gradient norm", "spike to 390"} <= set(said(shown))
 
 
+@pytest.mark.parametrize("below_the_top", [0.02, 0.1, 0.3])
+def test_the_label_of_the_unigram_entropy_keeps_off_the_legend(below_the_top: float) -> None:
+    low, high = loss_curve.figure(CURVES["fork"]).axes[0].get_ylim()
+    shown = loss_curve.figure(replace(CURVES["fork"], unigram_entropy=high - below_the_top * (high - low)))
+    shown.canvas.draw()
+    axes = shown.axes[0]
+    legend = axes.get_legend()
+    (label,) = [each for each in axes.texts if each.get_text().startswith("unigram entropy")]
+    assert legend is not None
+    assert not legend.get_window_extent().overlaps(label.get_window_extent())
+
+
 def test_the_loss_axis_follows_the_last_nine_tenths_of_the_tokens_and_says_so() -> None:
     axes = loss_curve.figure(pictures.pythia()).axes[0]
     low, high = axes.get_ylim()

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import re
 import time
 import tracemalloc
 import urllib.error
@@ -31,7 +32,7 @@ from broker.publishing.hub import Hub as HubClient
 from broker.publishing.model_card import write_card
 from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
-from broker.runs import runs
+from broker.runs import naming, runs
 from broker.runs.progress import Checkpoint, Progress
 from broker.runs.series import Measured
 from projects import lifecycle, people, updates
@@ -279,7 +280,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     config = configs.read(lab.row(run).config)
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
-        "| Hardware | 1 × cpu |",
+        "| Hardware | 1 core |",
         f"| Batch | {config.training.batch} sequences of {config.data.sequence_length} tokens |",
         f"| Peak learning rate | {config.optimizer.learning_rate:g} |",
         f"| Seed | {config.training.seed} |",
@@ -334,7 +335,7 @@ def test_a_configuration_that_is_refused_today_stops_no_publication(
     write(lab, conf, run, 1)
     publish(lab, conf, run)
     said = hub.read(repo(conf, run), "README.md", "step1")
-    assert "| Hardware | 1 × cpu |" in said
+    assert "| Hardware | 1 core |" in said
     assert "| Parameters |" not in said
 
 
@@ -767,7 +768,7 @@ def test_the_cards_of_who_is_forgotten_are_written_anew(lab: Lab, conf: Settings
     publish(lab, conf, run)
     assert waiting(lab) == []
     assert hub.read(repo(conf, run), "README.md", "step1") == before["step1"].replace("Grace", people.NAMELESS)
-    assert hub.commits(repo(conf, run), "step1") == ["a person's name was removed", "step 1"]
+    assert hub.commits(repo(conf, run), "step1") == ["model card updated", "step 1"]
     edited = hub.read(repo(conf, run), "README.md", "step2")
     assert edited == f"{before['step2'].replace('Grace', people.NAMELESS)}\nNot UTF-8: \ufffd\n", "all else stays"
     for branch in ("main", f"step{LAST}"):
@@ -817,6 +818,47 @@ def test_a_project_that_names_a_person_has_its_cards_written_anew(lab: Lab, conf
     forget(lab, STRANGER, *(place.key for place in found.mentions.texts if "title" in place.where))
     publish(lab, conf, run)
     assert "Stranger" not in hub.read(name, "README.md", "main").split("\n- Recipe")[0]
+    with lab.db.write() as session:
+        forgetting.remove_text(session, None, project, "question", "A slip.")
+    publish(lab, conf, run)
+    assert "\n\\[removed\\]\n" in hub.read(name, "README.md", "main"), "in the place of the question"
+
+
+def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub) -> None:
+    lab.project(STRANGER, "Another question")
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project, name="Stranger's own", tags="tiny")
+    lab.start(run, 0)
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    with lab.db.read() as session:
+        address = session.get_one(Repository, run).name
+
+    def card() -> tuple[str, str, list[str]]:
+        """The title, the run's name and the tags on the cards of the step's branch and of the main one."""
+        publish(lab, conf, run)
+        assert waiting(lab) == []
+        said, main = (hub.read(address, "README.md", branch) for branch in ("step1", "main"))
+        assert said == main
+        title, name = (re.search(line, said, re.MULTILINE) for line in (r"^# (.*): run", r"^- Name: (.*)$"))
+        return title[1] if title else "", name[1] if name else "", yaml.safe_load(said.split("---\n")[1])["tags"][2:]
+
+    assert card() == ("Sinks of attention", "Stranger's own", ["tiny"])
+    with lab.db.read() as session:
+        found = forgetting.find(session, None, str(STRANGER.discord_id))
+    assert found.repositories == [f"{hub.url}/{address}"]
+    forget(lab, STRANGER, *(place.key for place in found.mentions.texts if place.where.startswith("name")))
+    assert card() == ("Sinks of attention", f"{people.NAMELESS}'s own", ["tiny"])
+    with lab.db.write() as session:
+        naming.rename(session, ADA, run, name="Wide", tags="rope")
+    assert card() == ("Sinks of attention", "Wide", ["rope"])
+    with lab.db.write() as session:
+        forgetting.redact(session, None, f"project:{project}", len(lab.kinds(project)), "A slip.")
+    assert card() == ("Sinks of attention", r"\[removed\]", ["[removed]"])
+    with lab.db.write() as session:
+        forgetting.redact(session, None, f"project:{project}", 1, "A slip.")
+    assert card()[0] == r"\[removed\]"
 
 
 def test_a_card_that_somebody_has_written_themselves_is_left_alone(lab: Lab, run: int) -> None:

@@ -64,6 +64,25 @@ def entries(lab: Lab, project: int, *kinds: str) -> Sequence[dict[str, Any]]:
     return [entry.payload or {} for entry in reversed(told) if entry.kind in kinds]
 
 
+def test_the_runs_of_a_sweep_have_its_tags_and_its_name_with_what_differs(lab: Lab, project: int) -> None:
+    offer = plan(lab, project, name=" Warm-up ", tags="Rope tiny", overrides="steps=40")
+    assert offer.quote.quotes[0].run.name == "Warm-up: 1e-3 · 1"
+    made = view(lab, confirm(lab, offer.plan_id).sweep_id).runs
+    values = [f"{rate} · {seed}" for rate in ("1e-3", "3e-3") for seed in (1, 2, 3)]
+    assert [(run.name, run.tags) for run in made] == [(f"Warm-up: {value}", ("rope", "tiny")) for value in values]
+    plain = view(lab, launch(lab, project, "seed=1..2", time_limit="1m").sweep_id).runs
+    assert [(run.name, run.tags) for run in plain] == [("", ())] * 2
+    before = lab.everything()
+    for name, tags, sentence in (
+        ("x" * 55, "", r"^The point learning_rate=1e-3 seed=1: The name has 65 characters; at most 60 fit"),
+        ("x" * 61, "", r"^The name has 61 characters; at most 60 fit"),
+        ("", "a b c d e f", r"^A run has at most 5 tags; 6 were typed"),
+    ):
+        with pytest.raises(InvalidError, match=sentence):
+            launch(lab, project, time_limit="1m", name=name, tags=tags)
+    assert lab.everything() == before
+
+
 @pytest.mark.parametrize(
     ("typed", "points"),
     [

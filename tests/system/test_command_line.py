@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
+from broker.runners.base import PASSED_ON
 from cli.main import app
 from cli.services import environment as part_environment
 from demo.play import settings_for
@@ -28,6 +29,7 @@ from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
 from tests.system.forked_parts import ForkedParts
+from trainer import contract
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,10 +124,12 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
     assert changed.returncode == 0
     assert "lab: 16 × H200, local, weight 1, 1,005 GPU-hours left" in stoa(tmp_path, "pool", "list").stdout
+    assert stoa(tmp_path, "pool", "add", "slots", "CPU", "2").stdout == "pool slots: 2 cores\n"
+    assert "slots: 2 cores, local, weight 1, 0 core-hours left" in stoa(tmp_path, "pool", "list").stdout
     assert "until 2998-12-31" in stoa(tmp_path, "grant", "list").stdout
     verified = stoa(tmp_path, "record", "verify")
     assert verified.returncode == 0
-    assert "lab: 4 entries, whole" in verified.stdout
+    assert "lab: 5 entries, whole" in verified.stdout
 
 
 def test_a_number_that_no_row_can_have_is_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -185,6 +189,15 @@ def test_every_service_of_the_compose_file_fits_the_command_line_and_the_setting
         assert "stoa:/var/lib/stoa" in service["volumes"]
     for name in ("bot", "worker", "publisher", "scheduler", "postgres", "redis"):
         assert "healthcheck" in services[name]
+
+
+def test_an_image_is_told_the_commit_that_it_is_built_from_and_its_trainers_are_too() -> None:
+    name = contract.COMMIT_VARIABLE
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert f"ARG {name}=" in lines
+    assert any(line.startswith("ENV ") and f" {name}=${name}" in line for line in lines)
+    assert compose()["services"]["worker"]["build"]["args"] == {name: f"${{{name}:-}}"}
+    assert name in PASSED_ON
 
 
 def test_the_api_for_donated_machines_is_a_service_that_one_asks_for() -> None:
@@ -264,7 +277,7 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
     with closing(sqlite3.connect(tmp_path / "stoa.db")) as file:
         assert file.execute("SELECT * FROM discord_forms").fetchall() == [], "what the person wrote in forms goes too"
     assert "the Library gives" in stoa(tmp_path, "grant", "list").stdout
-    assert "lab: 4 entries, whole" in stoa(tmp_path, "record", "verify").stdout
+    assert "lab: 5 entries, whole" in stoa(tmp_path, "record", "verify").stdout
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from trainer import contract
 from trainer.code_version import code_commit
 
 
@@ -27,3 +30,13 @@ def test_the_commit_of_a_checkout_is_the_one_that_git_names(tmp_path: Path) -> N
     assert code_commit(tmp_path) == first
     git(tmp_path, "checkout", "--detach", "other")
     assert code_commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") != first
+
+
+def test_outside_of_a_checkout_the_commit_is_the_one_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(contract.COMMIT_VARIABLE, "c0ffee")
+    assert code_commit(tmp_path) == "c0ffee"
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "--message", "The first")
+    assert code_commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")

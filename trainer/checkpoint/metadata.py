@@ -1,4 +1,8 @@
-"""A checkpoint's metadata, `how.json`: how it was made, and the checksums of its files. Imports no torch."""
+"""A checkpoint's metadata, `how.json`: how it was made, and the checksums of its files. Imports no torch.
+
+It holds no words of people about the run, such as its name and tags. These may change or be blanked, and the model
+card, which is rewritten then, says them; `how.json` stays as it was committed with the weights.
+"""
 
 import json
 from pathlib import Path

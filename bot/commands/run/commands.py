@@ -80,6 +80,8 @@ async def launch(
     override="Changes to the recipe that all runs share, such as batch=32",
     dataset="A dataset of the catalogue that the recipe must train on",
     allocation="The allocation to draw on; the newest approved one otherwise",
+    name=f"{NAME}; each run's values are added",
+    tags=TAGS,
     project=PROJECT,
 )
 @app_commands.autocomplete(recipe=run_autocomplete.recipes, time_limit=run_autocomplete.time_limits)
@@ -97,13 +99,15 @@ async def sweep(
     override: str = "",
     dataset: str = "",
     allocation: int | None = None,
+    name: str = "",
+    tags: str = "",
     project: int | None = None,
 ) -> None:
     """Offer the runs with their costs; the button launches all of them."""
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     overrides = run_autocomplete.with_steps(override, steps)
-    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset)
+    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset, name=name, tags=tags)
     preview = await interaction.client.write(sweep_plan.plan, actor(interaction), str(interaction.id), order, points)
     await answers.show(interaction, sweep_answers.offer(preview))
 
@@ -270,7 +274,7 @@ async def resume(
         return
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
-    await errors.reply(interaction, answers.told(receipt))
+    await errors.reply(interaction, f"{answers.told(receipt)}\n{answers.GOES_ON}")
 
 
 @run.command(name="extend", description="Give a run more time")

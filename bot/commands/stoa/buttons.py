@@ -30,12 +30,13 @@ from broker.allocations.pools import GrantView
 from broker.allocations.reservations import ReservationView
 from broker.allocations.shares import ShareView
 from broker.allocations.sponsor_shares import SponsorView
+from broker.publishing import forgetting
 from broker.reports.cluster import PoolStatus
 from projects import policies, rights
 from projects.errors import NotFoundError, OverError
 from projects.people import Actor
 from projects.policies import Policies
-from projects.record import record, redaction
+from projects.record import record
 from projects.record.record import EntryView
 from projects.rights import Act
 
@@ -216,7 +217,7 @@ def _entry(session: Session, entry_id: int) -> EntryView:
 async def _blank(interaction: Interaction, entry_id: int) -> None:
     entry = await interaction.client.read(_entry, entry_id)
     done = f"Entry {entry.number} is blanked; its posts will follow."
-    act = functools.partial(redaction.redact, number=entry.number)
+    act = functools.partial(forgetting.redact, number=entry.number)
     title = f"Blank entry {entry.number} of {entry.stream}"
     await interaction.response.send_modal(BlankingForm(title, act, entry.stream, done))
 

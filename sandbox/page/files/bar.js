@@ -121,8 +121,7 @@ export class Bar {
   show() {
     const channel = this.page.channel();
     if (!channel) return;
-    const where = channel.parent_id && channel.type >= 10 ? channel.name : `#${channel.name}`;
-    this.line.placeholder = channel.writes ? `Message ${where}, or / for commands` : "Type / for commands";
+    this.line.placeholder = channel.writes ? "Message, or / for commands" : "Type / for commands";
   }
 
   say(text) {
