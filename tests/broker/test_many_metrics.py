@@ -15,7 +15,7 @@ from broker.runs import runs, series
 from projects.db.database import Database
 from trainer.contract import CHECKPOINTS_FOLDER, METRICS_FILE
 
-FEW, MANY = 2_500, 10_000
+FEW, MANY = 5_000, 20_000
 CHECKPOINTS = 10
 
 
@@ -30,7 +30,7 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def test_four_times_the_lines_take_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.runners.output.MOST_BYTES", 2**17)  # less than the fewer lines have
+    monkeypatch.setattr("broker.runners.output.MOST_BYTES", 2**18)  # less than the fewer lines have
     most: dict[str, list[int]] = {"supervise": [], "publish": [], "curve": []}
     for lines in (FEW, MANY):
         url, attempt = f"sqlite:///{tmp_path / str(lines)}.db", tmp_path / str(lines) / "attempt-1"
