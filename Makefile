@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SUITE := --numprocesses $(or $(PROCESSES),3) --dist loadfile --no-loadscope-reorder
+SUITE := --numprocesses $(or $(PROCESSES),4) --dist loadfile --no-loadscope-reorder
 
 # Hundreds of processes import the same files, so their bytecode is kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,6 +40,7 @@ bench-bot: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	$(BIN)/python -m tests.pictures
+	STOA_SCREENSHOTS=1 $(BIN)/pytest tests/page
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

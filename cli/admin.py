@@ -120,6 +120,7 @@ def pool_add(
 ) -> None:
     """Add a pool of GPUS devices of GPU_TYPE; where that says CPU, of so many cores."""
     from broker.allocations import pools
+    from broker.allocations.units import Unit
 
     with refusing(), database().write() as session:
         pools.add_pool(
@@ -137,7 +138,7 @@ def pool_add(
             preempt_after=preempt_after * 60,
         )
     on = f" on {gpus // gpus_a_node} nodes" if gpus_a_node else ""
-    typer.echo(f"pool {name}: {gpus} × {gpu_type}{on}")
+    typer.echo(f"pool {name}: {Unit.of_type(gpu_type, gpus)}{on}")
 
 
 @pool_app.command("change")
@@ -190,7 +191,7 @@ def pool_list() -> None:
             left = pool.unit.hours(available.get(pool.id, 0))
             preempts = f", preempts after {pool.preempt_after // 60} minutes" if pool.preempt_after else ""
             typer.echo(
-                f"{pool.name}: {pool.gpus} × {pool.gpu_type}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
+                f"{pool.name}: {pool.has}{text.nodes(pool.nodes, pool.gpus)}, {pool.runner}, "
                 f"weight {pool.price_weight:g}, {left} left{preempts}"
             )
 

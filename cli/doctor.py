@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -295,13 +295,15 @@ def check_hub(settings: Settings) -> Finding:
 
 
 def check_gpus(settings: Settings) -> Finding:
-    """Whether this host has the GPUs that its local pools count on."""
+    """Whether this host has the GPUs that its local pools count on; or how many cores, where all count on these."""
     count = len(host_gpus.found().gpus)
-    wanted = _read(
-        settings, lambda session: {pool.name: pool.gpus for pool in hosts.gpu_pools(session, processes.host())}
-    )
+    wanted = _counted(settings, hosts.gpu_pools)
+    cores = _counted(settings, hosts.core_pools)
     if wanted is None:
         return Finding("GPUs", f"{count} here; the pools cannot be read", DATABASE_FIRST)
+    if cores and not wanted and not count:
+        each = ", ".join(f"{name} counts on {number}" for name, number in cores.items())
+        return Finding("cores", f"{os.cpu_count()} here, and the pool {each}")
     counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
     if sum(wanted.values()) > count:
         advice = (
@@ -309,6 +311,11 @@ def check_gpus(settings: Settings) -> Finding:
         )
         return Finding("GPUs", f"{count} here, and the pool {counted}", advice)
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
+
+
+def _counted(settings: Settings, of: Callable[[Session, str], Sequence[Pool]]) -> dict[str, int] | None:
+    """What each of some of this host's pools counts on; None where the database cannot be read."""
+    return _read(settings, lambda session: {pool.name: pool.gpus for pool in of(session, processes.host())})
 
 
 def check_runners(settings: Settings) -> Iterator[Finding]:

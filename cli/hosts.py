@@ -9,7 +9,10 @@ from rich.table import Table
 from cli.admin import Why, database, refusing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker.allocations.hosts import HostView
+    from broker.allocations.pools import Pool
 
 HostName = Annotated[str, typer.Argument(help="The host, by its name.")]
 MAINTENANCE = "Its operator maintains it."
@@ -24,13 +27,14 @@ def list_hosts() -> None:
 
     with refusing(), database().read() as session:
         found = hosts.every(session)
-    table = Table("host", "pools", "GPUs", "free disk", "torch", "last heard from")
+        cores = {host.name: _cores(hosts.core_pools(session, host.name)) for host in found}
+    table = Table("host", "pools", "GPUs or cores", "free disk", "torch", "last heard from")
     for host in found:
         gpus, free = host.facts.get("gpus", []), host.facts.get("free_gib")
         table.add_row(
             host.name,
             ", ".join(host.pools) or "all that no host names",
-            f"{len(gpus)} × {gpus[0]['name']}" if gpus else "none",
+            f"{len(gpus)} × {gpus[0]['name']}" if gpus else cores[host.name] or "none",
             "" if free is None else f"{free:,} GiB",
             host.facts.get("versions", {}).get("torch", ""),
             _last_heard_of(host),
@@ -42,20 +46,22 @@ def list_hosts() -> None:
 
 @app.command()
 def show(name: HostName) -> None:
-    """Show a host: its pools, GPUs and versions, its runs, and the queues that its worker takes messages from."""
+    """Show a host: its pools, GPUs or cores, versions, runs, and the queues that its worker takes messages from."""
     from broker.allocations import hosts
     from broker.runs import attempts, runs
     from broker.scheduling import inspection
 
     with refusing(), database().read() as session:
         host, looked_after = hosts.named(session, name), attempts.open_on(session, name)
+        cores = _cores(hosts.core_pools(session, name))
         names = {each.run_id: runs.short_name(runs.load(session, each.run_id)) for each in looked_after}
     queues = inspection.queues(name)
     table = Table(show_header=False)
     table.add_row("host", host.name)
     table.add_row("id", host.id or "not known: an earlier version announced it")
     table.add_row("pools", ", ".join(host.pools) or "all that no host names")
-    table.add_row("GPUs", "\n".join(hosts.gpu_kinds(host)) or "none")
+    gpus = "\n".join(hosts.gpu_kinds(host))
+    table.add_row(*(("cores", cores) if cores and not gpus else ("GPUs", gpus or "none")))
     versions = hosts.versions(host)
     table.add_row("versions", "\n".join(f"{name} {version}" for name, version in versions.items()) or "not known")
     table.add_row("last heard from", _last_heard_of(host))
@@ -102,3 +108,8 @@ def undrain(name: HostName, *, why: Why = "The maintenance is over.") -> None:
     with refusing(), database().write() as session:
         changed = hosts.undrain(session, name, why)
     typer.echo(f"the host {name} starts runs" + ("" if changed else " already"))
+
+
+def _cores(counting: "Sequence[Pool]") -> str:
+    """The cores that pools of CPUs count on: “2 of local, 64 of hall”."""
+    return ", ".join(f"{pool.gpus} of {pool.name}" for pool in counting)

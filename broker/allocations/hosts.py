@@ -349,9 +349,19 @@ def absence(session: Session, pool: Pool) -> str:
 
 def gpu_pools(session: Session, name: str) -> Sequence[Pool]:
     """The pools that count on the GPUs of a host: those that it names, or else those that no host names."""
+    return _served(session, name, _local(session))
+
+
+def core_pools(session: Session, name: str) -> Sequence[Pool]:
+    """The pools that count on the cores of a host, likewise."""
+    counting = [pool for pool in pools.every(session) if pool.is_cpu and pool.is_local]
+    return _served(session, name, counting)
+
+
+def _served(session: Session, name: str, among: Sequence[Pool]) -> Sequence[Pool]:
     named = set(session.scalars(select(HostPool.pool_id).where(HostPool.host == name)))
     others = named_pools(session)
-    return [pool for pool in _local(session) if (pool.id in named if named else pool.id not in others)]
+    return [pool for pool in among if (pool.id in named if named else pool.id not in others)]
 
 
 def sharing(session: Session, pool: Pool) -> Sequence[Pool]:

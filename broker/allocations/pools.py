@@ -75,9 +75,19 @@ class Pool(Base, table=True):
         return self.unit is Unit.CORE
 
     @property
+    def has(self) -> str:
+        """Its GPUs or cores: “16 × H200”, “2 cores”."""
+        return Unit.of_type(self.gpu_type, self.gpus)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its GPUs or cores are those of the worker's host."""
+        return registry.named(self.runner).uses_host_gpus
+
+    @property
     def shares_gpus(self) -> bool:
         """Whether the pool hands out GPUs of the worker's host, which all such pools share."""
-        return registry.named(self.runner).uses_host_gpus and not self.is_cpu
+        return self.is_local and not self.is_cpu
 
 
 class Grant(Base, table=True):
@@ -201,7 +211,7 @@ def add_pool(
     earlier = session.scalars(select(Pool).where(Pool.name == name)).one_or_none()
     if earlier is not None:
         if any(getattr(earlier, field) != value for field, value in asked.items()):
-            is_now = f"{earlier.gpus} × {earlier.gpu_type}, {earlier.runner}, weight {earlier.price_weight:g}"
+            is_now = f"{earlier.has}, {earlier.runner}, weight {earlier.price_weight:g}"
             raise ConflictError(f"There is already a pool “{name}” ({is_now}); change it, or choose another name.")
         return earlier.id
     quotas.check_admin(session, actor)

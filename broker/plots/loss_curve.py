@@ -16,6 +16,8 @@ from broker.plots.points import Array
 MOST_TICKS = 20
 """Checkpoints that are marked."""
 MOST_SPIKES = 12
+UNDER_LEGEND = 0.15
+"""How much of the picture's height, from its top, a label above a line would share with the legend."""
 NOISE = 0.15
 """How far above the picture a loss may be without a mark, as a share of its height."""
 LASTING = 0.01
@@ -154,7 +156,10 @@ class _Panel:
         above = self.x[self.values > entropy]
         late = len(above) > 0 and np.median(above) > self.x[0] + 0.3 * (self.x[-1] - self.x[0])
         said, place = f"unigram entropy {entropy:.2f}", (0.01 if late else 1, entropy)
-        self._note(said, place, self.axes.get_yaxis_transform(), (0, 3), ha="left" if late else "right", va="bottom")
+        low, high = self.axes.get_ylim()
+        below = high - entropy < UNDER_LEGEND * (high - low)
+        aside, va = ((0, -4), "top") if below else ((0, 3), "bottom")
+        self._note(said, place, self.axes.get_yaxis_transform(), aside, ha="left" if late else "right", va=va)
 
     def _note(
         self, said: str, place: tuple[float, float], within: Transform, aside: tuple[float, float], *, ha: str, va: str

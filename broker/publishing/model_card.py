@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from broker import configs, publications
 from broker.allocations.pools import Pool
-from broker.allocations.units import heading, in_hours
+from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
 from broker.publishing import metrics, tensorboard
 from broker.runs import runs, series
@@ -171,7 +171,7 @@ def _facts(session: Session, run: Run, metadata: Mapping[str, Any], held_out: Me
     """What the card's table of the training says, by name. The hours are those up to now."""
     pool = session.get_one(Pool, run.pool_id)
     facts = [
-        ("Hardware", f"{run.gpus} × {_plain(pool.gpu_type)}"),
+        ("Hardware", _plain(Unit.of_type(pool.gpu_type, run.gpus))),
         (f"{heading([pool.unit])} so far", f"{in_hours(runs.view(session, run.id).spent)}"),
         *_configured(run.config),
     ]

@@ -76,7 +76,7 @@ async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Share
     late = await rosa.press(shown, "Approve")
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=2)
     async with stale_cards(lab):
-        assert (await ada.submit(withdraw, WHY)).text == "The request is withdrawn."
+        assert (await ada.submit(withdraw, WHY)).text == "The request is withdrawn; /allocation request asks again."
         sentence = "This request was already withdrawn, by Ada."
         await refused(lab, rosa.submit(late, {"Core-hours": "2", "Reason": "Yes."}), sentence)
         for label in shown.button_labels:
@@ -169,7 +169,9 @@ async def test_a_change_is_decided_and_an_allocation_revoked(shared_lab: Shared)
     await ask(**{"Core-hours more": "1"})
     await card(lab, "change 3 of allocation 1")
     withdraw = await ada.command("allocation withdraw", channel=channel.id, allocation=1)
-    assert (await ada.submit(withdraw, WHY)).text == "The request for a change is withdrawn."
+    assert (
+        await ada.submit(withdraw, WHY)
+    ).text == "The request for a change is withdrawn; /allocation change asks again."
     await card(lab, "change 3 of allocation 1", "Withdrawn by Ada")
 
     shown = await card(lab, "-# P1 · allocation 1", "Approved by Rosa")

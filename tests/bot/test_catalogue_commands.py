@@ -48,7 +48,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     form = await omar.command("catalogue accept", name="ours")
     assert (form.title, [field.max_length for field in form.fields]) == ("Accept ours", [1000])
     accepted = await omar.submit(form, {"Reason": "Well made."})
-    assert accepted.text == "`ours` is accepted: everyone can use it."
+    assert accepted.text.startswith("`ours` is accepted: everyone can use it.\n**Next** ")
     listed = (await ada.command("catalogue list")).text
     about = "-# 1.32M parameters, 410k tokens · cost not measured yet · python-docs, python-stdlib: PSF-2.0\n"
     assert listed.startswith(

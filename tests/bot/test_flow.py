@@ -67,7 +67,7 @@ async def test_from_a_proposal_to_a_launched_run(lab: Lab) -> None:
     assert "0 of 2 cores busy" in (await ada.command("cluster status")).text
     assert "Run 1, 1 core ·" in (await ada.command("cluster queue")).text
     stopped = await ada.agree(await ada.command("run cancel", run=1))
-    assert stopped.text == "Run 1 has been asked to stop."
+    assert stopped.text == "Run 1 has been asked to stop; /run rerun launches it again."
     await lab.guild.wait_for(channel.id, lambda m: "Run 1 is cancelled" in m.text)
     await lab.guild.wait_for(channel.id, lambda m: m.id == run_card.id and "cancelled" in m.text)
     assert lab.call(runs.view, 1).state == "cancelled"

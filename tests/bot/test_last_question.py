@@ -58,7 +58,7 @@ async def test_a_run_is_cancelled_after_a_question_that_outlives_a_restart(share
     later = await ada.command("run cancel", channel=channel.id, run=1)
     assert "of the 0.3 core-hours reserved" in later.text, "other sums are no reason to ask again"
     done = await ada.agree(again)
-    assert (done.kind, done.text) == ("update", "Run 1 has been asked to stop.")
+    assert (done.kind, done.text) == ("update", "Run 1 has been asked to stop; /run rerun launches it again.")
     assert done.message is not None
     assert done.message.buttons == []
     assert lab.call(runs.view, 1).state == RunState.STOPPING

@@ -84,7 +84,9 @@ async def test_the_lead_is_offered_and_accepted(shared_lab: Shared) -> None:
     theirs = f"The lead of {TITLE} is offered to Grace, who alone can answer."
     await refused(lab, lab.person("Omar").press(offer, "Accept"), theirs)
     await refused(lab, ada.press(offer, "Accept"), theirs)
-    assert (await grace.press(offer, "Accept")).text == "You now lead **Do small models dream?**. Thank you!"
+    assert (await grace.press(offer, "Accept")).text.startswith(
+        "You now lead **Do small models dream?**. Thank you!\n**Next** "
+    )
     await lab.guild.wait_for(channel.id, lambda m: "**Grace** now leads the project" in m.text)
     await lab.guild.wait_for("proposals", lambda m: "**Lead** Grace" in m.text)
     nobody = f"Nobody is offered the lead of {TITLE} now."
@@ -135,7 +137,9 @@ async def test_a_project_rests_is_moderated_and_ends(shared_lab: Shared) -> None
     await refused(lab, ada.command("project pause", **here), again)
     only = f"Only the lead of {title}, Ada, can do this."
     await refused(lab, grace.command("project resume", **here), only)
-    assert (await ada.command("project resume", channel=channel.id)).text == "The project is resumed."
+    assert (await ada.command("project resume", channel=channel.id)).text.startswith(
+        "The project is resumed.\n**Next** "
+    )
 
     members = f"Only a reviewer who is not of {title} can do this; the admins assign the reviewers' role."
     await refused(lab, grace.command("project release", **here), members)

@@ -301,7 +301,9 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     assert shown.message is not None
     assert len(shown.message.attachments) == 1
     assert waits in said(shown), "a run that waits again says why, under its curve"
-    assert (await ada.agree(await ada.command("run cancel", run=run))).text == f"Run {run} has been asked to stop."
+    assert (
+        await ada.agree(await ada.command("run cancel", run=run))
+    ).text == f"Run {run} has been asked to stop; /run rerun launches it again."
     assert said(await ada.command("run cancel", run=run)) == f"Run {run} is already cancelled."
     assert said(await ada.command("run show", run=404)) == "There is no run 404."
     assert said(await ada.command("run show")) == "Use this in a run's thread, or name the run in the option “run”."

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 from sqlalchemy.orm import Session
 
-from bot.commands.stoa.setup import NEW
+from bot.commands.stoa.setup import NEW, NEXT
 from bot.server import Server
 from broker.allocations import pools
 from projects import bans, lifecycle, policies, updates
@@ -131,9 +131,8 @@ async def test_with_roles_chosen_it_needs_no_manage_roles(lab: Lab) -> None:
     before = {channel.id for channel in await lab.guild.channels()}
     done = await lab.person("Omar").command("stoa setup", **roles)
     assert done.text.startswith("Stoa is set up.")
-    assert done.text.endswith(
-        "To let Stoa mention reviewers and followers, grant the bot's role Manage Roles, under Roles."
-    )
+    ungranted = "To let Stoa mention reviewers and followers, grant the bot's role Manage Roles, under Roles."
+    assert done.text.endswith(f"\n{ungranted}\n{NEXT}")
     made = {channel.name: channel for channel in await lab.guild.channels() if channel.id not in before}
     quiet = [name for name in made if made[name].raw["permission_overwrites"]]
     assert sorted(quiet) == [NEW["announcements"].name, NEW["record"].name]

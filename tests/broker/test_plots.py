@@ -80,6 +80,15 @@ def test_a_run_is_drawn_whole(name: str) -> None:
     assert said(shown)[0].startswith("Run ")
 
 
+def test_no_text_is_smaller_than_a_phone_shows_legibly() -> None:
+    for shown in (loss_curve.figure(CURVES["spikes"]), comparison_curves.figure(SIX)):
+        sizes = [
+            float(text.get_fontsize()) for text in shown.findobj(Text) if isinstance(text, Text) and text.get_text()
+        ]
+        assert min(sizes) >= canvas.SMALL
+    assert (canvas.SMALL, canvas.DPI, canvas.WIDTH) == (10.5, 200, 1000), "the tests of the page count on it"
+
+
 def test_a_run_names_all_that_it_shows() -> None:
     shown = loss_curve.figure(CURVES["spikes"])
     legend = shown.axes[0].get_legend()
@@ -87,6 +96,18 @@ def test_a_run_names_all_that_it_shows() -> None:
     labels = [label.get_text() for label in legend.get_texts()]
     assert labels == ["training, median + EMA", "held-out", "checkpoint"]
     assert {"unigram entropy 4.50", "gradient norm", "spike to 390"} <= set(said(shown))
+
+
+@pytest.mark.parametrize("below_the_top", [0.02, 0.1, 0.3])
+def test_the_label_of_the_unigram_entropy_keeps_off_the_legend(below_the_top: float) -> None:
+    low, high = loss_curve.figure(CURVES["fork"]).axes[0].get_ylim()
+    shown = loss_curve.figure(replace(CURVES["fork"], unigram_entropy=high - below_the_top * (high - low)))
+    shown.canvas.draw()
+    axes = shown.axes[0]
+    legend = axes.get_legend()
+    (label,) = [each for each in axes.texts if each.get_text().startswith("unigram entropy")]
+    assert legend is not None
+    assert not legend.get_window_extent().overlaps(label.get_window_extent())
 
 
 def test_the_loss_axis_follows_the_last_nine_tenths_of_the_tokens_and_says_so() -> None:

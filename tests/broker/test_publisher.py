@@ -280,7 +280,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     config = configs.read(lab.row(run).config)
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
-        "| Hardware | 1 × cpu |",
+        "| Hardware | 1 core |",
         f"| Batch | {config.training.batch} sequences of {config.data.sequence_length} tokens |",
         f"| Peak learning rate | {config.optimizer.learning_rate:g} |",
         f"| Seed | {config.training.seed} |",
@@ -335,7 +335,7 @@ def test_a_configuration_that_is_refused_today_stops_no_publication(
     write(lab, conf, run, 1)
     publish(lab, conf, run)
     said = hub.read(repo(conf, run), "README.md", "step1")
-    assert "| Hardware | 1 × cpu |" in said
+    assert "| Hardware | 1 core |" in said
     assert "| Parameters |" not in said
 
 

@@ -1,11 +1,12 @@
 """A real Chromium before the page of a lab whose bot is real."""
 
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -22,12 +23,18 @@ from tests.sandbox import bot as bots
 __all__ = ["judge"]
 
 ARTIFACTS = ROOT / "var" / "page"
+SCREENSHOTS = "STOA_SCREENSHOTS" in os.environ
 DESKTOP, PHONE = (1280, 920), (390, 844)
-# What scrolls sideways: nothing may, but a block of code.
-TOO_WIDE = """[...document.querySelectorAll('*')]
-    .filter(it => ['auto', 'scroll'].includes(getComputedStyle(it).overflowX) && it.scrollWidth > it.clientWidth)
-    .filter(it => !it.matches('pre')).map(it => it.outerHTML.slice(0, 200))
-    .concat(document.documentElement.scrollWidth > window.innerWidth ? ['the page'] : [])"""
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, Scheme] = ("light", "dark")
+LOOKS = (Path(__file__).parent / "looks.js").read_text()
+SMALLEST = 10.5 * 200 / 72
+"""The size of the smallest text in a loss curve, in its pixels: points × dots per inch, as in `broker.plots.canvas`."""
+REACHABLE = """[...document.querySelectorAll('a[href], button:enabled, input, select, textarea, summary')]
+    .filter(it => it.checkVisibility({ checkVisibilityCSS: true }))"""
+KEY = "it => [it.tagName, it.id, it.dataset.id, it.getAttribute('href'), it.textContent].join(' ')"
+"""What an element is still known by after it was drawn anew."""
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 OPTIONS = [
     "--headless",
     "--no-sandbox",
@@ -82,13 +89,15 @@ async def bot(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[b
 
 
 class Visit:
-    """Somebody before the page: what they do by clicks and keys, and what the browser complained of meanwhile."""
+    """Somebody before the page: what they do by clicks and keys, and what they or the browser complain of meanwhile."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, scheme: Scheme) -> None:
         self.page = page
         self.url = url
+        self.scheme = scheme
         self.complaints: list[str] = []
         self.elsewhere: list[str] = []
+        self.faults: list[str] = []
         page.on(
             "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
         )
@@ -101,37 +110,60 @@ class Visit:
 
     @classmethod
     async def begin(
-        cls, browser: Browser, url: str, size: tuple[int, int], scheme: str, *, moving: bool = False
+        cls, browser: Browser, url: str, size: tuple[int, int], scheme: Scheme, *, moving: bool = False
     ) -> "Visit":
         """Come to the page; somebody to whom nothing may move, as each frame is drawn by the CPU, but for `moving`."""
         width, height = size
         context = await browser.new_context(
             viewport={"width": width, "height": height},
-            color_scheme="dark" if scheme == "dark" else "light",
+            color_scheme=scheme,
+            device_scale_factor=2 if SCREENSHOTS else 1,
             reduced_motion="no-preference" if moving else "reduce",
         )
         context.set_default_timeout(PATIENCE * 1000)
-        visit = cls(await context.new_page(), url)
+        visit = cls(await context.new_page(), url, scheme)
         await visit.page.goto(visit.url)
         await expect(visit.page.locator("#name")).not_to_be_empty()
         return visit
 
     async def end(self) -> None:
-        """Close the page, which must have had nothing to complain of and have asked nobody but its own server."""
+        """Close the page, which must have had no fault, nothing to complain of and no request but to its server."""
         await self.page.context.close()
         assert self.complaints == []
         assert self.elsewhere == []
+        assert self.faults == []
 
-    async def shoot(self, name: str) -> None:
-        """Keep a screenshot of this width and of a phone's; nothing must be wider than the window."""
-        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    async def look(self, name: str) -> None:
+        """Look at the page at this width and at a phone's, in both themes: what is hard to read or to use is a fault.
+
+        With STOA_SCREENSHOTS, keep a picture of each.
+        """
         size = self.page.viewport_size
         assert size is not None
+        await self.page.mouse.move(0, 0)  # or what is under it looks otherwise
         for width, height in dict.fromkeys(((size["width"], size["height"]), PHONE)):
             await self.page.set_viewport_size({"width": width, "height": height})
-            await self.page.screenshot(path=ARTIFACTS / f"{name}-{width}.png", animations="disabled")
-            assert await self.page.evaluate(TOO_WIDE) == [], f"{name} is wider than {width} pixels"
+            for scheme in SCHEMES:
+                await self.page.emulate_media(color_scheme=scheme)
+                await self.page.evaluate(DRAWN)
+                if SCREENSHOTS:
+                    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+                    path = ARTIFACTS / f"{name}-{width}-{scheme}.png"
+                    await self.page.screenshot(path=path, animations="disabled", scale="css")
+                faults = await self.page.evaluate(LOOKS, {"smallest": SMALLEST})
+                self.faults += [f"{name} at {width} pixels, {scheme}: {fault}" for fault in faults]
         await self.page.set_viewport_size(size)
+        await self.page.emulate_media(color_scheme=self.scheme)
+
+    async def tab_through(self) -> None:
+        """Press Tab until everything on the page that takes a click has had the focus."""
+        await self.page.evaluate(
+            f"window.had = new Set(); document.addEventListener('focusin', it => had.add(({KEY})(it.target)))"
+        )
+        for _ in range(await self.page.evaluate(f"{REACHABLE}.length") + 5):
+            await self.page.keyboard.press("Tab")
+        missed = await self.page.evaluate(f"{REACHABLE}.map({KEY}).filter(it => !had.has(it))")
+        assert missed == []
 
     async def be(self, name: str) -> None:
         """Switch who one is."""

@@ -66,7 +66,7 @@ async def test_cards_and_selects(bot: tuple[bots.Bot, dict[str, Any]], browser: 
         await expect(card.locator(tag).first).to_have_text(words)
 
     await card.locator("summary").filter(has_text="Several").click()
-    await visit.shoot("components")
+    await visit.look("components")
     for name in ("red", "green"):
         await card.get_by_label(name).check()
     await card.get_by_role("button", name="Choose", exact=True).click()
@@ -97,7 +97,7 @@ async def test_answers_and_forms(bot: tuple[bots.Bot, dict[str, Any]], browser: 
     client.hurry.set()
     await expect(private.first).to_contain_text("Done")
     await expect(private.last.get_by_role("img").last).to_be_visible()
-    await visit.shoot("answers")
+    await visit.look("answers")
     await visit.answered("And a file")
     await visit.answered("Done")
 

@@ -12,13 +12,12 @@ from playwright.async_api import Browser, Route, expect
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
 from sandbox.page.page import FEED
-from tests.page.conftest import DESKTOP, PHONE, Visit
+from tests.page.conftest import DESKTOP, DRAWN, PHONE, Visit
 from tests.sandbox import bot as bots
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package")]
 
 TOP = "it => it.getBoundingClientRect().top"
-DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 WHOLE = """it => {
     const text = document.createRange();
     text.selectNodeContents(it);
@@ -180,13 +179,14 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
     await page.keyboard.press("Enter")
     await expect(page.locator("#option-goal")).to_be_focused()
     await expect(newest).to_be_in_viewport(ratio=1)
-    await visit.shoot("bar")
+    await visit.look("bar")
     await page.keyboard.press("Escape")
+    await expect(page.locator("#hint")).to_be_empty()
 
     await page.goto(f"{info['discord']}/#{thread.id}")
     await expect(page.locator("#name")).to_contain_text("Run 10")
     assert await page.locator("#name b").evaluate(WHOLE)
-    await visit.shoot("thread")
+    await visit.look("thread")
     await visit.end()
 
 

@@ -6,14 +6,15 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Locator, expect
 
 from broker.runners.processes import Process
 from broker.runs import attempts, leases, settlement
 from broker.runs.progress import Ending, Progress
 from broker.runs.series import Measured
-from tests.bot.conftest import PROPOSAL, SCOPE, Lab
-from tests.page.conftest import DESKTOP, PHONE, Visit
+from tests.bot.conftest import PROPOSAL, ROOT, SCOPE, Lab
+from tests.bot.test_checkpoint_indexes import publish
+from tests.page.conftest import DESKTOP, PHONE, SCREENSHOTS, Visit
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package")]
 
@@ -36,7 +37,7 @@ async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> N
     await card.get_by_role("button", name="Join", exact=True).click()
     await visit.answered("Do small models dream?")
     await expect(card).to_contain_text("Lead Ada · Contributors (1) Noor")
-    await visit.shoot("proposal")
+    await visit.look("proposal")
 
     await visit.be("Ada")
     await visit.type("project scope", project=("dream", "1 · Do small models dream?"))
@@ -46,13 +47,18 @@ async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> N
     await expect(card.get_by_role("link", name="#p1-do-small-models-dream")).to_be_visible()
     await card.get_by_role("link", name="#p1-do-small-models-dream").click()
     await expect(page.locator("#name")).to_have_text("#p1-do-small-models-dream")
+    await expect(card.filter(has_text="Welcome to Do small models dream?")).to_be_visible()
+    await visit.look("welcome")
+    await visit.type("stoa help")
+    await expect(page.locator(".private")).to_contain_text("What you can do in")
+    await visit.look("help")
+    await visit.answered("What you can do in")
 
-    day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
-    await visit.type("allocation request", pool="local")
-    await visit.fill({"Core-hours": "2", "Until": day, "Justification": "Five sizes, one seed each."})
+    await be_refused_and_ask_again(visit)
     await visit.be("Rosa")
     await visit.channel("compute-review")
-    await visit.shoot("review")
+    await expect(card.get_by_role("button", name="Approve", exact=True)).to_be_visible()
+    await visit.look("review")
     await card.get_by_role("button", name="Approve", exact=True).click()
     await visit.fill({"Core-hours": "1", "Reason": "A good start."})
     await expect(card).to_contain_text("Approved by Rosa")
@@ -64,8 +70,25 @@ async def test_from_a_proposal_to_a_resumed_run(lab: Lab, browser: Browser) -> N
     await expect(run).to_contain_text("queued")
     await watch_the_curve_grow(lab, visit)
     await launch(visit, "steps=40, seed=2")
+    await read_the_lists(lab, visit)
     await compare_pause_and_resume(lab, visit)
     await visit.end()
+
+
+async def be_refused_and_ask_again(visit: Visit) -> None:
+    """A form that is refused opens again with what was written in it."""
+    page, dialog = visit.page, visit.page.get_by_role("dialog")
+    await visit.type("allocation request", pool="local")
+    await visit.fill({"Core-hours": "2", "Until": "yesterday", "Justification": "Five sizes, one seed each."})
+    refused = page.locator(".private").last
+    await expect(refused.get_by_role("button", name="Edit and resend")).to_be_visible()
+    await visit.look("refused")
+    await refused.get_by_role("button", name="Edit and resend").press("Enter")
+    await expect(dialog.get_by_label("Justification")).to_have_value("Five sizes, one seed each.")
+    await visit.look("again")
+    day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+    await visit.fill({"Until": day})
+    await visit.answered("core-hours of local")
 
 
 async def launch(visit: Visit, override: str) -> None:
@@ -75,9 +98,9 @@ async def launch(visit: Visit, override: str) -> None:
     await expect(answer).to_contain_text("core")
     confirm = answer.get_by_role("button", name="Launch", exact=True)
     await expect(confirm).to_be_visible()
-    await visit.shoot("launch")
+    await visit.look("launch")
     await confirm.click()
-    await expect(answer).to_contain_text("is queued")
+    await expect(answer.get_by_role("heading")).to_contain_text("is queued")
     await expect(visit.page.locator("#hint")).to_be_empty()
     await answer.get_by_role("button", name="Dismiss message").click()
 
@@ -106,7 +129,38 @@ async def watch_the_curve_grow(lab: Lab, visit: Visit) -> None:
     await expect(pause).to_be_focused()
     assert await picture.get_attribute("src") not in drawn
     await run.scroll_into_view_if_needed()
-    await visit.shoot("run")
+    await visit.look("run")
+    if SCREENSHOTS:
+        await make_the_readmes_pictures(visit, run)
+    await page.locator("#skip").focus()
+    await visit.tab_through()
+
+
+async def make_the_readmes_pictures(visit: Visit, card: Locator) -> None:
+    """The page, and the card of a run as wide as on a phone, both on dark."""
+    page = visit.page
+    await page.emulate_media(color_scheme="dark")
+    await card.evaluate("card => card.closest('.message').scrollIntoView()")
+    await page.screenshot(path=ROOT / "docs" / "page.png", animations="disabled", scale="css")
+    await page.set_viewport_size({"width": 450, "height": 1100})
+    await card.screenshot(path=ROOT / "docs" / "run-card.png", animations="disabled")
+    await page.set_viewport_size({"width": DESKTOP[0], "height": DESKTOP[1]})
+    await page.emulate_media(color_scheme=visit.scheme)
+
+
+async def read_the_lists(lab: Lab, visit: Visit) -> None:
+    """The runs of the project, and the checkpoints of one of them in its thread."""
+    page = visit.page
+    await visit.type("run list")
+    await page.get_by_role("button", name="Run", exact=True).press("Enter")
+    await expect(page.locator(".private").last).to_contain_text("2 demo · queued")
+    await visit.look("list")
+    await visit.answered("2 demo · queued")
+    lab.call(publish, 1, 10, 20, 30)
+    await page.locator("#messages a.thread").filter(has_text="Run 1").click()
+    await expect(page.locator(".message").filter(has_text="Checkpoints of run 1")).to_contain_text("step 30")
+    await visit.look("checkpoints")
+    await visit.channel("p1-")
 
 
 def train(lab: Lab, run: int) -> int:
@@ -146,15 +200,16 @@ async def compare_pause_and_resume(lab: Lab, visit: Visit) -> None:
     await first.get_by_role("button", name="Compare").click()
     overlay = page.locator(".private").last
     await expect(overlay.get_by_role("img").last).to_have_attribute("alt", re.compile("un 1"))
-    await visit.shoot("compare")
+    await visit.look("compare")
     await overlay.get_by_role("button", name="Dismiss message").click()
 
     await second.get_by_role("button", name="Pause").press("Enter")
     await visit.answered("pauses")
     lab.call(settlement.settle, 2, token, 21.0, Progress(0, 0), Ending(75), 3)
-    await expect(second).to_contain_text("paused")
-    await visit.shoot("paused")
-    await second.get_by_role("button", name="Resume").press("Enter")
+    resume = second.get_by_role("button", name="Resume")
+    await expect(resume).to_be_visible()
+    await visit.look("paused")
+    await resume.press("Enter")
     await visit.answered("Run 2")
     await expect(second).to_contain_text("queued")
 
@@ -178,7 +233,7 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
             break
     await keys.press("Enter")
     await expect(page.locator("#channels a:focus")).to_contain_text("proposals")
-    await visit.shoot("channels")
+    await visit.look("channels")
     await keys.press("Escape")
     await expect(focused).to_have_attribute("id", "open")
     await keys.press("Enter")
@@ -197,7 +252,7 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
 
     await keys.press("/")
     await expect(page.locator("#choices li").first).to_be_visible()
-    await visit.shoot("commands")
+    await visit.look("commands")
     await keys.type("allocation req")
     await expect(page.locator("#choices li").first).to_contain_text("/allocation request")
     await keys.press("Enter")
@@ -217,7 +272,7 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
     await expect(page.locator("#choices li").first).to_contain_text("/project propose")
     await keys.press("Enter")
     await expect(page.get_by_role("dialog").get_by_label("Title")).to_be_focused()
-    await visit.shoot("form")
+    await visit.look("form")
     for _ in range(12):  # the focus stays in the form
         await keys.press("Tab")
         assert await page.evaluate(
@@ -242,5 +297,5 @@ async def test_the_keyboard_is_enough_on_a_phone(lab: Lab, browser: Browser) -> 
     await page.locator("#line").fill("Thank you")
     await keys.press("Enter")
     await expect(page.locator(".message").last).to_contain_text("Thank you")
-    await visit.shoot("general")
+    await visit.look("general")
     await visit.end()

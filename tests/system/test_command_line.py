@@ -124,10 +124,12 @@ def test_pools_and_grants_are_added_and_the_record_verifies(tmp_path: Path) -> N
     changed = stoa(tmp_path, "grant", "change", "1", "--more-hours", "5", "--until", "2998-12-31", "--why", "They ask.")
     assert changed.returncode == 0
     assert "lab: 16 × H200, local, weight 1, 1,005 GPU-hours left" in stoa(tmp_path, "pool", "list").stdout
+    assert stoa(tmp_path, "pool", "add", "slots", "CPU", "2").stdout == "pool slots: 2 cores\n"
+    assert "slots: 2 cores, local, weight 1, 0 core-hours left" in stoa(tmp_path, "pool", "list").stdout
     assert "until 2998-12-31" in stoa(tmp_path, "grant", "list").stdout
     verified = stoa(tmp_path, "record", "verify")
     assert verified.returncode == 0
-    assert "lab: 4 entries, whole" in verified.stdout
+    assert "lab: 5 entries, whole" in verified.stdout
 
 
 def test_a_number_that_no_row_can_have_is_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_texts_that_name_a_person_are_listed_and_decided_about(tmp_path: Path) -
     with closing(sqlite3.connect(tmp_path / "stoa.db")) as file:
         assert file.execute("SELECT * FROM discord_forms").fetchall() == [], "what the person wrote in forms goes too"
     assert "the Library gives" in stoa(tmp_path, "grant", "list").stdout
-    assert "lab: 4 entries, whole" in stoa(tmp_path, "record", "verify").stdout
+    assert "lab: 5 entries, whole" in stoa(tmp_path, "record", "verify").stdout
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -256,7 +257,9 @@ def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path
     db.migrate()
     with db.write() as session:
         pools.add_pool(session, name="slots", gpu_type="CPU core", gpus=5000)
-    assert doctor.check_gpus(settings).ok
+    found = doctor.check_gpus(settings)
+    assert (found.thing, found.found) == ("cores", f"{os.cpu_count()} here, and the pool slots counts on 5000")
+    assert found.ok
     with db.write() as session:
         pools.add_pool(session, name="dreams", gpu_type="H200", gpus=5000)
         pools.add_pool(session, name="hopes", gpu_type="H200", gpus=5000)

@@ -14,6 +14,7 @@ from trainer.engine.deepspeed_setup import safe_zero_stage
 from trainer.model.transformer import Transformer
 
 STEPS = range(20)
+FEW = range(4)  # enough for what would be wrong to show
 # Three layers do not divide by two stages, nor an MLP of 102 by the partitions of four ranks.
 SHAPE = {"layers": 3, "hidden_size": 60, "heads": 4, "rotary_pct": 0.4, "mlp_size": 102, "vocabulary": 512}
 MODELS: dict[str, dict[str, Any]] = {
@@ -160,11 +161,11 @@ def test_eight_ranks_train_as_one_in_data_pipeline_and_tensor_parallel_together(
 
 def worst(done: list[tuple[float, float]], model: str) -> float:
     """The largest relative error of a gradient norm."""
-    return max(abs(norm / wanted - 1) for (_, norm), (_, wanted) in zip(done, alone(model), strict=True))
+    return max(abs(norm / wanted - 1) for (_, norm), (_, wanted) in zip(done, alone(model), strict=False))
 
 
 def test_a_pipeline_at_zero_0_would_clip_by_its_first_stage(two: Ranks) -> None:
-    done = two.call(train_without, "safe_zero_stage", config_of("neox", zero=0, pipeline=2), STEPS)[0]
+    done = two.call(train_without, "safe_zero_stage", config_of("neox", zero=0, pipeline=2), FEW)[0]
     assert worst(done, "neox") > 5e-3
 
 
@@ -176,7 +177,7 @@ def test_bf16_at_zero_0_would_do_a_step_as_it_starts(two: Ranks) -> None:
 
 @pytest.mark.parametrize("layout", [{"zero": 1}, {"zero": 3}], ids=str)
 def test_parts_that_are_not_marked_would_be_left_out_of_the_norm(two: Ranks, layout: dict[str, Any]) -> None:
-    done = two.call(train_without, "mark_sharded", config_of("neox", tensor=2, **layout), STEPS)[0]
+    done = two.call(train_without, "mark_sharded", config_of("neox", tensor=2, **layout), FEW)[0]
     assert worst(done, "neox") > 0.05
 
 

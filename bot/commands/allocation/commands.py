@@ -20,6 +20,9 @@ from broker.reviews.changes import ChangeView
 from projects.errors import NotFoundError
 from projects.people import LabRole
 
+WITHDRAWN = "The request is withdrawn; /allocation request asks again."
+CHANGE_WITHDRAWN = "The request for a change is withdrawn; /allocation change asks again."
+
 allocation = app_commands.Group(name="allocation", description="Compute for projects: GPUs, or cores of CPUs")
 
 
@@ -58,10 +61,10 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
     change_id = await app.read(changes.open_of, allocation)
     if change_id is None:
         await app.read(requests.check_may_withdraw, who, allocation)
-        form = ReasonForm("Withdraw the request", requests.withdraw, allocation, "The request is withdrawn.")
+        form = ReasonForm("Withdraw the request", requests.withdraw, allocation, WITHDRAWN)
     else:
         await app.read(changes.check_may_withdraw, who, change_id)
-        form = ReasonForm("Withdraw the change", changes.withdraw, change_id, "The request for a change is withdrawn.")
+        form = ReasonForm("Withdraw the change", changes.withdraw, change_id, CHANGE_WITHDRAWN)
     await interaction.response.send_modal(form)
 
 
@@ -71,7 +74,8 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
 async def report(interaction: Interaction, allocation: int) -> None:
     """Open the form of the report for the lead."""
     await interaction.client.read(requests.check_may_ask_more, actor(interaction), allocation)
-    done = "Your report is posted in the project's channel, and reviewers see it on the allocation's card."
+    done = "Your report is posted in the project's channel, and reviewers see it on the allocation's card.\n**Next** "
+    done += "Where a second half waits for a report, a reviewer releases it; `/allocation change` asks for more."
     form = ReportForm(f"Report on allocation {allocation}", requests.report, allocation, done)
     await interaction.response.send_modal(form)
 

@@ -19,6 +19,7 @@ from broker.allocations.units import Amount, Unit
 from broker.reviews import changes, reviews
 from projects.text import LONG, USUAL
 
+DECIDE = "**Next** The reviewers decide; their decision and its reason are posted in the project's channel."
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
 
 
@@ -63,10 +64,7 @@ class RequestForm(Form):
                 f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}.\n"
                 "**Next** Launch a run, with this button or `/run launch`."
             )
-        return (
-            f"Allocation {allocation_id} is requested: {what}.\n"
-            "**Next** The reviewers decide; their decision and its reason are posted in the channel."
-        )
+        return f"Allocation {allocation_id} is requested: {what}.\n{DECIDE}"
 
 
 class ChangeForm(Form):
@@ -91,7 +89,7 @@ class ChangeForm(Form):
             hours=self.hours.value,
             until=self.until.value,
         )
-        return "The change is asked for; the reviewers' decision is posted in the project's channel."
+        return f"The change is asked for.\n{DECIDE}"
 
 
 class ApproveForm(Form):

@@ -86,7 +86,10 @@ async def propose(
 @app_commands.autocomplete(name=autocomplete.proposed_entries)
 async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
-    done = f"{text.code(name, 60)} is accepted: everyone can use it."
+    done = (
+        f"{text.code(name, 60)} is accepted: everyone can use it.\n"
+        "**Next** `/run launch` takes it, as `recipe:` or as `dataset:`."
+    )
     await _decide(interaction, name, CatalogueState.ACCEPTED, ("Accept", catalogue.accept, done))
 
 
@@ -150,7 +153,8 @@ async def prepare(
     await errors.reply(
         interaction,
         f"Run {receipt.run_id} will prepare the data of {text.code(recipe, 60)}. It will cost "
-        f"{receipt.unit.hours(receipt.cost)} at most. {run_answers.remains(receipt)}",
+        f"{receipt.unit.hours(receipt.cost)} at most. {run_answers.remains(receipt)}\n"
+        "**Next** Once it has finished, every run of the recipe reads what it has prepared: `/run launch`.",
     )
 
 

@@ -51,14 +51,14 @@ async def confirmed(interaction: Interaction, entry_id: int) -> str:
 
 def now_contributes(name: str) -> str:
     """The answer to whoever confirms a newcomer."""
-    return f"{text.line(name, 60)} is now a contributor."
+    return f"{text.line(name, 60)} is now a contributor.\n**Next** They can launch runs, with `/run launch`."
 
 
 async def accepted(interaction: Interaction, project_id: int) -> str:
     """Make the user, who is offered the lead, the lead, and return the answer."""
     await interaction.client.write(membership.accept_lead, actor(interaction), project_id)
     project = await interaction.client.read(projects.view, project_id)
-    return f"You now lead **{text.line(project.title, 160)}**. Thank you!"
+    return f"You now lead **{text.line(project.title, 160)}**. Thank you!\n{HELPS}"
 
 
 async def declined(interaction: Interaction, project_id: int) -> str:

@@ -10,6 +10,7 @@ from discord.app_commands import Choice
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
+from bot.cards import next_step
 from bot.cards.project_card import project_card
 from bot.commands import autocomplete, context
 from bot.commands.last_question import LastQuestion
@@ -22,6 +23,12 @@ from projects.projects import Stage
 from projects.rights import Act
 
 project = app_commands.Group(name="project", description="Research projects, from proposal to announcement")
+
+REMOVED = "They are removed; the project's record says so.\n**Next** `/project needs` says who is needed now."
+APPOINTED = (
+    "The project has its new lead; its record says so.\n"
+    "**Next** `/stoa help` in its channel or thread shows them what they can do."
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -107,7 +114,7 @@ async def remove(interaction: Interaction, person: discord.User, project: int | 
     """Open the form of the reason."""
     project_id, who = await context.project_of(interaction, project), str(person.id)
     await interaction.client.read(membership.check_may_remove, actor(interaction), project_id, who=who)
-    act, done = functools.partial(membership.remove, who=who), "They are removed; the project's record says so."
+    act, done = functools.partial(membership.remove, who=who), REMOVED
     await interaction.response.send_modal(ReasonForm(f"Remove {person.display_name}", act, project_id, done))
 
 
@@ -118,7 +125,7 @@ async def appoint(interaction: Interaction, person: discord.User, project: int |
     """Open the form of the reason."""
     project_id, to = await context.project_of(interaction, project), str(person.id)
     await interaction.client.read(membership.check_may_appoint, actor(interaction), project_id, to=to)
-    act, done = functools.partial(membership.appoint_lead, to=to), "The project has its new lead; its record says so."
+    act, done = functools.partial(membership.appoint_lead, to=to), APPOINTED
     await interaction.response.send_modal(ReasonForm(f"Appoint {person.display_name}", act, project_id, done))
 
 
@@ -201,7 +208,7 @@ async def hide(interaction: Interaction, project: int | None = None) -> None:
     """Open the form of the reason."""
     project_id = await context.project_of(interaction, project)
     await interaction.client.read(lifecycle.check_may, actor(interaction), project_id, Act.HIDE)
-    done = "The project is no longer in any list; it can still be found by its number."
+    done = "The project is no longer in any list; /project unhide shows it again, by its number."
     await interaction.response.send_modal(ReasonForm("Hide the project", moderation.hide, project_id, done))
 
 
@@ -263,9 +270,12 @@ async def _left(interaction: Interaction, project_id: int) -> str:
 
 async def _resumed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(lifecycle.resume, actor(interaction), project_id)
-    return "The project is resumed."
+    app = interaction.client
+    view, requests, newest, _ = await app.read(card_updates.card_contents, project_id)
+    comes = next_step.of_project(view, requests, newest, min_people=app.settings.min_people)
+    return f"The project is resumed.\n{comes}"
 
 
 async def _opened(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(moderation.open_channel, actor(interaction), project_id)
-    return "The project's channel opens in a moment."
+    return "The project's channel opens in a moment.\n**Next** The lead asks for compute there: `/allocation request`."

@@ -25,6 +25,7 @@ from broker.runs.runs import RunView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 
+GOES_ON = "**Next** Its card in the project's channel shows how it goes; `/run why` says what it waits for."
 ATTEMPTS_SHOWN = 6
 READINGS_SHOWN = 3
 CODE = 1900
@@ -127,7 +128,7 @@ def launched(receipt: Receipt) -> Card:
     """The card that replaces an offer once it is launched."""
     marker = f"-# run {receipt.run_id}"
     head, _, costs = told(receipt).partition(". ")
-    return Card(texts([f"### 🚀 {head}", costs], marker), colour=GREEN, marker=marker)
+    return Card(texts([f"### 🚀 {head}", costs, GOES_ON], marker), colour=GREEN, marker=marker)
 
 
 def discarded() -> Card:

@@ -35,7 +35,7 @@ async def resume(interaction: Interaction, run_id: int) -> None:
     """Resume the run as it was."""
     await acknowledge(interaction)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id)
-    await errors.reply(interaction, answers.told(receipt))
+    await errors.reply(interaction, f"{answers.told(receipt)}\n{answers.GOES_ON}")
 
 
 async def compare(interaction: Interaction, run_id: int) -> None:
@@ -117,7 +117,7 @@ async def resume_sweep(interaction: Interaction, sweep_id: int) -> None:
     """Resume all paused runs of the sweep as they were."""
     await acknowledge(interaction)
     receipt = await interaction.client.write(sweep_control.resume, actor(interaction), sweep_id)
-    await errors.reply(interaction, f"Sweep {sweep_id} goes on. {sweep_answers.told(receipt)}")
+    await errors.reply(interaction, f"Sweep {sweep_id} goes on. {sweep_answers.told(receipt)}\n{sweep_answers.GOES_ON}")
 
 
 async def discard(interaction: Interaction, plan_id: int) -> None:
@@ -130,7 +130,7 @@ async def discard(interaction: Interaction, plan_id: int) -> None:
 async def _cancel(interaction: Interaction, run_id: int) -> None:
     await interaction.response.defer()
     await interaction.client.write(control.cancel, actor(interaction), run_id)
-    await last_question.answer(interaction, f"Run {run_id} has been asked to stop.")
+    await last_question.answer(interaction, f"Run {run_id} has been asked to stop; /run rerun launches it again.")
 
 
 async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:

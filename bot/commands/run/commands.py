@@ -274,7 +274,7 @@ async def resume(
         return
     run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
-    await errors.reply(interaction, answers.told(receipt))
+    await errors.reply(interaction, f"{answers.told(receipt)}\n{answers.GOES_ON}")
 
 
 @run.command(name="extend", description="Give a run more time")

@@ -25,6 +25,7 @@ from broker.runs.runs import RunState
 from broker.runs.sweeps import SweepQuote, SweepReceipt, SweepView
 from projects.db.columns import utcnow
 
+GOES_ON = "**Next** Its card in the project's channel shows how its runs go; `/run why` says what one waits for."
 TABLE = 2400
 """The most characters of the table of an offer."""
 
@@ -85,7 +86,7 @@ def launched(receipt: SweepReceipt) -> Card:
     """The card that replaces an offer once it is launched."""
     marker = f"-# sweep {receipt.sweep_id}"
     runs = f"runs {receipt.run_ids[0]} to {receipt.run_ids[-1]}"
-    lines = [f"### 🚀 Sweep {receipt.sweep_id} is queued: {runs}", told(receipt)]
+    lines = [f"### 🚀 Sweep {receipt.sweep_id} is queued: {runs}", told(receipt), GOES_ON]
     return Card(texts(lines, marker), colour=GREEN, marker=marker)
 
 

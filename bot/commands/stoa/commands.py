@@ -235,7 +235,8 @@ async def list_limits(interaction: Interaction, limit: str | None = None) -> Non
 async def ban(interaction: Interaction, person: discord.User) -> None:
     """Open the form of the reason."""
     buttons.require(interaction, Act.BAN)
-    who, done = Actor(person.id, person.display_name), "They can read, and do nothing else; the record says so."
+    who = Actor(person.id, person.display_name)
+    done = "They can read, and do nothing else; the record says so. /stoa unban ends that."
     await interaction.response.send_modal(ReasonForm(f"Ban {person.display_name}", bans.ban, who, done))
 
 

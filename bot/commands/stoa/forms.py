@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+import discord
+
 from bot import text
 from bot.app import Interaction, actor
+from bot.buttons import Button
 from bot.commands import context
 from bot.commands.form import Form, choice, long, short
 from broker.allocations import shares, sponsor_shares
@@ -50,7 +53,9 @@ class AddPoolForm(Form):
             price_weight=self.weight.value,
             memory=self.memory.value,
         )
-        return f"The pool {text.code(self.name.value, 60)} is added; a grant gives its time to the community."
+        self.then = [Button("grant_add", 0, label="Add a grant", style=discord.ButtonStyle.primary)]
+        comes = "**Next** A grant gives its time to the community, with this button or `/stoa grants`."
+        return f"The pool {text.code(self.name.value, 60)} is added.\n{comes}"
 
 
 class ChangePoolForm(Form):
@@ -118,7 +123,8 @@ class AddGrantForm(Form):
             hours=self.hours.value,
             until=self.until.value,
         )
-        return f"Grant {number} is added; the record thanks the sponsor."
+        thanks = f"Grant {number} is added; the record thanks the sponsor."
+        return f"{thanks}\n**Next** The leads of projects ask for their part with `/allocation request`."
 
 
 class ChangeGrantForm(Form):

@@ -20,6 +20,7 @@ from projects.people import Actor
 
 Target: TypeAlias = discord.TextChannel | discord.CategoryChannel | discord.Role
 
+NEXT = "**Next** `/stoa pools` and `/stoa grants` say what compute there is; members begin with `/project propose`."
 UNPINNED = "The welcomes are pinned once the bot's role has Pin Messages, at its next start."
 
 _one_at_a_time = asyncio.Lock()
@@ -74,7 +75,7 @@ async def set_up(app: App, guild: discord.Guild, actor: Actor, given: Mapping[st
         await app.reload_server()
         permissions = guild.me.guild_permissions
         said = _said(found, made, changed, server.lacking_to_mention(permissions))
-        return said if permissions.pin_messages else f"{said}\n{UNPINNED}"
+        return "\n".join(filter(None, (said, "" if permissions.pin_messages else UNPINNED, NEXT)))
 
 
 def _demand_apart(found: Mapping[str, Target]) -> None:

@@ -3,12 +3,13 @@
 from bot import text
 from bot.delivery.entry_text.phrases import by, line, quoted, unit, why
 from bot.delivery.entry_text.registry import Payload, Text, entry
+from broker.allocations.units import Unit
 from projects import policies
 
 
 @entry("pool.added")
 def pool_added(p: Payload) -> str:
-    has = f"{p['gpus']} × {line(p['gpu_type'])}{_nodes(p)}{_memory(p)}{_preemption(p)}"
+    has = f"{line(Unit.of_type(p['gpu_type'], p['gpus']))}{_nodes(p)}{_memory(p)}{_preemption(p)}"
     return f"🖥️ A new pool: {text.code(p['pool'], 60)} with {has}."
 
 

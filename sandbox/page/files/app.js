@@ -122,7 +122,7 @@ function drawChannels() {
   const here = seen.channel(known.open);
   const opened = here?.type >= 10 ? here.parent_id : known.open;
   const entry = (channel, thread = false) => el("a", {
-    href: `#${channel.id}`, class: [thread ? "thread" : "", known.unread.has(channel.id) ? "unread" : ""].join(" ").trim() || undefined,
+    href: `#${channel.id}`, title: channel.name, class: [thread ? "thread" : "", known.unread.has(channel.id) ? "unread" : ""].join(" ").trim() || undefined,
     "aria-current": channel.id === known.open ? "page" : undefined,
   }, el("span", { "aria-hidden": "true" }, thread ? "" : "#"), el("span", {}, channel.name),
   known.unread.has(channel.id) && el("span", { class: "unseen" }, " (unread)"));
@@ -152,7 +152,8 @@ function drawHead() {
   const parent = channel.type >= 10 ? seen.channel(channel.parent_id) : null;
   by("name").replaceChildren(...(parent ? [el("a", { href: `#${parent.id}` }, `#${parent.name}`), el("span", {}, " › ")] : []),
     el("b", {}, parent ? channel.name : `#${channel.name}`));
-  by("topic").textContent = plain(channel.topic ?? "", seen);
+  by("name").title = by("name").textContent;
+  by("topic").title = by("topic").textContent = plain(channel.topic ?? "", seen);
   document.title = `${channel.name} · ${known.guild.guild.name}`;
   bar.show();
 }
