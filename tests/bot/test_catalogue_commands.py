@@ -70,6 +70,9 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     await lab.guild.wait_for(
         card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
     )
+    await grace.command("catalogue prepare", channel=channel.id, **given)
+    cancelled = await grace.agree(await grace.command("run cancel", run=2))
+    assert cancelled.text == "Run 2 has been asked to stop; /catalogue prepare launches it again."
     token = lab.call(attempts.admit, 1, (0,))
     lab.call(leases.claim, 1, token, host="here", lease_seconds=600)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
@@ -80,7 +83,7 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert "step" not in over.text
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == []
     launched = await lab.launch(channel, **given)
-    assert "Run 2 is queued" in launched.text
+    assert "Run 3 is queued" in launched.text
     retired = await omar.submit(await omar.command("catalogue retire", name="ours"), {"Reason": "A better one came."})
     assert "is retired" in retired.text
     assert "There is no recipe" in (await ada.command("run launch", channel=channel.id, **given)).text
