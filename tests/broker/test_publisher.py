@@ -42,7 +42,7 @@ from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings
 from tests import forked
-from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id, settings
+from tests.broker.lab import ADA, EMMY, GRACE, POOL, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 from trainer import check
 
