@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 SCHEMES = {
     "database_url": ("postgresql+psycopg", "sqlite"),
@@ -144,6 +142,9 @@ class Settings(BaseSettings):
             wrong = f", not {scheme[:20]}://" if separator and scheme not in schemes else ""
             raise ValueError(f"must begin with {' or '.join(f'{each}://' for each in schemes)}{wrong}")
         if value and info.field_name == "database_url":
+            from sqlalchemy import make_url  # what has no database, such as a pod, need not wait for it
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 make_url(value)
             except (ArgumentError, ValueError):

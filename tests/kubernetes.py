@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 from kubernetes import client, config
 
@@ -33,12 +34,14 @@ _new_client: Any = config.new_client_from_config  # without types, unlike the re
 class Standin:
     """The running stand-in: two nodes of eight GPUs. `kubeconfig` leads Stoa to it; a test may do all.
 
-    Pods may be forked (`fork_pods`); what looks into a pod's own process needs one that begins anew.
+    Pods are forked, which spares the seconds of their imports, and so are the trainers in them where a test says so
+    (`fork_trainers`). A test that looks into a pod's own process needs one that begins anew (`begin_anew`).
     """
 
     def __init__(self, root: Path, programs: Path) -> None:
         self.root = root
-        self._forks = False
+        self._server: forked.Server | None = forked.PARTS
+        self._begun: list[psutil.Process] = []
         self._python = Path(sys.executable)
         self.cluster = Cluster(root, TOKEN, ADMIN, {IMAGE: programs})
         self.cluster.pods.begin = self._begin
@@ -66,22 +69,50 @@ class Standin:
 
     def use(self, python: Path) -> None:
         """Let `python` in the image be this one."""
+        forked.PARTS.warm()  # the API server answers nobody while a pod waits for its first process
         self._python = python
         script = self.root / "programs" / "python"
         script.write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
         script.chmod(0o755)
 
-    def fork_pods(self) -> None:
-        """Have pods forked until the test's end, and what they start, which spares the seconds of its imports."""
-        self._forks = True
-        forked.warm(self._python)  # the API server answers nobody while a pod waits for its first process
+    def fork_trainers(self) -> None:
+        """Have the trainers in pods forked until the test's end, too: pods begin in a process that has PyTorch."""
+        forked.TRAINERS.warm()
+        self._server = forked.TRAINERS
+
+    def begin_anew(self) -> None:
+        """Have pods begin as a Python does until the test's end, with an environment and a command line to be seen."""
+        self._server = None
+
+    def pods(self) -> list[psutil.Process]:
+        """The first process of each pod that has not ended, whether its node is lost or not."""
+        found = []
+        for process in list(self._begun):
+            with suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def _begin(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
-        if not self._forks or command[1:3] != ["-m", POD]:
+        process = self._started(command, folder, environment, log)
+        with suppress(psutil.NoSuchProcess):
+            self._begun.append(psutil.Process(process.pid))
+        return process
+
+    def _started(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> Running:
+        if self._server is None or command[1:3] != ["-m", POD]:
             return begin(command, folder, environment, log)
         into = f"import os; os.chdir({str(folder)!r})"
         process = forked.module(
-            POD, log, environment, *command[3:], python=self._python, session=True, before=into, forks=True
+            POD,
+            log,
+            environment,
+            *command[3:],
+            python=self._python,
+            session=True,
+            before=into,
+            server=self._server,
+            forks=True,
         )
         with suppress(ProcessLookupError):  # it has ended already
             while process.poll() is None and os.getpgid(process.pid) != process.pid:
@@ -106,7 +137,8 @@ class Standin:
         def clear(cluster: Cluster) -> None:
             cluster.faults.clear()
             cluster.forbidden.clear()
-            self._forks = False
+            self._server = forked.PARTS
+            self._begun.clear()
             cluster.jobs.quota = None
             cluster.jobs.held.clear()
             cluster.pods.lost.clear()

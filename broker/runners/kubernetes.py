@@ -306,7 +306,7 @@ class KubernetesRunner(PodRunner):
         self._see(pods, now)
         if ended(job):
             self._over(job, said)
-        elif self._ran and job.spec.suspend:
+        elif not self.waiting and job.spec.suspend:
             # Its queue has taken the nodes back, and would start the same attempt once more.
             self._lost_for = self._lost_for or (EndReason.PREEMPTED, "Kubernetes ended the job: it was suspended")
             self._cluster.end(self._job_name())

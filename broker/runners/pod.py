@@ -177,12 +177,13 @@ class Pod:
         checkpoints = threading.Thread(target=self.push_checkpoints, args=[over])
         if self.index == 0:
             checkpoints.start()
-        until = time.monotonic() + self.task.seconds
+        until, pause = time.monotonic() + self.task.seconds, POLL_SECONDS
         while (status := self.process.poll()) is None:
             self.carry(growing, events)
             if time.monotonic() > until:
                 self.stop()  # no supervisor has stopped it at its time limit
-            self.wait(EVERY_SECONDS)
+            pause = min(2 * pause, EVERY_SECONDS)  # the first lines are soon there
+            self.wait(pause)
         over.set()
         if self.index == 0:
             checkpoints.join()

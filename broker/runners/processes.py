@@ -56,7 +56,7 @@ def kill_group(process: Process) -> list[int]:
 
 def host() -> str:
     """This host's name among those of the lab."""
-    from projects.settings import get_settings  # imports SQLAlchemy, which the command line need not wait for
+    from projects.settings import get_settings  # imports what the command line need not wait for
 
     return get_settings().host_name or socket.gethostname()
 

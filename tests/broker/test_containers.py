@@ -1,7 +1,6 @@
 """Two containers on one kernel are two hosts: neither judges nor ends by its pids what runs in the other."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,10 @@ from sqlalchemy import update
 from broker.runs.attempts import Attempt
 from projects.db.columns import utcnow
 from tests.broker.lab import Lab
-from tests.containers import contained
+from tests.containers import entering
 from tests.environment import bare
+from tests.forked import Forked
+from tests.patience import PATIENCE, wait_for
 
 HEAD = """
 import subprocess, sys
@@ -36,7 +37,7 @@ if sys.argv[2] == "told":
     with db.write() as session:
         leases.started(session, run, 1, processes.identify(trainer.pid), (), lease_seconds=60)
 print("trains", flush=True)
-sys.stdin.readline()
+open(sys.argv[3]).close()
 assert trainer.poll() is None, "nobody else has ended it"
 reaper.end_lost(settings, db)
 print(trainer.wait(), flush=True)
@@ -52,31 +53,34 @@ def test_a_container_judges_and_ends_only_its_own_trainers(lab: Lab, run: int, t
         "STOA_HOME": str(tmp_path),
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
     }
+    goes_on, log = tmp_path / "goes-on", tmp_path / "log-of-one"
+    os.mkfifo(goes_on)
+    log.touch()
 
-    def command(host: str, script: str) -> list[str]:
-        return contained(host, [sys.executable, "-c", HEAD + script, str(run), told])
+    def contains(host: str, script: str, log: Path) -> Forked:
+        return Forked(f"{entering(host)}\n{HEAD}{script}", log, environment, str(run), told, str(goes_on))
 
     def says(host: str, script: str) -> str:
-        done = subprocess.run(command(host, script), env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        return done.stdout.strip()
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        assert contains(host, script, said).wait(PATIENCE) == 0, said.read_text()
+        return said.read_text().strip()
 
     lab.admit(run)
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command("one", TRAINS), env=environment, stdin=pipe, stdout=pipe, text=True) as one:
-        try:
-            assert one.stdin is not None
-            assert one.stdout is not None
-            assert one.stdout.readline() == "trains\n"
-            with lab.db.write() as session:
-                session.execute(update(Attempt).values(lease_until=utcnow()))
-            lab.expire(run, 1)
-            lab.admit(run, 1)
-            assert says("two", CLAIMS) == "False"
-            assert says("one", RETURNS) == "one", "another container of the same name"
-            assert says("two", CLAIMS) == "False", "it could not know whether the trainer has ended"
-            one.stdin.write("\n")
-            one.stdin.flush()
-            assert one.stdout.readline() == "-9\n", "its own host ends it"
-            assert says("two", CLAIMS) == "True"
-        finally:
-            one.kill()
+    one = contains("one", TRAINS, log)
+    try:
+        wait_for(lambda: log.read_text().endswith("\n"), "the trainer")
+        assert log.read_text() == "trains\n"
+        with lab.db.write() as session:
+            session.execute(update(Attempt).values(lease_until=utcnow()))
+        lab.expire(run, 1)
+        lab.admit(run, 1)
+        assert says("two", CLAIMS) == "False"
+        assert says("one", RETURNS) == "one", "another container of the same name"
+        assert says("two", CLAIMS) == "False", "it could not know whether the trainer has ended"
+        goes_on.write_text("")
+        assert one.wait(PATIENCE) == 0
+        assert log.read_text() == "trains\n-9\n", "its own host ends it"
+        assert says("two", CLAIMS) == "True"
+    finally:
+        one.kill()

@@ -67,7 +67,7 @@ def test_a_job_of_slurm_reads_what_its_supervisor_has_copied(lab: Lab, slurm: Cl
 
 @ONCE
 def test_a_pod_of_kubernetes_copies_a_corpus(lab: Lab, cluster: Standin, tmp_path: Path) -> None:
-    cluster.fork_pods()
+    cluster.fork_trainers()
     project = projects(lab, "kubernetes", OPTIONS)
     conf = lab_in_a_store(lab, tmp_path)
     original = losses(trained(lab, settings(tmp_path / "here", store=conf.store), launch(lab, project, HAS)))

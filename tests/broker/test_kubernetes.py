@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -29,12 +28,13 @@ from broker.store import Store
 from projects.db.columns import utcnow
 from projects.errors import InvalidError
 from projects.settings import get_settings
+from sandbox.kubernetes.pods import INDEX
 from tests.broker.lab import Lab, settings
 from tests.broker.supervised import GRACE, TRAINER, admitted, attempt, charged, queued, supervised_by
 from tests.broker.test_control import fork
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.forked import Forked
+from tests.forked import Forked, run_module
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
 from tests.standin import python_with_trainer
@@ -206,6 +206,7 @@ def test_the_manifest_asks_for_what_the_pool_says() -> None:
 def test_a_pod_has_its_own_folder_and_no_secret(
     start: Start, cluster: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cluster.begin_anew()
     secret = {"metadata": {"name": "keys"}, "stringData": {"STOA_STORE_SECRET": "not-to-be-seen"}}
     cluster.core.create_namespaced_secret(NAMESPACE, secret)
     monkeypatch.setenv("STOA_DATABASE_URL", "sqlite:///not-to-be-seen")
@@ -407,15 +408,24 @@ def test_two_nodes_meet_and_end_together(start: Start, tmp_path: Path) -> None:
     assert said(folder) == "b'met'\n"
 
 
-def test_data_that_a_node_cannot_prepare_end_the_run_with_the_trainers_sentence(start: Start, tmp_path: Path) -> None:
+def test_data_that_a_node_cannot_prepare_end_the_run_with_the_trainers_sentence(
+    start: Start, cluster: Standin, tmp_path: Path
+) -> None:
     (tmp_path / "config.yml").write_text("data: {prepared: null}\n")
     for node, status, transient in ((0, Status.CONFIG, False), (1, Status.CONFIG, False), (1, Status.FAILED, True)):
+        failing = tmp_path / f"failing-{node}-{status}"
         code = (
-            "import os, pathlib, sys, time; pod = pathlib.Path(f'/proc/{os.getppid()}/environ').read_text()\n"
-            f"if 'JOB_COMPLETION_INDEX={node}' not in pod: time.sleep(600)\n"
+            f"import os, pathlib, sys, time; failing = pathlib.Path({str(failing)!r})\n"
+            "while not failing.exists(): time.sleep(0.05)\n"
+            "if failing.read_text() not in sys.argv[-1]: time.sleep(600)\n"
             f"os.write(2, b'at work\\nThe corpus is gone.\\n'); sys.exit({status:d})"
         )
         runner, folder = start(code, "train", str(tmp_path / "config.yml"), gpus=16, nodes=2)
+        here = {"label_selector": f"{INDEX}={node}", "field_selector": "status.phase=Running"}
+        wait_for(lambda: cluster.core.list_namespaced_pod(NAMESPACE, **here).items, "the pod of the node")  # noqa: B023
+        [pod] = cluster.core.list_namespaced_pod(NAMESPACE, **here).items
+        (tmp_path / "uid").write_text(pod.metadata.uid)
+        (tmp_path / "uid").rename(failing)
         assert ended(runner) == status
         told = json.loads((folder / "outcome.json").read_text())
         assert (told["reason"], told["transient"]) == ("The corpus is gone.", transient)
@@ -461,6 +471,7 @@ def supervisor_of(
 
 @ONCE
 def test_the_trainer_itself_runs_in_a_pod(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    cluster.fork_trainers()
     with supervised(lab, cluster, tmp_path, run) as (supervisor, token, folder):
         assert supervisor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED, said(folder)
@@ -659,16 +670,13 @@ def test_a_pool_of_kubernetes_is_checked(lab: Lab, name: str, wrong: str) -> Non
 
 
 def test_the_story_for_a_real_cluster_plays_on_the_stand_in(cluster: Standin, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.kubernetes_real", "--namespace", NAMESPACE, "--image", IMAGE]
-    command += ["--store-secret", KEYS]
+    options = ["--namespace", NAMESPACE, "--image", IMAGE, "--store-secret", KEYS]
     environment = bare() | {"STOA_ENV_FILE": "", "STOA_STORE": f"file://{tmp_path}/store"}
     here = environment | {"KUBECONFIG": str(cluster.kubeconfig)}
-    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    done = run_module("tests.kubernetes_real", here, *options)
     assert (done.returncode, done.stdout.count(": well, in ")) == (0, 4), done.stdout + done.stderr
     phases = {pod.status.phase for pod in cluster.core.list_namespaced_pod(NAMESPACE).items}
     assert phases <= {"Succeeded", "Failed"}
-    nowhere = subprocess.run(
-        command, env=environment | {"KUBECONFIG": "/nowhere"}, capture_output=True, text=True, check=False
-    )
+    nowhere = run_module("tests.kubernetes_real", environment | {"KUBECONFIG": "/nowhere"}, *options)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
     assert "set KUBECONFIG" in nowhere.stderr

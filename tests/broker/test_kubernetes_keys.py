@@ -1,15 +1,14 @@
 """Pods that reach the lab's API with a key of their own attempt, and hold no key of the store."""
 
+import base64
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 import pytest
 
 from broker import pieces
@@ -40,7 +39,7 @@ from tests.broker.test_kubernetes import (
 )
 from tests.databases import ONCE
 from tests.environment import bare
-from tests.forked import Forked
+from tests.forked import Forked, run_module
 from tests.kubernetes import IMAGE, NAMESPACE, Standin, standin
 from tests.patience import PATIENCE, wait_for
 from tests.seaweed import KEY, SECRET, Seaweed
@@ -70,18 +69,11 @@ def by(served: Served) -> dict[str, str]:
     return OPTIONS | {"store_secret": "", "lab": served.address}
 
 
-def pods() -> list[psutil.Process]:
-    """The first process of each pod."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended
-            if "broker.runners.pod" in process.cmdline():
-                found.append(process)
-    return found
-
-
-def key_of(pod: psutil.Process) -> str:
-    return pod.environ()["STOA_STORE_SECRET"]
+def key_of(cluster: Standin, token: int = 1) -> str:
+    """The key that the Secret of an attempt's Job has for its pods."""
+    [name] = [each for each in names(cluster) if each.endswith(f"-{token}")]
+    key: str = cluster.core.read_namespaced_secret(name, NAMESPACE).data["STOA_STORE_SECRET"]
+    return base64.b64decode(key).decode()
 
 
 def asked(served: Served, key: str, method: str, path: str, run: str, token: int = 1, **given: Any) -> int:
@@ -98,15 +90,17 @@ def test_a_run_on_two_nodes_trains_by_keys_of_its_own_attempts(
     conf = seaweed.settings(settings(tmp_path), prefix="keys")
     python = python_with_trainer(tmp_path, TWO_NODES + TRAINER.replace("LAST", "10000"))
     cluster.use(python)
+    cluster.begin_anew()
     with serving(lab, conf) as served:
         run = queued_on_two(lab, by(served))
         owner = stores.attempt_folder(run, request_of(lab, run), 1).split("/")[1]
         store = Store(conf)
         with supervised(lab, cluster, conf, python, run) as (supervisor, folder):
-            wait_for(lambda: lab.row(run).step > 10 and len(pods()) == 2, "a checkpoint")
-            [key] = {key_of(pod) for pod in pods()}
-            for process in pods():
+            wait_for(lambda: lab.row(run).step > 10 and len(cluster.pods()) == 2, "a checkpoint")
+            key = key_of(cluster)
+            for process in cluster.pods():
                 given = process.environ()
+                assert given["STOA_STORE_SECRET"] == key
                 assert given["STOA_STORE"] == f"{served.address}/attempts/{owner}/attempt-1"
                 assert not [value for value in given.values() if value in (KEY, SECRET) or "s3://" in value]
                 [trainer] = process.children()
@@ -131,8 +125,7 @@ def test_a_run_on_two_nodes_trains_by_keys_of_its_own_attempts(
         lab.resume(run)
         with supervised(lab, cluster, conf, python, run) as (supervisor, folder):
             wait_for(lambda: f"from step {last}" in said(folder), "the second attempt")
-            wait_for(lambda: len(pods()) == 2, "its pods")
-            [new] = {key_of(pod) for pod in pods()}
+            new = key_of(cluster, token=2)
             assert asked(served, new, "GET", f"objects/runs/{owner}/attempt-2/task.json", owner, 2) == 200
             assert [asked(served, old, "GET", task, owner) for old in (key, new)] == [410, 403]
             lab.cancel(run)
@@ -186,15 +179,15 @@ def test_a_pod_of_a_lost_node_is_shut_out_and_ends_when_the_next_attempt_begins(
 ) -> None:
     _, folder = lost = start(LISTENS, run=7, options=by(served))
     here(*lost)
-    [pod] = pods()
-    key, owner = key_of(pod), f"7-{OWNER}"
+    [pod] = cluster.pods()
+    key, owner = key_of(cluster), f"7-{OWNER}"
     task = f"objects/runs/{owner}/attempt-1/task.json"
     [seen] = cluster.core.list_namespaced_pod(NAMESPACE).items
     cluster.do(lambda c: c.lose(seen.spec.node_name))
     assert asked(served, key, "GET", task, owner) == 200
     later, later_folder = start(LISTENS, run=7, token=2, options=by(served))
     assert (later.uid, asked(served, key, "GET", task, owner)) == ("", 410)
-    wait_for(lambda: not pod.is_running() or pod.status() == psutil.STATUS_ZOMBIE, "the end of the lost pod")
+    wait_for(lambda: pod not in cluster.pods(), "the end of the lost pod")
     assert "the lab has given the attempt up" in said_by(cluster, seen)
     assert not (folder / "outcome.json").exists()
     cluster.do(forget_grace)
@@ -224,13 +217,12 @@ def test_another_supervisor_need_not_know_the_key(
     first, folder = start(LISTENS, run=7, options=by(served))
     wait_for(lambda: len(names(cluster)) == 1, "the Job")
     if "cut" in fault:
-        wait_for(pods, "the pod")
+        wait_for(cluster.pods, "the pod")
         wait_for(lambda: "here" in (Store(get_settings()).read(log_of(7)) or b"").decode(), "its program")
     heir, _ = start(LISTENS, run=7, options=by(served))
     assert heir.uid == first.uid
     here(heir, folder)
-    [pod] = pods()
-    assert asked(served, key_of(pod), "GET", f"objects/runs/7-{OWNER}/attempt-1/task.json", f"7-{OWNER}") == 200
+    assert asked(served, key_of(cluster), "GET", f"objects/runs/7-{OWNER}/attempt-1/task.json", f"7-{OWNER}") == 200
     heir.stop()
     assert ended(heir) == 75
 
@@ -303,6 +295,7 @@ def test_doctor_learns_whether_the_api_answers(
 @ONCE
 def test_pods_know_a_lab_by_its_own_certificate(start: Start, cluster: Standin, lab: Lab, tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
+    cluster.begin_anew()
     tls = {"machines_address": "127.0.0.1:8443", "machines_certificate": str(certificate), "machines_key": str(key)}
     with serving(lab, settings(tmp_path, store=get_settings().store, **tls)) as served:
         options = by(served) | {"lab_certificate": str(tmp_path / "later.pem")}
@@ -313,7 +306,7 @@ def test_pods_know_a_lab_by_its_own_certificate(start: Start, cluster: Standin, 
         (tmp_path / "later.pem").write_text(certificate.read_text())
         assert not KubernetesRunner.check(options).advice
         here(runner, folder)
-        [pod] = pods()
+        [pod] = cluster.pods()
         assert Path(pod.environ()["SSL_CERT_FILE"]).read_text() == certificate.read_text()
         runner.stop()
         assert ended(runner) == 75
@@ -321,17 +314,16 @@ def test_pods_know_a_lab_by_its_own_certificate(start: Start, cluster: Standin, 
 
 @ONCE
 def test_the_story_for_a_real_cluster_plays_by_the_labs_api(cluster: Standin, served: Served) -> None:
-    command = [sys.executable, "-m", "tests.kubernetes_real", "--namespace", NAMESPACE, "--image", IMAGE]
+    options = ["--namespace", NAMESPACE, "--image", IMAGE, "--lab", served.address]
     environment = bare() | {
         "STOA_ENV_FILE": "",
         "STOA_STORE": get_settings().store,
         "KUBECONFIG": str(cluster.kubeconfig),
     }
-    command += ["--lab", served.address]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_module("tests.kubernetes_real", environment, *options)
     assert (done.returncode, done.stdout.count(": well, in ")) == (0, 4), done.stdout + done.stderr
     served.stop()
-    away = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    away = run_module("tests.kubernetes_real", environment, *options)
     served.start()
     assert (away.returncode, away.stderr.count("\n")) == (2, 1)
     assert away.stderr.startswith(f"the lab's API does not answer at {served.address}; run `stoa machine serve`")

@@ -23,6 +23,8 @@ POOL = "cloud"
 NODES = ("m1", "m2", "m3")
 STEPS = 20_000
 """More than any attempt does before the test ends it."""
+LEASE = 12.0
+"""Seconds; the cluster is asked every two, and the trainers train on meanwhile."""
 LATER = 8
 """The steps that each attempt does before the test goes on."""
 
@@ -44,8 +46,9 @@ def run(lab: Lab, standin: Standin, cluster: Standin, tmp_path: Path) -> int:
 
 @ONCE
 def test_a_model_over_two_pods_goes_on_after_a_lost_node(lab: Lab, cluster: Standin, tmp_path: Path, run: int) -> None:
+    cluster.fork_trainers()
     cluster.do(lambda c: c.pods.lost.update(("m2", "m3")))
-    with supervised(lab, cluster, tmp_path, run) as (supervisor, token, first):
+    with supervised(lab, cluster, tmp_path, run, lease=LEASE) as (supervisor, token, first):
         wait_for(lambda: phases(cluster) == ["Pending", "Running"], "the first of two pods")
         wait_for(lambda: "Unschedulable" in attempt(lab, run, token).waiting, "what the second waits for")
         until = attempt(lab, run, token).lease_until
@@ -62,7 +65,7 @@ def test_a_model_over_two_pods_goes_on_after_a_lost_node(lab: Lab, cluster: Stan
     assert attempt(lab, run, token).end_reason == EndReason.NODE_FAILED
     in_store = {int(path.parent.name[4:]) for path in tmp_path.glob("store/runs/*/attempt-1/checkpoints/step*/whole")}
 
-    with supervised(lab, cluster, tmp_path, run) as (supervisor, _, second):
+    with supervised(lab, cluster, tmp_path, run, lease=LEASE) as (supervisor, _, second):
         wait_for(lambda: (second / "events.jsonl").exists() and started(second), "the second attempt")
         begun = started(second)["step"]
         assert begun in in_store

@@ -38,11 +38,11 @@ HOST = "host"
 """On which `Lab` starts runs."""
 
 
-@pytest.fixture(params=["file", "s3"])
-def conf(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings with a store of their own, on each of the two kinds."""
+@pytest.fixture
+def conf(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Settings:
+    """Settings with a store of their own, of the two kinds one beside each database: neither knows of the other."""
     own = settings(tmp_path)
-    if request.param == "file":
+    if lab.db.url.get_backend_name() == "postgresql":
         return own.model_copy(update={"store": f"file://{tmp_path}/store"})
     server: Seaweed = request.getfixturevalue("seaweed")
     return server.settings(own, prefix=f"{tmp_path.parent.name}-{tmp_path.name}")

@@ -181,6 +181,7 @@ async def test_on_a_phone(bot: tuple[bots.Bot, dict[str, Any]], browser: Browser
     await expect(newest).to_be_in_viewport(ratio=1)
     await visit.look("bar")
     await page.keyboard.press("Escape")
+    await expect(page.locator("#hint")).to_be_empty()
 
     await page.goto(f"{info['discord']}/#{thread.id}")
     await expect(page.locator("#name")).to_contain_text("Run 10")

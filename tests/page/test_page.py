@@ -140,6 +140,7 @@ async def make_the_readmes_pictures(visit: Visit, card: Locator) -> None:
     """The page, and the card of a run as wide as on a phone, both on dark."""
     page = visit.page
     await page.emulate_media(color_scheme="dark")
+    await card.evaluate("card => card.closest('.message').scrollIntoView()")
     await page.screenshot(path=ROOT / "docs" / "page.png", animations="disabled", scale="css")
     await page.set_viewport_size({"width": 450, "height": 1100})
     await card.screenshot(path=ROOT / "docs" / "run-card.png", animations="disabled")
@@ -205,9 +206,10 @@ async def compare_pause_and_resume(lab: Lab, visit: Visit) -> None:
     await second.get_by_role("button", name="Pause").press("Enter")
     await visit.answered("pauses")
     lab.call(settlement.settle, 2, token, 21.0, Progress(0, 0), Ending(75), 3)
-    await expect(second).to_contain_text("paused")
+    resume = second.get_by_role("button", name="Resume")
+    await expect(resume).to_be_visible()
     await visit.look("paused")
-    await second.get_by_role("button", name="Resume").press("Enter")
+    await resume.press("Enter")
     await visit.answered("Run 2")
     await expect(second).to_contain_text("queued")
 

@@ -117,6 +117,12 @@ export class Bar {
     if (focus) this.line.focus();
   }
 
+  /** Back to the plain line, where nothing is said of an option any more. */
+  putAway(text = "") {
+    this.say("");
+    this.away({ focus: true, text });
+  }
+
   /** What the line says of the channel one is in. */
   show() {
     const channel = this.page.channel();
@@ -159,12 +165,12 @@ export class Bar {
     this.place.className = "line command";
     this.place.replaceChildren(el("b", {}, `/${command.words}`), ...this.fields.map((field) => field.element), ...more,
       el("span", { class: "ends" }, this.run,
-        el("button", { class: "quiet", type: "button", "aria-label": "Put the command away", onclick: () => this.away({ focus: true }) }, "✕")));
+        el("button", { class: "quiet", type: "button", "aria-label": "Put the command away", onclick: () => this.putAway() }, "✕")));
     this.place.onkeydown = (event) => {
-      if (event.key === "Escape") this.away({ focus: true, text: `/${command.words}` });
+      if (event.key === "Escape") this.putAway(`/${command.words}`);
       else if (event.key === "Backspace" && event.target.tagName === "INPUT" && !event.target.value && event.target === this.fields[0].input) {
         event.preventDefault();
-        this.away({ focus: true, text: `/${command.words}` });
+        this.putAway(`/${command.words}`);
       }
     };
     const first = this.fields.find((field) => field.option.required);
