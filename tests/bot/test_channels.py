@@ -13,7 +13,7 @@ from sandbox.discord import permissions
 from tests.bot.conftest import SCOPE, Lab, has
 from tests.bot.test_checkpoint_indexes import publish
 from tests.bot.test_run_card import progress as steps
-from tests.patience import until
+from tests.patience import PATIENCE, until
 
 
 async def test_by_policy_the_channel_waits_for_a_moderator(lab: Lab) -> None:
@@ -99,8 +99,6 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     await lab.guild.wait_for(thread, lambda m: m.id == card.id and "has failed" in m.text)
     rooms = [(c.name, c.is_thread) for c in await lab.guild.channels()]
     assert [is_thread for name, is_thread in rooms if "Run" in name] == []
-    lab.call(publish, 1, 1)
-    await lab.guild.wait_for(thread, has("[step 1]"))
 
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MANAGE_THREADS)
     await omar.set_thread(thread, archived=True, locked=True)
@@ -109,12 +107,32 @@ async def test_a_run_before_the_channel_has_its_card_in_the_proposals_thread(lab
     lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
     await lab.guild.wait_for(channel.id, lambda m: "Rosa" in m.text and "joins the project" in m.text)
     assert "posting waits" not in lab.log
+    assert "Traceback" not in lab.log
 
-    # With the lab's channel its threads are deleted; an index in one holds up no card of the project.
-    await lab.guild.set_permissions("Stoa", permissions.BOT)
-    await omar.delete_channel("proposals")
+
+async def test_an_index_in_a_thread_that_is_gone_holds_up_no_card_of_the_project(lab: Lab) -> None:
+    """A run from before the project had a channel is told in the proposal's thread, which goes with the lab's own."""
+    await lab.start_bot()
+    await lab.propose()
+    thread = (await lab.guild.wait_for("proposals", lambda m: m.thread_id is not None)).thread_id or ""
+    await lab.guild.wait_for(thread, has("record 1"))
+    project = next(c for c in await lab.guild.channels() if c.id == thread)
+    await lab.request(project, "1")
+    await lab.launch(project)
+    await lab.guild.wait_for(thread, lambda m: m.text.endswith("-# P1 · run 1"))
+    lab.call(lifecycle.join, lab.actor("Grace"), 1, min_people=2)
+    form = await lab.person("Ada").command("project scope", channel=thread)
+    await lab.person("Ada").submit(form, SCOPE)
+    channel = await lab.guild.wait_for_channel(lambda c: c.name.startswith("p1-"))
+    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("P1 · welcome"))
+    lab.call(publish, 1, 1)
+    index = await lab.guild.wait_for(thread, has("[step 1]"))
+    await lab.guild.fault(rf"PATCH /channels/{thread}/messages/{index.id}$", delay=PATIENCE)
     lab.call(publish, 1, 2)
+    await until(lambda: lab.sent()["project:1"] == lab.heads()["project:1"])
+    await lab.person("Omar").delete_channel("proposals")
+    await lab.guild.clear_faults()
     await until(lab.logged("key=checkpoints:project:1:run:1:"))
-    lab.call(lifecycle.join, lab.actor("Omar"), 1, min_people=2)
-    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("P1 · welcome") and "Omar" in m.text)
+    lab.call(lifecycle.join, lab.actor("Rosa"), 1, min_people=2)
+    await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("P1 · welcome") and "Rosa" in m.text)
     assert "Traceback" not in lab.log

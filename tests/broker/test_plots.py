@@ -80,6 +80,15 @@ def test_a_run_is_drawn_whole(name: str) -> None:
     assert said(shown)[0].startswith("Run ")
 
 
+def test_no_text_is_smaller_than_a_phone_shows_legibly() -> None:
+    for shown in (loss_curve.figure(CURVES["spikes"]), comparison_curves.figure(SIX)):
+        sizes = [
+            float(text.get_fontsize()) for text in shown.findobj(Text) if isinstance(text, Text) and text.get_text()
+        ]
+        assert min(sizes) >= canvas.SMALL
+    assert (canvas.SMALL, canvas.DPI, canvas.WIDTH) == (10.5, 200, 1000), "the tests of the page count on it"
+
+
 def test_a_run_names_all_that_it_shows() -> None:
     shown = loss_curve.figure(CURVES["spikes"])
     legend = shown.axes[0].get_legend()

@@ -140,6 +140,7 @@ async def make_the_readmes_pictures(visit: Visit, card: Locator) -> None:
     """The page, and the card of a run as wide as on a phone, both on dark."""
     page = visit.page
     await page.emulate_media(color_scheme="dark")
+    await card.evaluate("card => card.closest('.message').scrollIntoView()")
     await page.screenshot(path=ROOT / "docs" / "page.png", animations="disabled", scale="css")
     await page.set_viewport_size({"width": 450, "height": 1100})
     await card.screenshot(path=ROOT / "docs" / "run-card.png", animations="disabled")
