@@ -17,9 +17,9 @@ from broker.publications import Publication, Repository
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
-from broker.runs import attempts, leases, runs, settlement
+from broker.runs import attempts, control, leases, runs, settlement
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import RunKind, RunState
+from broker.runs.runs import EndReason, RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
@@ -433,6 +433,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert f"{drawn}\nThe prompt:\n{prompt}\nThe model continues:\n{written}" in done.text
     await ada.submit(await ada.command("run sample", run=first), {"Prompt": "def hello():"})
     other = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0].id
+    lab.call(control.stop_all, lab.call(runs.load, other).allocation_id, EndReason.UNFUNDED, "Nothing is left.")
+    assert said(await ada.command("run resume", run=other)).endswith(answers.GOES_ON_WITHOUT_CARD)
     cancelled = await ada.agree(await ada.command("run cancel", run=other))
     assert cancelled.text == f"Run {other} has been asked to stop; /run sample asks for another."
     assert "Traceback" not in lab.log
