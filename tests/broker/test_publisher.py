@@ -888,6 +888,7 @@ def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub)
         hub.put(address, branch, "README.md", said.replace("- rope\n", "- rope\n- english\n").encode())
     with lab.db.write() as session:
         session.execute(update(Repository).values(tries=3, not_before=utcnow() + timedelta(hours=1)))
+    with lab.db.write() as session:
         naming.rename(session, ADA, run, name="Wider", tags="alibi")
     assert waiting(lab) == [], "the Hub's pause goes on"
     with lab.db.write() as session:
