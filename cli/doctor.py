@@ -302,10 +302,9 @@ def check_gpus(settings: Settings) -> Finding:
     if wanted is None:
         return Finding("GPUs", f"{count} here; the pools cannot be read", DATABASE_FIRST)
     if cores and not wanted and not count:
-        each = ", ".join(f"{name} counts on {number}" for name, number in cores.items())
-        return Finding("cores", f"{os.cpu_count()} here, and the pool {each}")
-    counted = ", ".join(f"{name} counts on {gpus}" for name, gpus in wanted.items())
-    if sum(wanted.values()) > count:
+        return Finding("cores", f"{os.cpu_count()} here, and the pool {_counts(cores)}")
+    counted = _counts(wanted)
+    if sum(pool.gpus for pool in wanted) > count:
         advice = (
             "Look at the driver (nvidia-smi, amd-smi or rocm-smi), or run doctor and the worker on the pool's own host."
         )
@@ -313,9 +312,14 @@ def check_gpus(settings: Settings) -> Finding:
     return Finding("GPUs", f"{count} here" + (f", and the pool {counted}" if wanted else "; no pool here needs one"))
 
 
-def _counted(settings: Settings, of: Callable[[Session, str], Sequence[Pool]]) -> dict[str, int] | None:
-    """What each of some of this host's pools counts on; None where the database cannot be read."""
-    return _read(settings, lambda session: {pool.name: pool.gpus for pool in of(session, processes.host())})
+def _counted(settings: Settings, of: Callable[[Session, str], Sequence[Pool]]) -> Sequence[Pool] | None:
+    """Some of this host's pools; None where the database cannot be read."""
+    return _read(settings, lambda session: of(session, processes.host()))
+
+
+def _counts(on: Sequence[Pool]) -> str:
+    """What pools count on: “local counts on 2 cores”."""
+    return ", ".join(f"{pool.name} counts on {pool.unit.count(pool.gpus)}" for pool in on)
 
 
 def check_runners(settings: Settings) -> Iterator[Finding]:

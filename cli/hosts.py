@@ -111,5 +111,5 @@ def undrain(name: HostName, *, why: Why = "The maintenance is over.") -> None:
 
 
 def _cores(counting: "Sequence[Pool]") -> str:
-    """The cores that pools of CPUs count on: “2 of local, 64 of hall”."""
-    return ", ".join(f"{pool.gpus} of {pool.name}" for pool in counting)
+    """The cores that pools of CPUs count on: “2 cores of local, 64 cores of hall”."""
+    return ", ".join(f"{pool.unit.count(pool.gpus)} of {pool.name}" for pool in counting)

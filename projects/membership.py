@@ -86,12 +86,15 @@ def confirm(session: Session, actor: Actor, project_id: int, *, who: str) -> str
     return person.name
 
 
-def confirm_joining(session: Session, actor: Actor, entry_id: int) -> str:
-    """Confirm the newcomer who joined by an entry of the record; raises what `confirm` raises."""
+def confirm_joining(session: Session, actor: Actor, entry_id: int) -> tuple[int, str]:
+    """Confirm the newcomer who joined by an entry of the record; returns the project and their name.
+
+    Raises what `confirm` raises.
+    """
     joining = record.load(session, entry_id)
     if joining is None or joining.kind != "project.joined" or joining.project_id is None or joining.payload is None:
         raise NotFoundError("The record no longer says who joined; /project confirm names the person.")
-    return confirm(session, actor, joining.project_id, who=joining.payload["by"]["id"])
+    return joining.project_id, confirm(session, actor, joining.project_id, who=joining.payload["by"]["id"])
 
 
 def remove(session: Session, actor: Actor, project_id: int, *, who: str, reason: str) -> None:

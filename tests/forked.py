@@ -159,11 +159,6 @@ def module(
     return Forked("; ".join(filter(None, steps)), log, environment, *arguments, python=python, server=server)
 
 
-def warm(python: Path) -> None:
-    """Have imported what processes of this Python are forked from that fork what they start."""
-    _server_of(python).warm()
-
-
 def _server_of(python: Path | None) -> Server:
     """What those are forked from: of those whose trainer is the real one, a process that has PyTorch."""
     return TRAINERS if python in (None, Path(PYTHON)) else PARTS

@@ -102,7 +102,7 @@ def waits_for(why: Why) -> str:
 
 
 def _progress(run: RunView) -> Sequence[str]:
-    share = f" ({run.step * 100 // run.total_steps} %)" if run.total_steps else ""
+    share = f" ({run.step * 100 // run.total_steps}%)" if run.total_steps else ""
     stage = f" · stage {run.stage} of {len(run.stages)}" if run.stages else ""
     losses = [] if run.loss is None else [f"**Loss** {run.loss:.3f}"]
     if run.held_out is not None:

@@ -35,7 +35,7 @@ class Unit(Enum):
     def of_type(cls, gpu_type: str, number: int) -> str:
         """What a pool has: “16 × H200”, “2 cores”, “64 cores (EPYC CPU)”."""
         if cls.of(gpu_type) is cls.GPU:
-            return f"{number} × {gpu_type}"
+            return f"{number:,} × {gpu_type}"
         cores = cls.CORE.count(number)
         return cores if gpu_type.lower() in ("cpu", "cpu core") else f"{cores} ({gpu_type})"
 

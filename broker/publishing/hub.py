@@ -1,8 +1,10 @@
 """The Hugging Face Hub: a repository for each run, a branch `step{N}` for each checkpoint, the newest one on `main`."""
 
 import hashlib
+import ssl
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,6 +54,12 @@ def _seconds(retry_after: str) -> float:
         return 0.0
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities that may have signed the Hub's certificate: reading them takes longer than a request."""
+    return httpx2.create_ssl_context()
+
+
 def _hub_error(error: Exception) -> HubError:
     """An error of the client as a HubError: the one that it wraps, such as of `_pass_on_pressure`, or a new one."""
     cause: BaseException | None = error
@@ -79,7 +87,9 @@ class Hub:
         constants.HF_HUB_DISABLE_XET = True
         # By default the client waits for ever for a server that has stalled.
         hooks = {"response": [_pass_on_pressure]}
-        set_client_factory(lambda: httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True, event_hooks=hooks))
+        set_client_factory(
+            lambda: httpx2.Client(verify=_trusted(), timeout=TIMEOUT_SECONDS, follow_redirects=True, event_hooks=hooks)
+        )
         self.endpoint = settings.hub_endpoint.rstrip("/")
         self.api = HfApi(endpoint=self.endpoint, token=settings.hub_token.get_secret_value() or False)
 

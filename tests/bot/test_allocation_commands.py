@@ -112,7 +112,10 @@ async def test_a_large_request_takes_two_reviewers_and_comes_in_halves(shared_la
     unreported = "The second half is released on a public report of progress; the lead writes it first."
     await refused(lab, rosa.press(granted, "Release second half"), unreported)
     report = await ada.command("allocation report", channel=channel.id, allocation=number)
-    assert "is posted" in (await ada.submit(report, {"Report": "Two sizes are done."})).text
+    assert (await ada.submit(report, {"Report": "Two sizes are done."})).text == (
+        "Your report is posted in the project's channel, and reviewers see it on the allocation's card.\n"
+        "**Next** A reviewer releases the second half; `/allocation change` asks for more."
+    )
     await lab.guild.wait_for(channel.id, lambda m: f"**Ada** reports on allocation {number}:" in m.text)
     await card(lab, f"allocation {number}", "**Report**\n> Two sizes are done.")
     await refused(lab, ada.press(granted, "Release second half"), (

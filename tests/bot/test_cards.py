@@ -233,7 +233,7 @@ async def test_a_shown_run_says_its_commits_or_that_they_were_not_recorded() -> 
 async def test_a_runs_card_says_which_of_its_stages_it_is_in() -> None:
     shown = replace(run("demo"), total_steps=10, stages=(4, 10))
     for step, stage in ((0, 1), (3, 1), (4, 2), (10, 2)):
-        assert f"step {step} of 10 ({step * 10} %) · stage {stage} of 2\n" in said(run_card(replace(shown, step=step)))
+        assert f"step {step} of 10 ({step * 10}%) · stage {stage} of 2\n" in said(run_card(replace(shown, step=step)))
     assert "stage" not in said(run_card(replace(shown, stages=())))
 
 

@@ -65,22 +65,25 @@ async def test_a_recipe_goes_from_a_file_to_a_run(shared_lab: Shared) -> None:
     assert prepared.text.startswith(
         f"Run 1 will prepare the data of `ours`. It will cost {Unit.CORE.hours(300)} at most"
     )
-    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 1") and bool(m.thread_id))
-    assert "### ⏳ Run 1 waits for its turn\nprepares the data of **ours** · queued by Grace on 1 core" in card.text
+    cancelled = await grace.agree(await grace.command("run cancel", run=1))
+    assert cancelled.text == "Run 1 has been asked to stop; /catalogue prepare launches it again."
+    await grace.command("catalogue prepare", channel=channel.id, **given)
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith("-# P1 · run 2") and bool(m.thread_id))
+    assert "### ⏳ Run 2 waits for its turn\nprepares the data of **ours** · queued by Grace on 1 core" in card.text
     await lab.guild.wait_for(
-        card.thread_id or "", lambda m: "**Grace** launches run 1, which prepares the data of `ours`" in m.text
+        card.thread_id or "", lambda m: "**Grace** launches run 2, which prepares the data of `ours`" in m.text
     )
-    token = lab.call(attempts.admit, 1, (0,))
-    lab.call(leases.claim, 1, token, host="here", lease_seconds=600)
-    lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
-    lab.call(settlement.settle, 1, token, 36.0, Progress(0, 0), Ending(0), 3)
-    told = "🏁 The data of `ours` is prepared (run 1), after 0.01 core-hours."
+    token = lab.call(attempts.admit, 2, (0,))
+    lab.call(leases.claim, 2, token, host="here", lease_seconds=600)
+    lab.call(leases.started, 2, token, Process("here", "boot", 1, 1), [], lease_seconds=600)
+    lab.call(settlement.settle, 2, token, 36.0, Progress(0, 0), Ending(0), 3)
+    told = "🏁 The data of `ours` is prepared (run 2), after 0.01 core-hours."
     await lab.guild.wait_for(channel.id, lambda m: m.text.startswith(told))
     over = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "has finished" in m.text)
     assert "step" not in over.text
     assert await grace.complete("catalogue prepare", "recipe", "", channel=channel.id) == []
     launched = await lab.launch(channel, **given)
-    assert "Run 2 is queued" in launched.text
+    assert "Run 3 is queued" in launched.text
     retired = await omar.submit(await omar.command("catalogue retire", name="ours"), {"Reason": "A better one came."})
     assert "is retired" in retired.text
     assert "There is no recipe" in (await ada.command("run launch", channel=channel.id, **given)).text

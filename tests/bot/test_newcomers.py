@@ -39,7 +39,7 @@ async def test_a_newcomer_is_confirmed_with_one_click(shared_lab: Shared) -> Non
     assert lab.heads() == heads
     assert (
         await ada.press(post, "Confirm")
-    ).text == "Omar is now a contributor.\n**Next** They can launch runs, with `/run launch`."
+    ).text == "Omar is now a contributor.\n**Next** A contributor launches the first run with `/run launch`."
     await lab.guild.wait_for(channel.id, lambda m: "**Ada** confirms **Omar** as a contributor." in m.text)
     await lab.guild.wait_for("proposals", lambda m: m.id == card.id and "Grace, Omar" in m.text and "(n" not in m.text)
     assert (await ada.press(post, "Confirm")).text == f"Omar already works on {TITLE}."
@@ -66,7 +66,10 @@ async def test_a_person_is_removed_with_a_reason_and_returns_as_a_newcomer(share
     assert "as a newcomer" in (await omar.command("project join", **here)).text
     assert (await omar.command("run launch", recipe="demo", time_limit="5m", **here)).text == YET
     confirmed = await ada.command("project confirm", person="Omar", **here)
-    assert confirmed.text == "Omar is now a contributor.\n**Next** They can launch runs, with `/run launch`."
+    assert (
+        confirmed.text
+        == "Omar is now a contributor.\n**Next** A contributor launches the first run with `/run launch`."
+    )
 
 
 async def test_an_endorsement_of_one_who_has_lost_the_role_is_none(shared_lab: Shared) -> None:

@@ -1,4 +1,4 @@
-"""How the reply to each command ends: with what comes next, unless it only shows something or nothing follows."""
+"""How the reply to each command begins, and whether it ends with what comes next."""
 
 import re
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ class Ends(Enum):
     """How a reply ends."""
 
     NEXT = "with what comes next"
-    READING = "as it likes: it only shows something"
-    DONE = "as it likes: nothing follows from it"
+    DONE = "without: it only shows something, or nothing follows from it"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """How the reply to a command ends, and how to get it: `options`, then the buttons to `press`, then the `form`.
+    """How the reply to a command ends and begins, and how to get it: `options`, buttons to `press`, then the `form`.
 
     Without `who`, this table only says how it ends: it takes what this lab has not, and its own test has it.
     """
 
     command: str
     ends: Ends
+    begins: str = ""
     who: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     press: tuple[str, ...] = ()
@@ -51,72 +51,100 @@ RECIPE = {"Name": "ours", "Recipe": DEMO}
 POOL = {"Name": "hall", "Type of GPU or CPU": "H200", "GPUs or cores": "8", "Price weight": "1"}
 GRANT = {"Pool": "hall", "Sponsor": "A bank", "GPU-hours or core-hours": "50", "Until": "in 3 weeks"}
 REPLIES = [
-    Reply("project propose", Ends.NEXT, "Ada", {}, (), PROPOSAL),
-    Reply("project scope", Ends.NEXT, "Ada", {"project": 2}, (), SCOPE),
-    Reply("project join", Ends.NEXT, "Omar", {"project": 2}),
-    Reply("project confirm", Ends.NEXT, "Ada", {"project": 2, "person": "Omar"}),
-    Reply("project follow", Ends.NEXT, "Rosa", {"project": 2}),
-    Reply("project leave", Ends.NEXT, "Rosa", {"project": 2}),
-    Reply("project update", Ends.DONE, "Ada", {"project": 2}, (), {"Update": "It goes on."}),
-    Reply("project needs", Ends.DONE, "Ada", {"project": 2}, (), {"Who is needed": "A reader."}),
-    Reply("project pause", Ends.NEXT, "Ada", {"project": 2}, (), WHY),
-    Reply("project resume", Ends.NEXT, "Ada", {"project": 2}),
-    Reply("project remove", Ends.NEXT, "Ada", {"project": 2, "person": "Omar"}, (), WHY),
-    Reply("project handover", Ends.NEXT, "Ada", {"project": 1, "person": "Grace"}, (), WHY),
-    Reply("project hide", Ends.NEXT, "Omar", {"project": 2}, (), WHY),
-    Reply("project unhide", Ends.DONE, "Omar", {"project": 2}, (), WHY),
-    Reply("project show", Ends.NEXT, "Ada", {"project": 1}),
-    Reply("project list", Ends.READING, "Ada"),
-    Reply("project stop", Ends.DONE, "Ada", {"project": 2}, ("Stop the project",), WHY),
+    Reply("project propose", Ends.NEXT, "Project 2 is proposed", "Ada", {}, (), PROPOSAL),
+    Reply("project scope", Ends.NEXT, "The scope is written", "Ada", {"project": 2}, (), SCOPE),
+    Reply("project join", Ends.NEXT, "Welcome! You are in", "Omar", {"project": 2}),
+    Reply("project confirm", Ends.NEXT, "Omar is now a contributor", "Ada", {"project": 2, "person": "Omar"}),
+    Reply("project follow", Ends.NEXT, "You now follow", "Rosa", {"project": 2}),
+    Reply("project leave", Ends.NEXT, "You have left", "Rosa", {"project": 2}),
+    Reply("project update", Ends.DONE, "Your update is entry", "Ada", {"project": 2}, (), {"Update": "It goes on."}),
+    Reply(
+        "project needs",
+        Ends.DONE,
+        "The project's card says it",
+        "Ada",
+        {"project": 2},
+        (),
+        {"Who is needed": "A reader."},
+    ),
+    Reply("project pause", Ends.NEXT, "The project is paused", "Ada", {"project": 2}, (), WHY),
+    Reply("project resume", Ends.NEXT, "The project is resumed", "Ada", {"project": 2}),
+    Reply("project remove", Ends.NEXT, "They are removed", "Ada", {"project": 2, "person": "Omar"}, (), WHY),
+    Reply(
+        "project handover", Ends.NEXT, "The lead is offered to Grace", "Ada", {"project": 1, "person": "Grace"}, (), WHY
+    ),
+    Reply("project hide", Ends.NEXT, "The project is no longer in any list", "Omar", {"project": 2}, (), WHY),
+    Reply("project unhide", Ends.DONE, "The project is in the lists again", "Omar", {"project": 2}, (), WHY),
+    Reply("project show", Ends.NEXT, "## Do small models dream?", "Ada", {"project": 1}),
+    Reply("project list", Ends.DONE, "**2** Do small models dream?", "Ada"),
+    Reply("project stop", Ends.DONE, "The project is stopped", "Ada", {"project": 2}, ("Stop the project",), WHY),
     Reply("project complete", Ends.DONE),
     Reply("project release", Ends.DONE),
     Reply("project open", Ends.NEXT),
     Reply("project appoint", Ends.NEXT),
-    Reply("allocation withdraw", Ends.NEXT, "Ada", {"allocation": 2}, (), WHY),
-    Reply("allocation request", Ends.NEXT, "Ada", {"pool": "local"}, (), ASKS),
+    Reply("allocation withdraw", Ends.NEXT, "The request is withdrawn", "Ada", {"allocation": 2}, (), WHY),
+    Reply("allocation request", Ends.NEXT, "Allocation 3 is requested", "Ada", {"pool": "local"}, (), ASKS),
     Reply(
-        "allocation change", Ends.NEXT, "Ada", {"allocation": 1}, (), {"Core-hours more": "1", "Justification": "More."}
+        "allocation change",
+        Ends.NEXT,
+        "The change is asked for",
+        "Ada",
+        {"allocation": 1},
+        (),
+        {"Core-hours more": "1", "Justification": "More."},
     ),
-    Reply("allocation report", Ends.NEXT, "Ada", {"allocation": 1}, (), {"Report": "It went well."}),
-    Reply("allocation show", Ends.READING, "Ada", {"allocation": 1}),
-    Reply("allocation list", Ends.READING, "Ada"),
-    Reply("run launch", Ends.NEXT, "Ada", {"recipe": "demo", "time_limit": "10m"}, ("Launch",)),
-    Reply("run sweep", Ends.NEXT, "Ada", SWEEP, ("Launch 2 runs",)),
-    Reply("run rerun", Ends.NEXT, "Ada", {"run": 1}, ("Launch",)),
+    Reply(
+        "allocation report",
+        Ends.NEXT,
+        "Your report is posted",
+        "Ada",
+        {"allocation": 1},
+        (),
+        {"Report": "It went well."},
+    ),
+    Reply("allocation show", Ends.DONE, "**Allocation 1** of", "Ada", {"allocation": 1}),
+    Reply("allocation list", Ends.DONE, "**3** 2 core-hours", "Ada"),
+    Reply(
+        "run launch", Ends.NEXT, "### 🚀 Run 1 is queued", "Ada", {"recipe": "demo", "time_limit": "10m"}, ("Launch",)
+    ),
+    Reply("run sweep", Ends.NEXT, "### 🚀 Sweep 1 is queued", "Ada", SWEEP, ("Launch 2 runs",)),
+    Reply("run rerun", Ends.NEXT, "### 🚀 Run 4 is queued", "Ada", {"run": 1}, ("Launch",)),
     Reply("run fork", Ends.NEXT),
-    Reply("run name", Ends.DONE, "Ada", {"run": 1, "name": "Long"}),
-    Reply("run show", Ends.READING, "Ada", {"run": 1}),
-    Reply("run list", Ends.READING, "Ada"),
-    Reply("run why", Ends.READING, "Ada", {"run": 1}),
-    Reply("run config", Ends.READING, "Ada", {"run": 1}),
-    Reply("run log", Ends.NEXT, "Ada", {"run": 1}),
-    Reply("run compare", Ends.READING),
+    Reply("run name", Ends.DONE, "Run 1 is now called “Long”", "Ada", {"run": 1, "name": "Long"}),
+    Reply("run show", Ends.DONE, "### ⏳ Run 1 “Long” waits", "Ada", {"run": 1}),
+    Reply("run list", Ends.DONE, "**4** `demo` · queued", "Ada"),
+    Reply("run why", Ends.DONE, "**Run 1** of", "Ada", {"run": 1}),
+    Reply("run config", Ends.DONE, "**Run 1** · recipe `demo`", "Ada", {"run": 1}),
+    Reply("run log", Ends.NEXT, "Run 1 has not been tried yet", "Ada", {"run": 1}),
+    Reply("run compare", Ends.DONE),
     Reply("run sample", Ends.DONE),
-    Reply("run extend", Ends.DONE, "Ada", {"run": 1, "time": "5m"}),
-    Reply("run pause", Ends.NEXT, "Ada", {"run": 1}),
-    Reply("run resume", Ends.NEXT, "Ada", {"run": 1}),
-    Reply("run cancel", Ends.NEXT, "Ada", {"run": 1}, ("Cancel run 1",)),
-    Reply("catalogue propose", Ends.NEXT, "Ada", {"what": "recipe"}, (), RECIPE),
-    Reply("catalogue accept", Ends.NEXT, "Omar", {"name": "ours"}, (), WHY),
-    Reply("catalogue prepare", Ends.NEXT, "Ada", {"recipe": "ours", "time_limit": "5m"}),
-    Reply("catalogue retire", Ends.DONE, "Omar", {"name": "ours"}, (), WHY),
+    Reply("run extend", Ends.DONE, "Run 1 may take 5 min longer", "Ada", {"run": 1, "time": "5m"}),
+    Reply("run pause", Ends.NEXT, "Run 1 is paused", "Ada", {"run": 1}),
+    Reply("run resume", Ends.NEXT, "Run 1 is queued", "Ada", {"run": 1}),
+    Reply("run cancel", Ends.NEXT, "Run 1 has been asked to stop", "Ada", {"run": 1}, ("Cancel run 1",)),
+    Reply("catalogue propose", Ends.NEXT, "`ours` is proposed", "Ada", {"what": "recipe"}, (), RECIPE),
+    Reply("catalogue accept", Ends.NEXT, "`ours` is accepted", "Omar", {"name": "ours"}, (), WHY),
+    Reply("catalogue prepare", Ends.NEXT, "Run 5 will prepare", "Ada", {"recipe": "ours", "time_limit": "5m"}),
+    Reply("catalogue retire", Ends.DONE, "`ours` is retired", "Omar", {"name": "ours"}, (), WHY),
     Reply("catalogue decline", Ends.DONE),
-    Reply("catalogue list", Ends.READING, "Ada"),
-    Reply("catalogue corpora", Ends.READING, "Ada"),
-    Reply("cluster status", Ends.READING, "Ada"),
-    Reply("cluster usage", Ends.READING, "Ada"),
-    Reply("cluster queue", Ends.READING, "Ada"),
-    Reply("stoa help", Ends.READING, "Ada"),
-    Reply("stoa notify", Ends.NEXT, "Ada", {"what": "all"}),
-    Reply("stoa setup", Ends.NEXT, "Omar", {"admins": "admin"}),
-    Reply("stoa pools", Ends.NEXT, "Omar", {}, ("Add a pool",), POOL),
-    Reply("stoa grants", Ends.NEXT, "Omar", {}, ("Add a grant",), GRANT),
-    Reply("stoa shares", Ends.READING, "Omar"),
-    Reply("stoa limits", Ends.READING, "Omar"),
-    Reply("stoa reserve", Ends.READING, "Omar"),
-    Reply("stoa ban", Ends.NEXT, "Omar", {"person": "Grace"}, (), WHY),
-    Reply("stoa unban", Ends.DONE, "Omar", {"person": "Grace"}, (), WHY),
-    Reply("stoa redact", Ends.DONE, "Omar", {"project": 1, "number": 2}, ("Blank the entry",), WHY),
+    Reply("catalogue list", Ends.DONE, "🗄️ `ours` recipe, retired", "Ada"),
+    Reply("catalogue corpora", Ends.DONE, "There are none yet", "Ada"),
+    Reply("cluster status", Ends.DONE, "`local` CPU", "Ada"),
+    Reply("cluster usage", Ends.DONE, "**P1** Do small models dream?", "Ada"),
+    Reply("cluster queue", Ends.DONE, "`local` 4 runs waiting", "Ada"),
+    Reply("stoa help", Ends.DONE, "What you can do here", "Ada"),
+    Reply("stoa notify", Ends.NEXT, "“all” is set", "Ada", {"what": "all"}),
+    Reply("stoa setup", Ends.NEXT, "Stoa is set up", "Omar", {"admins": "admin"}),
+    Reply("stoa pools", Ends.NEXT, "The pool `hall` is added", "Omar", {}, ("Add a pool",), POOL),
+    Reply("stoa grants", Ends.NEXT, "Grant 2 is added", "Omar", {}, ("Add a grant",), GRANT),
+    Reply("stoa shares", Ends.DONE, "## Shares", "Omar"),
+    Reply("stoa limits", Ends.DONE, "## Limits", "Omar"),
+    Reply("stoa reserve", Ends.DONE, "Nothing is reserved", "Omar"),
+    Reply("stoa ban", Ends.NEXT, "They can read, and do nothing else", "Omar", {"person": "Grace"}, (), WHY),
+    Reply("stoa unban", Ends.DONE, "They can take part again", "Omar", {"person": "Grace"}, (), WHY),
+    Reply(
+        "stoa redact", Ends.DONE, "Entry 2 is blanked", "Omar", {"project": 1, "number": 2}, ("Blank the entry",), WHY
+    ),
     Reply("stoa forget", Ends.DONE),
 ]
 CHANNEL = ("allocation", "run", "catalogue")
@@ -148,8 +176,8 @@ async def test_each_reply_ends_as_the_table_says(shared_lab: tuple[Lab, Channel]
             continue
         answer = await got(lab, channel, reply)
         lines = [line for line in answer.text.splitlines() if line.strip() and not line.startswith("-# ")]
-        assert lines, reply.command
-        if reply.ends is Ends.NEXT and not COMES.search(lines[-1]):
+        says_next = bool(COMES.search(lines[-1])) if reply.ends is Ends.NEXT else "**Next**" in answer.text
+        if not answer.text.startswith(reply.begins) or says_next is not (reply.ends is Ends.NEXT):
             wrong.append(f"{reply.command}: {answer.text}")
     assert wrong == []
     assert "Traceback" not in lab.log

@@ -66,7 +66,7 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
         channel.id, lambda m: m.id == card.id and "finished" in m.text and m.attachments[0].url != first_picture.url
     )
     assert f"[step {STEPS}]({URL}{STEPS})" in done.text
-    assert "step 40 of 40 (100 %)" in done.text
+    assert "step 40 of 40 (100%)" in done.text
     assert "**Took**" in done.text
     assert "📈 The loss last spiked at step 31, to 11.500." in done.text
     assert len(done.attachments) == 1

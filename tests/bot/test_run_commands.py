@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bot import text
+from bot.commands.run import answers
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
 from broker.publications import Publication, Repository
@@ -257,6 +258,7 @@ async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=100, status=503)
     resumed = said(await ada.command("run resume", channel=thread, gpus=2))
     assert resumed.startswith(f"Run {run} is queued. It will cost 0.333 core-hours at most")
+    assert resumed.endswith(f"\n{answers.GOES_ON}")
     stale = said(await ada.press(card, "Resume"))
     assert stale == f"Run {run} is queued; only a paused run can be resumed."
     await lab.guild.clear_faults()
@@ -429,6 +431,10 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     drawn = f"✍️ **Sample 1 of run {first}** · step 1,200 · temperature 0.8 · seed 0"
     prompt, written = "```\ndef hello(@\u200beveryone):\n```", "```\n    return 42\n```"
     assert f"{drawn}\nThe prompt:\n{prompt}\nThe model continues:\n{written}" in done.text
+    await ada.submit(await ada.command("run sample", run=first), {"Prompt": "def hello():"})
+    other = lab.call(runs.of_project, 1, kind=RunKind.SAMPLE)[0].id
+    cancelled = await ada.agree(await ada.command("run cancel", run=other))
+    assert cancelled.text == f"Run {other} has been asked to stop; /run sample asks for another."
     assert "Traceback" not in lab.log
 
 

@@ -170,12 +170,16 @@ async def test_a_sweep_is_paused_and_resumed_by_its_buttons_and_by_command(share
     assert "Name a run or a sweep" in said(await ada.command("run pause", sweep=sweep, run=1))
     assert said(await ada.command("run pause", sweep=sweep)).startswith("3 runs of")
     assert "resume as they were" in said(await ada.command("run resume", sweep=sweep, gpus=2))
+    one = said(await ada.command("run resume", run=lab.call(sweeps.view, sweep).runs[0].id))
+    assert one.endswith("**Next** `/run show` shows how it goes; `/run why` says what it waits for."), "it has no card"
     found = await ada.complete("run cancel", "sweep", "", channel=channel.id)
     assert found[0] == (f"{sweep} · demo, seed=1..3 (3 not ended)", sweep)
     cancel = await ada.command("run cancel", sweep=sweep)
     assert said(cancel).startswith(f"Sweep {sweep} ends. Runs ")
     assert said(cancel).endswith(" end at once.\n**This cannot be undone.**")
-    assert (await ada.agree(cancel)).text == f"3 runs of sweep {sweep}: asked to stop."
+    assert (await ada.agree(cancel)).text == (
+        f"3 runs of sweep {sweep}: asked to stop; /run rerun launches one of them again."
+    )
     assert said(await ada.command("run cancel", sweep=sweep)) == f"Sweep {sweep} has no run left to cancel."
     assert said(await ada.command("run cancel", sweep=404)) == "There is no sweep 404."
     assert said(await ada.command("run compare", runs="sweep 404")) == "There is no sweep 404."

@@ -1,6 +1,5 @@
 """Two containers on one kernel are two hosts: neither judges nor ends by its pids what runs in the other."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.forked import Forked
 from tests.patience import PATIENCE, wait_for
 
 HEAD = """
-import subprocess, sys
+import pathlib, subprocess, sys, time
 from broker.runners import processes, reaper
 from broker.runs import leases
 from projects.db.database import Database
@@ -37,7 +36,8 @@ if sys.argv[2] == "told":
     with db.write() as session:
         leases.started(session, run, 1, processes.identify(trainer.pid), (), lease_seconds=60)
 print("trains", flush=True)
-open(sys.argv[3]).close()
+while not pathlib.Path(sys.argv[3]).exists():
+    time.sleep(0.05)
 assert trainer.poll() is None, "nobody else has ended it"
 reaper.end_lost(settings, db)
 print(trainer.wait(), flush=True)
@@ -54,7 +54,6 @@ def test_a_container_judges_and_ends_only_its_own_trainers(lab: Lab, run: int, t
         "STOA_DATABASE_URL": lab.db.url.render_as_string(hide_password=False),
     }
     goes_on, log = tmp_path / "goes-on", tmp_path / "log-of-one"
-    os.mkfifo(goes_on)
     log.touch()
 
     def contains(host: str, script: str, log: Path) -> Forked:
@@ -78,7 +77,7 @@ def test_a_container_judges_and_ends_only_its_own_trainers(lab: Lab, run: int, t
         assert says("two", CLAIMS) == "False"
         assert says("one", RETURNS) == "one", "another container of the same name"
         assert says("two", CLAIMS) == "False", "it could not know whether the trainer has ended"
-        goes_on.write_text("")
+        goes_on.touch()
         assert one.wait(PATIENCE) == 0
         assert log.read_text() == "trains\n-9\n", "its own host ends it"
         assert says("two", CLAIMS) == "True"

@@ -150,7 +150,7 @@ def test_an_operator_drains_a_host_by_its_name(lab: Lab, tmp_path: Path, monkeyp
     listed = " ".join(says("host", "list").split())
     assert "drained" in listed
     assert "GPUs or cores" in listed
-    assert f"cores │ 2 of {POOL}" in " ".join(says("host", "show", "one").split())
+    assert f"cores │ 2 cores of {POOL}" in " ".join(says("host", "show", "one").split())
     assert says("worker", "undrain", "one") == "the host one starts runs"
     assert "There is no host “two”; the hosts are: one." in says("worker", "drain", "two")
     get_settings.cache_clear()

@@ -43,7 +43,7 @@ from trainer.contract import Status
 __all__ = ["standin"]
 
 LEASE_OF_JOBS = 1.8  # the API server is asked every 0.3 seconds
-LEASE = 30.0
+LEASE = 12.0
 OWNER = "0123456789ab"
 POOL = "cloud"
 KEYS = "stoa-store"

@@ -54,7 +54,7 @@ if sys.argv[1] == "data":
     pathlib.Path(sys.argv[-1]).mkdir()
     sys.exit()
 """
-LEASE = 30.0
+LEASE = 12.0
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings
 from tests import forked
-from tests.broker.lab import ADA, EMMY, GRACE, ROSA, STRANGER, Lab, request_id, settings
+from tests.broker.lab import ADA, EMMY, GRACE, POOL, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 from trainer import check
 
@@ -280,6 +280,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     assert (entry["code_commit"], entry["hub_commit"]) == ("c0ffee", commit)
     said = hub.read(repo(conf, run), "README.md", "step2")
     config = configs.read(lab.row(run).config)
+    assert f"\n- Compute: 1 core of {POOL}, sponsored by " in said
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
         "| Hardware | 1 core |",

@@ -14,6 +14,7 @@ def test_a_pool_counts_cores_where_its_type_says_cpu() -> None:
     counted = {name: Unit.of(name) for name in ("cpu", "CPU core", "AMD EPYC CPUs", "H200", "Radeon")}
     assert [name for name, unit in counted.items() if unit is Unit.CORE] == ["cpu", "CPU core", "AMD EPYC CPUs"]
     assert (Unit.CORE.count(1), Unit.GPU.count(1_000)) == ("1 core", "1,000 GPUs")
+    assert (Unit.of_type("cpu", 5_000), Unit.of_type("H200", 5_000)) == ("5,000 cores", "5,000 × H200")
     assert (Unit.CORE.hours(5400), Unit.GPU.hours(3600)) == ("1.5 core-hours", "1 GPU-hour")
     headings = [units.heading(of) for of in ([Unit.CORE], [Unit.GPU], set(Unit))]
     assert headings == ["Core-hours", "GPU-hours", "GPU-hours or core-hours"]

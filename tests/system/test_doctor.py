@@ -258,14 +258,14 @@ def test_gpus_that_a_pool_counts_on_and_this_host_lacks(well: Settings, tmp_path
     with db.write() as session:
         pools.add_pool(session, name="slots", gpu_type="CPU core", gpus=5000)
     found = doctor.check_gpus(settings)
-    assert (found.thing, found.found) == ("cores", f"{os.cpu_count()} here, and the pool slots counts on 5000")
+    assert (found.thing, found.found) == ("cores", f"{os.cpu_count()} here, and the pool slots counts on 5,000 cores")
     assert found.ok
     with db.write() as session:
         pools.add_pool(session, name="dreams", gpu_type="H200", gpus=5000)
         pools.add_pool(session, name="hopes", gpu_type="H200", gpus=5000)
     db.close()
     found = doctor.check_gpus(settings)
-    assert "dreams counts on 5000, hopes counts on 5000" in found.found
+    assert "dreams counts on 5,000 GPUs, hopes counts on 5,000 GPUs" in found.found
     assert "nvidia-smi" in found.advice
 
 

@@ -74,8 +74,10 @@ async def withdraw(interaction: Interaction, allocation: int) -> None:
 async def report(interaction: Interaction, allocation: int) -> None:
     """Open the form of the report for the lead."""
     await interaction.client.read(requests.check_may_ask_more, actor(interaction), allocation)
+    view = await interaction.client.read(allocations.view, allocation)
     done = "Your report is posted in the project's channel, and reviewers see it on the allocation's card.\n**Next** "
-    done += "Where a second half waits for a report, a reviewer releases it; `/allocation change` asks for more."
+    done += "A reviewer releases the second half; " if view.account.committed else ""
+    done += "`/allocation change` asks for more."
     form = ReportForm(f"Report on allocation {allocation}", requests.report, allocation, done)
     await interaction.response.send_modal(form)
 

@@ -7,11 +7,12 @@ from sqlalchemy.orm import Session
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.buttons import Handler
+from bot.cards import next_step
 from bot.commands import ending_text
 from bot.commands.last_question import LastQuestion, Told
 from bot.commands.project.forms import CompleteForm, ProposeForm, ScopeForm
 from bot.commands.reason_form import ReasonForm
-from bot.delivery import follower_roles
+from bot.delivery import card_updates, follower_roles
 from broker.reports import endings
 from projects import lifecycle, membership, projects, updates
 from projects.people import Actor
@@ -45,13 +46,20 @@ async def followed(interaction: Interaction, project_id: int) -> str:
 
 async def confirmed(interaction: Interaction, entry_id: int) -> str:
     """Confirm the newcomer who joined by an entry of the record, and return the answer."""
-    name = await interaction.client.write(membership.confirm_joining, actor(interaction), entry_id)
-    return now_contributes(name)
+    project_id, name = await interaction.client.write(membership.confirm_joining, actor(interaction), entry_id)
+    return await now_contributes(interaction, project_id, name)
 
 
-def now_contributes(name: str) -> str:
+async def now_contributes(interaction: Interaction, project_id: int, name: str) -> str:
     """The answer to whoever confirms a newcomer."""
-    return f"{text.line(name, 60)} is now a contributor.\n**Next** They can launch runs, with `/run launch`."
+    return f"{text.line(name, 60)} is now a contributor.\n{await comes(interaction, project_id)}"
+
+
+async def comes(interaction: Interaction, project_id: int) -> str:
+    """The line that says what comes next for the project."""
+    app = interaction.client
+    view, requests, newest, _ = await app.read(card_updates.card_contents, project_id)
+    return next_step.of_project(view, requests, newest, min_people=app.settings.min_people)
 
 
 async def accepted(interaction: Interaction, project_id: int) -> str:

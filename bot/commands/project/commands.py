@@ -10,7 +10,6 @@ from discord.app_commands import Choice
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
-from bot.cards import next_step
 from bot.cards.project_card import project_card
 from bot.commands import autocomplete, context
 from bot.commands.last_question import LastQuestion
@@ -104,7 +103,7 @@ async def confirm(interaction: Interaction, person: discord.User, project: int |
     await acknowledge(interaction)
     project_id, who = await context.project_of(interaction, project), str(person.id)
     name = await interaction.client.write(membership.confirm, actor(interaction), project_id, who=who)
-    await errors.reply(interaction, buttons.now_contributes(name))
+    await errors.reply(interaction, await buttons.now_contributes(interaction, project_id, name))
 
 
 @project.command(name="remove", description="Remove a newcomer or contributor from your project, with a reason")
@@ -270,10 +269,7 @@ async def _left(interaction: Interaction, project_id: int) -> str:
 
 async def _resumed(interaction: Interaction, project_id: int) -> str:
     await interaction.client.write(lifecycle.resume, actor(interaction), project_id)
-    app = interaction.client
-    view, requests, newest, _ = await app.read(card_updates.card_contents, project_id)
-    comes = next_step.of_project(view, requests, newest, min_people=app.settings.min_people)
-    return f"The project is resumed.\n{comes}"
+    return f"The project is resumed.\n{await buttons.comes(interaction, project_id)}"
 
 
 async def _opened(interaction: Interaction, project_id: int) -> str:

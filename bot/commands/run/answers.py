@@ -21,11 +21,12 @@ from broker.runs import runs
 from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.readings import OFTEN
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 
-GOES_ON = "**Next** Its card in the project's channel shows how it goes; `/run why` says what it waits for."
+GOES_ON = "**Next** Its card in the channel or thread shows how it goes; `/run why` says what it waits for."
+GOES_ON_WITHOUT_CARD = "**Next** `/run show` shows how it goes; `/run why` says what it waits for."
 ATTEMPTS_SHOWN = 6
 READINGS_SHOWN = 3
 CODE = 1900
@@ -129,6 +130,12 @@ def launched(receipt: Receipt) -> Card:
     marker = f"-# run {receipt.run_id}"
     head, _, costs = told(receipt).partition(". ")
     return Card(texts([f"### 🚀 {head}", costs, GOES_ON], marker), colour=GREEN, marker=marker)
+
+
+def resumed(receipt: Receipt, run: runs.Run) -> str:
+    """The answer to whoever resumes a run. A run of a sweep, and a sample, has no card of its own."""
+    has_card = run.sweep_id is None and run.kind != RunKind.SAMPLE
+    return f"{told(receipt)}\n{GOES_ON if has_card else GOES_ON_WITHOUT_CARD}"
 
 
 def discarded() -> Card:

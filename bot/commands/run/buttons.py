@@ -16,10 +16,17 @@ from broker.allocations import allocations
 from broker.allocations.units import Unit
 from broker.reports import endings, run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
-from broker.runs.runs import RunState
+from broker.runs.runs import RunKind, RunState
 from projects import lifecycle
 from projects.people import Actor
 from projects.rights import Act
+
+AGAIN = {
+    RunKind.TRAIN: "/run rerun launches it again",
+    RunKind.SAMPLE: "/run sample asks for another",
+    RunKind.PREPARE: "/catalogue prepare launches it again",
+}
+"""What starts a run again that was cancelled."""
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
@@ -31,11 +38,18 @@ async def pause(interaction: Interaction, run_id: int) -> None:
     await errors.reply(interaction, f"Run {run_id} {how}; /run resume continues it.")
 
 
-async def resume(interaction: Interaction, run_id: int) -> None:
-    """Resume the run as it was."""
+async def resume(
+    interaction: Interaction,
+    run_id: int,
+    gpus: int | None = None,
+    time_limit: str | None = None,
+    allocation: int | None = None,
+) -> None:
+    """Resume the run, as it was by default, and say what that costs."""
     await acknowledge(interaction)
-    receipt = await interaction.client.write(control.resume, actor(interaction), run_id)
-    await errors.reply(interaction, f"{answers.told(receipt)}\n{answers.GOES_ON}")
+    app, who = interaction.client, actor(interaction)
+    receipt = await app.write(control.resume, who, run_id, gpus, time_limit, allocation)
+    await errors.reply(interaction, answers.resumed(receipt, await app.read(runs.load, run_id)))
 
 
 async def compare(interaction: Interaction, run_id: int) -> None:
@@ -130,13 +144,15 @@ async def discard(interaction: Interaction, plan_id: int) -> None:
 async def _cancel(interaction: Interaction, run_id: int) -> None:
     await interaction.response.defer()
     await interaction.client.write(control.cancel, actor(interaction), run_id)
-    await last_question.answer(interaction, f"Run {run_id} has been asked to stop; /run rerun launches it again.")
+    run = await interaction.client.read(runs.load, run_id)
+    await last_question.answer(interaction, f"Run {run_id} has been asked to stop; {AGAIN[RunKind(run.kind)]}.")
 
 
 async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:
     await interaction.response.defer()
     count = await interaction.client.write(sweep_control.cancel, actor(interaction), sweep_id)
-    await last_question.answer(interaction, f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop.")
+    said = f"{text.count(count, 'run')} of sweep {sweep_id}: asked to stop; /run rerun launches one of them again."
+    await last_question.answer(interaction, said)
 
 
 def _told_of_run(session: Session, who: Actor, run_id: int) -> Told:

@@ -272,9 +272,7 @@ async def resume(
             )
         await buttons.resume_sweep(interaction, sweep_id)
         return
-    run_id = await context.run_of(interaction, run)
-    receipt = await interaction.client.write(control.resume, actor(interaction), run_id, gpus, time_limit, allocation)
-    await errors.reply(interaction, f"{answers.told(receipt)}\n{answers.GOES_ON}")
+    await buttons.resume(interaction, await context.run_of(interaction, run), gpus, time_limit, allocation)
 
 
 @run.command(name="extend", description="Give a run more time")

@@ -25,7 +25,7 @@ from broker.runs.runs import RunState
 from broker.runs.sweeps import SweepQuote, SweepReceipt, SweepView
 from projects.db.columns import utcnow
 
-GOES_ON = "**Next** Its card in the project's channel shows how its runs go; `/run why` says what one waits for."
+GOES_ON = "**Next** Its card in the channel or thread shows how its runs go; `/run why` says what one waits for."
 TABLE = 2400
 """The most characters of the table of an offer."""
 
