@@ -69,10 +69,14 @@ class Repository(Base, table=True):
     not_before: datetime = timestamp(default=utcnow)
 
 
-def renew_cards(session: Session, run_ids: Collection[int] | Select[int]) -> None:
-    """Have the publisher rewrite the model cards of these runs, as words on them have changed."""
-    again = {"cards_due": Repository.cards_due + 1, "tries": 0, "not_before": utcnow()}
-    session.execute(update(Repository).where(col(Repository.run_id).in_(run_ids)).values(again))
+def renew_cards(session: Session, run_ids: Collection[int] | Select[int], *, at_once: bool) -> None:
+    """Have the publisher rewrite the model cards of these runs, as words on them have changed: `at_once`, or when a
+    pause that the Hub's failures have made is over."""
+    these = select(Repository.run_id).where(col(Repository.run_id).in_(run_ids)).order_by(col(Repository.run_id))
+    locked = session.scalars(these.with_for_update(key_share=True)).all()
+    due: dict[str, object] = {"cards_due": Repository.cards_due + 1}
+    due |= {"tries": 0, "not_before": utcnow()} if at_once else {}
+    session.execute(update(Repository).where(col(Repository.run_id).in_(locked)).values(due))
 
 
 def add(session: Session, run_id: int, step: int, folder: str) -> None:

@@ -365,8 +365,10 @@ def record_redact(stream: str, number: Number, why: Why) -> None:
     from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        forgetting.redact(session, None, stream, number, why)
+        repositories = forgetting.redact(session, None, stream, number, why)
     typer.echo(f"entry {number} of {stream} is blanked")
+    if repositories:
+        typer.echo(forgetting.told(repositories))
 
 
 @record_app.command("remove")
@@ -376,8 +378,10 @@ def record_remove(project_id: Number, field: str, why: Why) -> None:
     from broker.publishing import forgetting
 
     with refusing(), database().write() as session:
-        blanked = forgetting.remove_text(session, None, project_id, field, why)
-    typer.echo(f"the {field} of project {project_id} is removed, and {count(blanked, 'entry', 'entries')} blanked")
+        done = forgetting.remove_text(session, None, project_id, field, why)
+    typer.echo(f"the {field} of project {project_id} is removed, and {count(done.entries, 'entry', 'entries')} blanked")
+    if done.repositories:
+        typer.echo(forgetting.told(done.repositories))
 
 
 @record_app.command("forget")

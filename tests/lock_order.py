@@ -14,6 +14,7 @@ ORDER = (
     ("pools",),
     ("hosts",),
     ("runs",),
+    ("repositories",),
     ("people",),
     ("balances",),
     ("grants",),

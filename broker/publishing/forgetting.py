@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -17,7 +17,7 @@ from broker.publications import Publication, Repository
 from broker.publishing import model_card
 from broker.publishing.hub import Hub
 from broker.runs.runs import Run
-from projects import moderation
+from projects import moderation, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database
 from projects.people import Actor
@@ -57,23 +57,32 @@ def forget(
 ) -> Forgotten:
     """Forget a person as `redaction.forget` does, and have the cards that may name them rewritten."""
     repositories = _naming(session, discord_id)
-    entries = redaction.forget(session, actor, discord_id, reason, texts)
-    publications.renew_cards(session, repositories)
+
+    def renew() -> None:
+        publications.renew_cards(session, repositories, at_once=True)
+
+    entries = redaction.forget(session, actor, discord_id, reason, texts, follow=renew)
     return Forgotten(entries, list(repositories.values()))
 
 
-def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> None:
-    """Blank an entry as `redaction.redact` does, and have the cards that showed its texts rewritten."""
-    changed = redaction.redact(session, actor, stream, number, reason)
-    of_these = col(Run.id).in_(changed.get("runs", ())) | col(Run.project_id).in_(changed.get("projects", ()))
-    publications.renew_cards(session, select(Run.id).where(of_these))
+def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> Sequence[str]:
+    """Blank an entry as `redaction.redact` does, and have the cards that showed its texts rewritten; returns the
+    addresses of their repositories."""
+    repositories: list[str] = []
+
+    def renew(changed: redaction.Changed) -> None:
+        runs, of_projects = changed.get("runs", ()), changed.get("projects", ())
+        repositories.extend(_renew(session, col(Run.id).in_(runs) | col(Run.project_id).in_(of_projects)))
+
+    redaction.redact(session, actor, stream, number, reason, follow=renew)
+    return repositories
 
 
-def remove_text(session: Session, actor: Actor | None, project_id: int, name: str, reason: str) -> int:
+def remove_text(session: Session, actor: Actor | None, project_id: int, name: str, reason: str) -> Forgotten:
     """Remove one text of a project as `moderation.remove_text` does, and have the cards of its runs rewritten."""
-    blanked = moderation.remove_text(session, actor, project_id, name, reason)
-    publications.renew_cards(session, select(Run.id).where(Run.project_id == project_id))
-    return blanked
+    projects.lock(session, project_id)  # before the repositories, which come before the project's chain
+    repositories = _renew(session, col(Run.project_id) == project_id)
+    return Forgotten(moderation.remove_text(session, actor, project_id, name, reason), repositories)
 
 
 def told(repositories: Sequence[str]) -> str:
@@ -109,15 +118,17 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
         waiting = select(Publication.folder).where(Publication.run_id == run_id, publications.unpublished())
         for folder in session.scalars(waiting):
             model_card.discard(folder)
-    branches = [*((f"step{step}", step) for step in steps), *(("main", step) for step in steps[-1:])]
-    for branch, step in branches:
-        said = hub.read(repository.name, branch, model_card.CARD_FILE)
-        if said is None:
+    branches = [*(f"step{step}" for step in steps), *(["main"] if steps else [])]
+    for branch in branches:
+        found = hub.read(repository.name, branch, model_card.CARD_FILE)
+        if found is None:
             continue
+        said, commit = found
         with db.read() as session:
-            anew = model_card.renewed(session, run_id, repository.name, step, said)
+            anew = model_card.renewed(session, run_id, repository.name, said)
         if anew != said:
-            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "model card updated")
+            # Refused where another publisher has uploaded a later step to `main` since.
+            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "model card updated", parent=commit)
     with db.write() as session:
         seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
         session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))
@@ -130,15 +141,26 @@ def _naming(session: Session, discord_id: str) -> dict[int, str]:
     whose = mentions.person(session, discord_id)
     names = mentions.pattern(session, discord_id, whose)
     found = list(mentions.in_tables(session, names))
-    own, projects = ({words.row for words in found if words.table.name == table} for table in ("runs", "projects"))
+    own, of_projects = ({words.row for words in found if words.table.name == table} for table in ("runs", "projects"))
     if whose is not None:
         for table in (Membership, PastMembership):
-            projects.update(session.scalars(select(table.project_id).where(table.person_id == whose.id)))
+            of_projects.update(session.scalars(select(table.project_id).where(table.person_id == whose.id)))
+    return _published(session, col(Run.project_id).in_(of_projects) | col(Run.id).in_(own))
+
+
+def _renew(session: Session, of_runs: ColumnElement[bool]) -> Sequence[str]:
+    """Have the cards of the runs that meet the condition rewritten; returns the addresses of their repositories."""
+    publications.renew_cards(session, select(Run.id).where(of_runs), at_once=True)
+    return list(_published(session, of_runs).values())
+
+
+def _published(session: Session, of_runs: ColumnElement[bool]) -> dict[int, str]:
+    """Those of the runs that have a published checkpoint, each with the address of its repository."""
     rows = session.execute(
         select(Repository.run_id, col(Publication.url))
         .join(Run, col(Run.id) == Repository.run_id)
         .join(Publication, col(Publication.run_id) == Repository.run_id)
-        .where(col(Run.project_id).in_(projects) | col(Run.id).in_(own), col(Publication.url).is_not(None))
+        .where(of_runs, col(Publication.url).is_not(None))
         .order_by(col(Repository.run_id))
     )
     return {run_id: url.partition("/tree/")[0] for run_id, url in rows if url is not None}

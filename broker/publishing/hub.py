@@ -129,23 +129,25 @@ class Hub:
             raise _hub_error(error) from error
         return f"{self.endpoint}/{repo}"
 
-    def read(self, repo: str, branch: str, name: str) -> str | None:
-        """The text of a file on a branch; None where somebody has removed it, or all of the repository. Raises
-        HubError.
+    def read(self, repo: str, branch: str, name: str) -> tuple[str, str] | None:
+        """The text of a file on a branch, and the branch's commit; None where somebody has removed it, or all of the
+        repository. Raises HubError.
 
         Somebody may have edited it there: bytes that are no UTF-8 are replaced by U+FFFD.
         """
         try:
             with TemporaryDirectory() as folder:
-                path = self.api.hf_hub_download(repo, name, revision=branch, local_dir=folder)
-                return Path(path).read_text(encoding="utf-8", errors="replace")
+                commit = str(self.api.repo_info(repo, revision=branch).sha)
+                path = self.api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
+                return Path(path).read_text(encoding="utf-8", errors="replace"), commit
         except FAILURES as error:
             if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) == MISSING:
                 return None
             raise _hub_error(error) from error
 
-    def write(self, repo: str, branch: str, name: str, said: str, message: str) -> None:
-        """Write a text file on a branch, as a commit. Raises HubError."""
+    def write(self, repo: str, branch: str, name: str, said: str, message: str, *, parent: str) -> None:
+        """Write a text file on a branch, as a commit. Raises HubError, also where the branch is at another commit than
+        `parent` by now."""
         try:
             self.api.upload_file(
                 repo_id=repo,
@@ -153,6 +155,7 @@ class Hub:
                 path_in_repo=name,
                 revision=branch,
                 commit_message=message,
+                parent_commit=parent,
             )
         except FAILURES as error:
             raise _hub_error(error) from error

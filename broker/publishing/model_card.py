@@ -17,7 +17,7 @@ from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
 from broker.publishing import metrics, tensorboard
-from broker.runs import runs, series
+from broker.runs import naming, runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
 from projects import projects
@@ -35,6 +35,8 @@ HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"
 """SPDX identifiers in lower case that the Hub knows as licences; for any other it wants `other` and a name."""
 LOSS_ROWS = 12
 """Rows of the card's table of losses, at most."""
+_STEP = re.compile(r"^Step ([0-9]+) of [0-9]+(?:, after ([0-9,]+) tokens)?\. Each checkpoint is a branch", re.MULTILINE)
+_RUN_TAGS = re.compile(r"^- Tags: (.*)$", re.MULTILINE)
 _TAGS = re.compile(r"^tags:\n(?:- .*\n)+", re.MULTILINE)
 
 
@@ -69,19 +71,33 @@ def discard(folder: str) -> None:
     (Path(folder) / CARD_FILE).unlink(missing_ok=True)
 
 
-def renewed(session: Session, run_id: int, repo: str, step: int, said: str) -> str:
-    """The card that `said` something about the checkpoint of `step`, with its title, question, people, run and tags as
-    they are called now. The data, the losses and what somebody has added below stay; so does a card of another form."""
+def renewed(session: Session, run_id: int, repo: str, said: str) -> str:
+    """The card that `said` something about a checkpoint, with its title, question, people, run and tags as they are
+    called now. The step, the data, the losses and what somebody has added below or as a tag stay; so does a card of
+    another form."""
     front, title, rest = said.partition("\n# ")
     head, section, below = rest.partition("\n## ")
-    if not (title and section):
+    about = _STEP.search(head)
+    if not (title and section and about):
         return said
-    counted = re.search(r", after ([0-9,]+) tokens\. Each checkpoint is a branch", head)
-    metadata = {"tokens": int(counted[1].replace(",", ""))} if counted else {}
-    now = _card(session, run_id, repo, step, -1, metadata, ())
-    if tags := _TAGS.search(now):
-        front = _TAGS.sub(lambda _: tags[0], front, count=1)
+    metadata = {"tokens": int(about[2].replace(",", ""))} if about[2] else {}
+    now = _card(session, run_id, repo, int(about[1]), -1, metadata, ())
+    before, tags = _TAGS.search(front), _TAGS.search(now)
+    if before and tags:
+        front = front.replace(before[0], tags[0] + _added(before[0], tags[0], head), 1)
     return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
+
+
+def _added(before: str, now: str, head: str) -> str:
+    """The lines of the tags that somebody has added to a card: those that were not the run's, and are not on it now.
+
+    A card that does not say the run's tags may have any word of their form from the run.
+    """
+    known = _RUN_TAGS.search(head)
+    ours = set(re.findall(r"`([^`]+)`", known[1])) if known else set()
+    lines = [(line, line.removeprefix("- ").strip().strip("'\"")) for line in before.splitlines(keepends=True)[1:]]
+    were_not_ours = [line for line, tag in lines if (tag not in ours if known else not naming.TAG.fullmatch(tag))]
+    return "".join(line for line in were_not_ours if line not in now.splitlines(keepends=True))
 
 
 def loading(repo: str, step: int) -> str:

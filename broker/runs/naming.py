@@ -19,7 +19,7 @@ MOST_TAGS = 5
 NOTHING = "-"
 """What is typed in the place of a name or of tags to take them away."""
 
-_TAG = re.compile(r"[a-z0-9][a-z0-9.-]{0,19}")
+TAG = re.compile(r"[a-z0-9][a-z0-9.-]{0,19}")
 
 
 def parse_name(value: str) -> str:
@@ -37,7 +37,7 @@ def parse_tags(value: str) -> str:
     words = [] if typed == NOTHING else re.split(r"[\s,;]+", typed.lower())
     tags = list(dict.fromkeys(word.removeprefix("#") for word in words if word))
     for tag in tags:
-        if not _TAG.fullmatch(tag):
+        if not TAG.fullmatch(tag):
             raise InvalidError(
                 f"“{tag[:40]}” is not a tag: a tag is a word of at most 20 letters a–z, digits, dots and hyphens."
             )
@@ -67,9 +67,10 @@ def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tag
     now = (run.name if name is None else parse_name(name), run.tags if tags is None else parse_tags(tags))
     if now == (run.name, run.tags):
         raise ConflictError(f"Run {run.id} already has this name and these tags.")
+    # Locks the repository, so it comes before the quota's lock of the stream.
+    publications.renew_cards(session, [run_id], at_once=False)
     quotas.check(session, actor, QuotaKind.RUN_CHANGE, run.project_id)
     run.name, run.tags = now
     session.flush()
-    publications.renew_cards(session, [run_id])
     runs.tell(session, run, "run.named", by=person, name=run.name, tags=run.tags)
     return run

@@ -6,7 +6,7 @@ which of these texts are changed (`mentions.find`).
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, update
@@ -33,24 +33,36 @@ ABOUT = {
 }
 
 
-def redact(session: Session, actor: Actor | None, stream: str, number: int, reason: str) -> Mapping[str, Sequence[int]]:
+Changed = Mapping[str, Sequence[int]]
+"""The ids of the rows that lost a text, by table."""
+
+
+def redact(
+    session: Session,
+    actor: Actor | None,
+    stream: str,
+    number: int,
+    reason: str,
+    *,
+    follow: Callable[[Changed], object] = lambda _: None,
+) -> None:
     """Blank the payload of an entry, and append a tombstone with the reason to its chain.
 
-    The same texts are removed from the run, request or project that the entry is about, and so from cards. Returns
-    the ids of the rows that lost a text, by table. An `actor` of None is the operator. Raises ForbiddenError for all
-    but admins, NotFoundError, and ConflictError for a tombstone and for an entry that is already blank.
+    The same texts are removed from the run, request or project that the entry is about, and so from cards.
+    `follow` is called with what lost a text before the chain is locked, as it may lock rows. An `actor` of None is the
+    operator. Raises ForbiddenError for all but admins, NotFoundError, and ConflictError for a tombstone and for
+    an entry that is already blank.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
     entry = named(session, stream, number)
     told = session.scalars(select(col(Payload.body)).where(Payload.entry_id == entry.id)).one()
-    changed = _unsay(session, stream, json.loads(told or "{}"))
+    follow(_unsay(session, stream, json.loads(told or "{}")))
     _lock(session, stream)
     if not _blank(session, [entry.id]):
         raise OverError(f"Entry {number} of “{stream}” is already blank.")
     by = people.author(session, actor)
     record.append(session, stream, "record.redacted", by=by, why=because, numbers=[number])
-    return changed
 
 
 def named(session: Session, stream: str, number: int) -> Entry:
@@ -79,13 +91,21 @@ def blank_saying(session: Session, stream: str, said: str) -> list[int]:
     return [entry.number for entry in found]
 
 
-def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, texts: Collection[str] = ()) -> int:
+def forget(
+    session: Session,
+    actor: Actor | None,
+    discord_id: str,
+    reason: str,
+    texts: Collection[str] = (),
+    *,
+    follow: Callable[[], object] = lambda: None,
+) -> int:
     """Remove a person's name, and blank every entry that refers to them by id.
 
     `texts` are the keys of those texts of `mentions.find` that an admin has chosen: of these, an entry is blanked, and
-    in a text of a table the person's names are replaced. One that has changed since it was shown is left alone. Returns
-    the number of entries blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins, and
-    NotFoundError.
+    in a text of a table the person's names are replaced. One that has changed since it was shown is left alone.
+    `follow` is called before the person and the chains are locked, as it may lock rows. Returns the number of entries
+    blanked. An `actor` of None is the operator. Raises ForbiddenError for all but admins, and NotFoundError.
     """
     rights.require_admin(actor, Act.REDACT)
     because = text.prose("The reason", reason, most=text.USUAL)
@@ -95,9 +115,11 @@ def forget(session: Session, actor: Actor | None, discord_id: str, reason: str, 
     chosen = set(texts)
     # The rows that entries are about come before the record's, as in every other transaction.
     _unname(session, pattern, chosen)
-    # Of two admins who forget the same person, the second waits here, and then finds no name and no entry.
     if person is not None:
         _unmark(session, person)
+    follow()
+    # Of two admins who forget the same person, the second waits here, and then finds no name and no entry.
+    if person is not None:
         session.execute(select(Person.id).where(Person.id == person.id).with_for_update(key_share=True))
     found = [*mentions.entries_about(session, discord_id), *mentions.chosen_entries(session, pattern, chosen)]
     if person is not None:
@@ -142,7 +164,7 @@ def _lock(session: Session, stream: str) -> None:
     session.execute(select(col(Stream.key)).where(Stream.key == stream).with_for_update())
 
 
-def _unsay(session: Session, stream: str, told: dict[str, Any]) -> Mapping[str, Sequence[int]]:
+def _unsay(session: Session, stream: str, told: dict[str, Any]) -> Changed:
     """Remove the texts of an entry's payload from the rows that the entry is about; returns the ids of those that lost
     one, by table."""
     changed: dict[str, list[int]] = {}

@@ -113,7 +113,8 @@ def test_a_recipe_of_stages_is_proposed_and_launched(lab: Lab) -> None:
     assert [stage["steps"] for stage in yaml.safe_load(lab.row(run).config)["stages"]] == [6, 2]
     assert "stages" not in lab.row(plain).config
     with lab.db.read() as session:
-        cards = [model_card.renewed(session, of, "lab/run", 8, "---\n# x\n## Loading\n") for of in (run, plain)]
+        said = "---\n# x\n\nStep 8 of 8. Each checkpoint is a branch\n## Loading\n"
+        cards = [model_card.renewed(session, of, "lab/run", said) for of in (run, plain)]
         changed = {
             difference.field for difference in comparison.differences(session, runs.views(session, [run, plain]))
         }

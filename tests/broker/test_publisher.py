@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from broker import configs, publications
 from broker.publications import Publication, Repository
 from broker.publishing import forgetting, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
+from broker.publishing.hub import HubError
 from broker.publishing.model_card import write_card
 from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
@@ -793,6 +795,33 @@ def test_cards_are_written_anew_once_the_hub_takes_them(lab: Lab, conf: Settings
     assert "Grace" not in hub.read(repo(conf, run), "README.md", "main")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_card_never_tells_of_another_step_than_the_weights_beside_it(
+    lab: Lab, conf: Settings, hub: Hub, run: int, when: str
+) -> None:
+    class Meanwhile(HubClient):
+        """Another publisher uploads the next step before or after the card of `main` is read."""
+
+        def read(self, repo: str, branch: str, name: str) -> tuple[str, str] | None:
+            found = super().read(repo, branch, name) if when == "after" else None
+            if branch == "main":
+                publish(lab, conf, run)
+            return found or super().read(repo, branch, name)
+
+    write(lab, conf, run, 1)
+    publish(lab, conf, run)
+    write(lab, conf, run, 2)
+    forget(lab, GRACE)
+    with nullcontext() if when == "before" else pytest.raises(HubError, match="412"):
+        forgetting.renew_cards(lab.db, Meanwhile(conf), run)
+    publish(lab, conf, run)
+    assert waiting(lab) == []
+    main = hub.read(repo(conf, run), "README.md", "main")
+    assert main == hub.read(repo(conf, run), "README.md", "step2")
+    assert "\nStep 2 of" in main
+    assert "Grace" not in main
+
+
 def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 1)
     publish(lab, conf, run)
@@ -820,7 +849,8 @@ def test_a_project_that_names_a_person_has_its_cards_written_anew(lab: Lab, conf
     publish(lab, conf, run)
     assert "Stranger" not in hub.read(name, "README.md", "main").split("\n- Recipe")[0]
     with lab.db.write() as session:
-        forgetting.remove_text(session, None, project, "question", "A slip.")
+        removed = forgetting.remove_text(session, None, project, "question", "A slip.")
+    assert removed.repositories == [f"{hub.url}/{name}"]
     publish(lab, conf, run)
     assert "\n\\[removed\\]\n" in hub.read(name, "README.md", "main"), "in the place of the question"
 
@@ -854,9 +884,18 @@ def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub)
     with lab.db.write() as session:
         naming.rename(session, ADA, run, name="Wide", tags="rope")
     assert card() == ("Sinks of attention", "Wide", ["rope"])
+    for branch in ("step1", "main"):
+        said = hub.read(address, "README.md", branch)
+        hub.put(address, branch, "README.md", said.replace("- rope\n", "- rope\n- english\n").encode())
     with lab.db.write() as session:
-        forgetting.redact(session, None, f"project:{project}", len(lab.kinds(project)), "A slip.")
-    assert card() == ("Sinks of attention", r"\[removed\]", ["[removed]"])
+        session.execute(update(Repository).values(tries=3, not_before=utcnow() + timedelta(hours=1)))
+    with lab.db.write() as session:
+        naming.rename(session, ADA, run, name="Wider", tags="alibi")
+    assert waiting(lab) == [], "the Hub's pause goes on"
+    with lab.db.write() as session:
+        redacted = forgetting.redact(session, None, f"project:{project}", len(lab.kinds(project)), "A slip.")
+    assert redacted == [f"{hub.url}/{address}"]
+    assert card() == ("Sinks of attention", r"\[removed\]", ["[removed]", "english"]), "what somebody added stays"
     with lab.db.write() as session:
         forgetting.redact(session, None, f"project:{project}", 1, "A slip.")
     assert card()[0] == r"\[removed\]"
@@ -864,4 +903,4 @@ def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub)
 
 def test_a_card_that_somebody_has_written_themselves_is_left_alone(lab: Lab, run: int) -> None:
     with lab.db.read() as session:
-        assert model_card.renewed(session, run, "a/b", 1, "# Mine\n\nBy Grace.\n") == "# Mine\n\nBy Grace.\n"
+        assert model_card.renewed(session, run, "a/b", "# Mine\n\nBy Grace.\n") == "# Mine\n\nBy Grace.\n"

@@ -216,7 +216,11 @@ def _entry(session: Session, entry_id: int) -> EntryView:
 
 async def _blank(interaction: Interaction, entry_id: int) -> None:
     entry = await interaction.client.read(_entry, entry_id)
-    done = f"Entry {entry.number} is blanked; its posts will follow."
+
+    def done(repositories: Sequence[str]) -> str:
+        said = f"Entry {entry.number} is blanked; its posts will follow."
+        return " ".join(filter(None, (said, forgetting.told(repositories))))
+
     act = functools.partial(forgetting.redact, number=entry.number)
     title = f"Blank entry {entry.number} of {entry.stream}"
     await interaction.response.send_modal(BlankingForm(title, act, entry.stream, done))
