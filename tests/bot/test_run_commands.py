@@ -13,13 +13,14 @@ from bot import text
 from bot.commands.run import answers
 from broker import catalogue, configs
 from broker.allocations import corpora, pools
+from broker.end_reasons import EndReason
 from broker.publications import Publication, Repository
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
 from broker.runs import attempts, control, leases, runs, settlement
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import EndReason, RunKind, RunState
+from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
