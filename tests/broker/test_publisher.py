@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import SecretStr
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
+from typer.testing import CliRunner
 
 from broker import configs, publications
 from broker.publications import Publication, Repository
@@ -37,12 +38,13 @@ from broker.reports.run_details import RunDetails
 from broker.runs import naming, runs
 from broker.runs.progress import Checkpoint, Progress
 from broker.runs.series import Measured
+from cli.main import app
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
-from projects.settings import Settings
+from projects.settings import Settings, get_settings
 from tests import forked
 from tests.broker.lab import ADA, EMMY, GRACE, POOL, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
@@ -833,11 +835,13 @@ def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settin
     assert "Grace" not in hub.read(repo(conf, run), "README.md", "main")
 
 
-def test_a_project_that_names_a_person_has_its_cards_written_anew(lab: Lab, conf: Settings, hub: Hub) -> None:
+def test_a_project_that_names_a_person_has_its_cards_written_anew(
+    lab: Lab, conf: Settings, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.join(lab.project(STRANGER, "Another question"), EMMY)
     project = lab.project(title="Does Stranger dream?")
     lab.allocation(project)
-    run = lab.launch(project)
+    run = lab.launch(project, name="Wide")
     lab.start(run, 0)
     write(lab, conf, run, 1)
     publish(lab, conf, run)
@@ -848,9 +852,17 @@ def test_a_project_that_names_a_person_has_its_cards_written_anew(lab: Lab, conf
     forget(lab, STRANGER, *(place.key for place in found.mentions.texts if "title" in place.where))
     publish(lab, conf, run)
     assert "Stranger" not in hub.read(name, "README.md", "main").split("\n- Recipe")[0]
-    with lab.db.write() as session:
-        removed = forgetting.remove_text(session, None, project, "question", "A slip.")
-    assert removed.repositories == [f"{hub.url}/{name}"]
+    monkeypatch.setenv("STOA_DATABASE_URL", lab.db.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("STOA_ENV_FILE", "")
+    get_settings.cache_clear()
+    queued = str(lab.kinds(project).index("run.queued") + 1)
+    try:
+        acts = ["remove", str(project), "question"], ["redact", f"project:{project}", queued]
+        said = [CliRunner().invoke(app, ["record", *act, "--why", "A slip."]) for act in acts]
+    finally:
+        get_settings.cache_clear()
+    for one in said:
+        assert one.output.splitlines()[1:] == [forgetting.told([f"{hub.url}/{name}"])]
     publish(lab, conf, run)
     assert "\n\\[removed\\]\n" in hub.read(name, "README.md", "main"), "in the place of the question"
 
@@ -904,3 +916,10 @@ def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub)
 def test_a_card_that_somebody_has_written_themselves_is_left_alone(lab: Lab, run: int) -> None:
     with lab.db.read() as session:
         assert model_card.renewed(session, run, "a/b", "# Mine\n\nBy Grace.\n") == "# Mine\n\nBy Grace.\n"
+
+
+def test_a_card_that_does_not_say_the_tags_of_its_run_loses_all_that_may_be_such_tags(lab: Lab, run: int) -> None:
+    said = "---\ntags:\n- stoa\n- demo\n- old\n- In English\n---\n# x\n\nStep 1 of 4. Each checkpoint is a branch\n\n## y\n"
+    with lab.db.read() as session:
+        renewed = model_card.renewed(session, run, "a/b", said)
+    assert renewed.startswith("---\ntags:\n- stoa\n- demo\n- In English\n---\n")
