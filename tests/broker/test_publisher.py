@@ -919,7 +919,7 @@ def test_a_card_that_somebody_has_written_themselves_is_left_alone(lab: Lab, run
 
 
 def test_a_card_that_does_not_say_the_tags_of_its_run_loses_all_that_may_be_such_tags(lab: Lab, run: int) -> None:
-    said = "---\ntags:\n- stoa\n- demo\n- old\n- In English\n---\n# x\n\nStep 1 of 4. Each checkpoint is a branch\n\n## y\n"
+    said = "---\ntags:\n- stoa\n- demo\n- old\n- In Latin\n---\n# x\nStep 1 of 4. Each checkpoint is a branch\n\n## y\n"
     with lab.db.read() as session:
         renewed = model_card.renewed(session, run, "a/b", said)
-    assert renewed.startswith("---\ntags:\n- stoa\n- demo\n- In English\n---\n")
+    assert renewed.startswith("---\ntags:\n- stoa\n- demo\n- In Latin\n---\n")
