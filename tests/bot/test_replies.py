@@ -50,6 +50,11 @@ ASKS = {"Core-hours": "2", "Until": "in 3 weeks", "Justification": "To see."}
 RECIPE = {"Name": "ours", "Recipe": DEMO}
 POOL = {"Name": "hall", "Type of GPU or CPU": "H200", "GPUs or cores": "8", "Price weight": "1"}
 GRANT = {"Pool": "hall", "Sponsor": "A bank", "GPU-hours or core-hours": "50", "Until": "in 3 weeks"}
+REPORTED = (
+    "Your report is posted in the project's channel, and reviewers see it on the allocation's card.\n"
+    "**Next** `/allocation change`"
+)
+"""No word of a second half: the allocation has none."""
 REPLIES = [
     Reply("project propose", Ends.NEXT, "Project 2 is proposed", "Ada", {}, (), PROPOSAL),
     Reply("project scope", Ends.NEXT, "The scope is written", "Ada", {"project": 2}, (), SCOPE),
@@ -96,7 +101,7 @@ REPLIES = [
     Reply(
         "allocation report",
         Ends.NEXT,
-        "Your report is posted",
+        REPORTED,
         "Ada",
         {"allocation": 1},
         (),
