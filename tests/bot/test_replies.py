@@ -33,7 +33,7 @@ class Ends(Enum):
 class Reply:
     """How the reply to a command ends and begins, and how to get it: `options`, buttons to `press`, then the `form`.
 
-    Without `who`, this table only says how it ends: it takes what this lab has not, and its own test has it.
+    Without `who`, the table only says how it ends: it needs what this lab lacks, and a test of its own sends it.
     """
 
     command: str
