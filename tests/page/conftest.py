@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Request, async_playwright, expect
 
+from broker.plots import canvas
 from sandbox.__main__ import describe
 from sandbox.discord import server as discord_server
 from tests.absent import absent
@@ -28,8 +29,8 @@ DESKTOP, PHONE = (1280, 920), (390, 844)
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, Scheme] = ("light", "dark")
 LOOKS = (Path(__file__).parent / "looks.js").read_text()
-SMALLEST = 10.5 * 200 / 72
-"""The size of the smallest text in a loss curve, in its pixels: points × dots per inch, as in `broker.plots.canvas`."""
+SMALLEST = canvas.SMALL * canvas.DPI / 72
+"""The size of the smallest text in a loss curve, in its pixels: points × dots per inch, 72 points to the inch."""
 REACHABLE = """[...document.querySelectorAll('a[href], button:enabled, input, select, textarea, summary')]
     .filter(it => it.checkVisibility({ checkVisibilityCSS: true }))"""
 KEY = "it => [it.tagName, it.id, it.dataset.id, it.getAttribute('href'), it.textContent].join(' ')"
