@@ -186,7 +186,9 @@ def test_a_carrier_has_the_keys_of_a_store_of_googles(google: Settings) -> None:
     folder.mkdir(parents=True)
     (folder / carrier.PLAN_FILE).write_text(carrier.Plan(attempt="runs/7-a/attempt-1").model_dump_json())
     process = carrier.spawn(google, folder)
-    variables = Path(f"/proc/{process.pid}/environ").read_bytes().decode().split("\0")
+    environment = Path(f"/proc/{process.pid}/environ")
+    wait_for(environment.read_bytes, "the carrier's environment, which is empty for a moment after its start")
+    variables = environment.read_bytes().decode().split("\0")
     process.kill()
     process.wait(PATIENCE)
     assert f"{GOOGLE_KEYS}={os.environ[GOOGLE_KEYS]}" in variables

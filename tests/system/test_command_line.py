@@ -96,7 +96,7 @@ def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> No
         assert len(children) >= 6
         wait_for(lambda: not any(problem(settings, part) for part in all_parts))
         assert httpx2.post(f"http://{address}/claims", json={"gpus": 1}).status_code == 401, "the API for machines"
-        (fallen,) = [child for child in children if child.cmdline()[-1] == "scheduler"]
+        (fallen,) = [child for child in children if child.cmdline()[-1:] == ["scheduler"]]
         fallen.kill()
         assert "the scheduler ended unexpectedly and is started again" in up.stdout.readline()
         children = psutil.Process(up.pid).children(recursive=True)
