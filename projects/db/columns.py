@@ -61,7 +61,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
-        """What adds the zone, UTC, to a stored time: in one step, as there are thousands in a round of the scheduler."""
+        """What adds the zone, UTC, to a stored time: in one step, as a round of the scheduler reads thousands."""
         return _from_text if dialect.name == "sqlite" else _from_naive
 
 
