@@ -60,9 +60,17 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError("a time without a zone was given to the database")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Add the zone, UTC, to the stored time."""
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+        """What adds the zone, UTC, to a stored time: in one step, as a round of the scheduler reads thousands."""
+        return _from_text if dialect.name == "sqlite" else _from_naive
+
+
+def _from_text(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(f"{value}+00:00")
+
+
+def _from_naive(value: datetime | None) -> datetime | None:
+    return None if value is None else value.replace(tzinfo=UTC)
 
 
 def row_id() -> Any:
