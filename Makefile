@@ -57,5 +57,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
 	$(BIN)/pip install --no-compile --constraint constraints.txt --editable . --group dev
-	$(BIN)/python -c 'import bot.client, cli.main, cli.services, trainer.engine.distributed, trainer.train'
+	@echo "Compiling the modules that Stoa imports."
+	@$(BIN)/python -c 'import bot.client, cli.main, cli.services, trainer.engine.distributed, trainer.train'
 	touch $@
