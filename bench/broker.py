@@ -59,7 +59,7 @@ RAW = (
     "a.lease_until, l.at, r.project_id, r.requested_by, r.allocation_id, r.kind, r.gpus, r.host_memory, r.time_limit, "
     "r.used, r.step, r.fork_step, r.total_steps, r.queued_at, r.ended_at, r.preempted_at, r.preempted_for, r.stops_as, "
     "r.state FROM attempts a JOIN runs r ON r.id = a.run_id JOIN ledger l "
-    "ON l.run_id = a.run_id AND l.token = a.token AND l.movement = 'reserve' AND l.period = 0 WHERE NOT a.counted",
+    "ON l.run_id = a.run_id AND l.token = a.token AND l.movement = 'reserve' AND l.period = 0 WHERE a.counted = FALSE",
     "SELECT a.id, a.until, b.granted, b.reserved, b.spent FROM allocations a LEFT JOIN balances b "
     "ON b.allocation_id = a.id WHERE a.id IN (SELECT allocation_id FROM runs WHERE state = 'queued')",
     "SELECT name, facts, seen_at, drained_at FROM hosts ORDER BY name",

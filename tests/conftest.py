@@ -28,6 +28,9 @@ CPU_SECONDS = "CPU seconds"
 BEGAN = pytest.StashKey[float]()
 
 
+gc.disable()  # until all is imported
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, in the same order in each of the suite's processes."""
 
@@ -42,6 +45,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

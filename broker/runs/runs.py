@@ -27,6 +27,7 @@ from projects.db.columns import (
     number,
     row_id,
     sentence,
+    tag_words,
     timestamp,
     utcnow,
     words,
@@ -132,7 +133,7 @@ class Run(Base, table=True):
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
     name: str = words(default="")
-    tags: str = words(default="")
+    tags: str = tag_words()
     reason: str = sentence(default="")
     end_reason: str | None = None
     stops_as: str = RunState.CANCELLED

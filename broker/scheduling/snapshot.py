@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
@@ -25,6 +25,37 @@ from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
 from projects.db.columns import utcnow
 from projects.projects import Project, Stage
+
+
+class _Uncounted(NamedTuple):
+    """An attempt whose use is in no project's sum yet, with what its run says; `at` is when it was admitted."""
+
+    run_id: int
+    pool_id: int
+    devices: str
+    reserved: int
+    charged: int
+    charged_at_checkpoint: int
+    state: str
+    lease_until: datetime | None
+    at: datetime
+    project_id: int
+    requested_by: int
+    allocation_id: int
+    kind: str
+    gpus: int
+    host_memory: int
+    time_limit: int
+    used: int
+    step: int
+    fork_step: int | None
+    total_steps: int
+    queued_at: datetime
+    ended_at: datetime | None
+    preempted_at: datetime | None
+    preempted_for: int | None
+    stops_as: str | None
+    run_state: str
 
 
 def load(session: Session, limits: Limits | None = None, fence: Fence | None = None) -> QueueState:
@@ -136,7 +167,7 @@ def _attempts(
             col(Attempt.pool_id),
             col(Attempt.devices),
             col(Attempt.reserved),
-            (col(Attempt.charged) - Attempt.refunded).label("charged"),
+            col(Attempt.charged) - Attempt.refunded,
             col(Attempt.charged_at_checkpoint),
             col(Attempt.state),
             col(Attempt.lease_until),
@@ -157,7 +188,7 @@ def _attempts(
             col(Run.preempted_at),
             col(Run.preempted_for),
             col(Run.stops_as),
-            col(Run.state).label("run_state"),
+            col(Run.state),
         )
         .join(Run, col(Run.id) == Attempt.run_id)
         .join(LedgerRow, admission)
@@ -169,7 +200,7 @@ def _attempts(
     used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
     for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
         used_on[pool_id][project_id] = seconds
-    for row in rows:
+    for row in map(_Uncounted._make, rows):
         is_open = row.state in OPEN
         age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
         counts = row.reserved if is_open else row.charged
@@ -203,7 +234,7 @@ def _attempts(
     return held, dict(used), dict(fading), used_on
 
 
-def _preemptible(row: Any, seconds: float) -> Preemptible | None:
+def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
     """What a preemption of an attempt goes by; None where its run does not train or its trainer has not begun.
 
     The run is likely to end with its last step, at its speed so far, and within the `seconds` that it has left.

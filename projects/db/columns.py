@@ -27,6 +27,9 @@ NAMING = {
 WORDS: dict[Any, Any] = {"words": True}
 """The `info` of a column whose text somebody wrote or which may name somebody; redaction searches these columns."""
 
+TAGS: dict[Any, Any] = WORDS | {"tags": True}
+"""The `info` of a column of tags with spaces between, which redaction takes away whole."""
+
 SENTENCE: dict[Any, Any] = WORDS | {"sentence": True}
 """The `info` of a column whose text Stoa composes, with marks in it that stand for people."""
 
@@ -60,9 +63,17 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError("a time without a zone was given to the database")
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Add the zone, UTC, to the stored time."""
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+        """What adds the zone, UTC, to a stored time: in one step, as a round of the scheduler reads thousands."""
+        return _from_text if dialect.name == "sqlite" else _from_naive
+
+
+def _from_text(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(f"{value}+00:00")
+
+
+def _from_naive(value: datetime | None) -> datetime | None:
+    return None if value is None else value.replace(tzinfo=UTC)
 
 
 def row_id() -> Any:
@@ -88,6 +99,11 @@ def number(default: float | None = REQUIRED) -> Any:
 def words(default: str | None = REQUIRED) -> Any:
     """A text that somebody wrote or that may name somebody; see `WORDS`."""
     return Field(default=default, sa_column_kwargs={"info": WORDS})
+
+
+def tag_words() -> Any:
+    """Tags that somebody typed, with spaces between; see `TAGS`."""
+    return Field(default="", sa_column_kwargs={"info": TAGS})
 
 
 def sentence(default: str | None = REQUIRED) -> Any:
