@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUITE := --numprocesses $(or $(PROCESSES),4) --dist loadfile --no-loadscope-reorder
 
-# Hundreds of processes import the same files, so their bytecode is kept.
+# Hundreds of processes import the same files, so their bytecode is kept. pip would compile ten times what is ever imported.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot pictures check clean
@@ -52,9 +52,11 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stoa needs Python 3.11 or newer; PYTHON=… names one.")'
-	@echo "Setting up .venv with pinned versions; this takes about two minutes, most of it PyTorch."
+	@echo "Setting up .venv with pinned versions; this takes one or two minutes, most of it PyTorch."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable . --group dev
+	$(BIN)/pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/pip install --no-compile --constraint constraints.txt --editable . --group dev
+	@echo "Compiling the modules that Stoa imports."
+	@$(BIN)/python -c 'import bot.client, cli.main, cli.services, trainer.engine.distributed, trainer.train'
 	touch $@

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import ColumnElement, Select, func, update
+from sqlalchemy import ColumnElement, Executable, Select, bindparam, func, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -153,13 +154,7 @@ def of_runs(session: Session, run_ids: Sequence[int], *, delayed_after: int) -> 
     """Each run's published checkpoints; a checkpoint counts as delayed after `delayed_after` tries."""
     found = {run_id: Published() for run_id in run_ids}
     waiting: set[int] = set()
-    told_of = unpublished() | col(Publication.url).is_not(None)
-    rows = session.execute(
-        select(Publication.run_id, Publication.step, Publication.url, Publication.tries)
-        .where(col(Publication.run_id).in_(run_ids), told_of)
-        .order_by(col(Publication.step))
-    )
-    for run_id, step, url, tries in rows:
+    for run_id, step, url, tries in session.execute(_told_of(), {"runs": list(run_ids)}):
         if url is not None:
             found[run_id].links.append((step, url))
         elif run_id not in waiting:
@@ -168,6 +163,17 @@ def of_runs(session: Session, run_ids: Sequence[int], *, delayed_after: int) -> 
                 said = f"The checkpoint of step {step:,} is not on the Hub yet, after {tries} tries"
                 found[run_id].delayed = f"{said}; it is tried again."
     return found
+
+
+@cache
+def _told_of() -> Executable:
+    """The checkpoints of the runs in the parameter `runs`; made once, as that takes longer than an answer."""
+    return (
+        select(Publication.run_id, Publication.step, Publication.url, Publication.tries)
+        .where(col(Publication.run_id).in_(bindparam("runs", expanding=True)))
+        .where(unpublished() | col(Publication.url).is_not(None))
+        .order_by(col(Publication.step))
+    )
 
 
 def held(session: Session) -> set[int]:

@@ -8,6 +8,7 @@ from discord import ui
 
 from bot import text
 from bot.buttons import Button
+from bot.cards import next_step
 from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sections
 from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
@@ -51,7 +52,8 @@ def run_card(
             ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{picture}", description=_alt(drawn or run)))
         )
     more = [] if details is None else [_made(run, details)]
-    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id), *more], marker)
+    comes = next_step.of_run(run)
+    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id), *more, [comes]], marker)
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
 

@@ -9,6 +9,7 @@ from discord import ui
 
 from bot import text
 from bot.buttons import Button
+from bot.cards import next_step
 from bot.cards.card import GREEN, GREY, Card, sections
 from bot.cards.run_card import PAUSABLE, RUNS, waits_for
 from broker.allocations.units import heading, in_hours
@@ -41,7 +42,7 @@ def sweep_card(
     if picture:
         described = discord.MediaGalleryItem(f"attachment://{picture}", description=alt(drawn or sweep))
         blocks.append(ui.MediaGallery(described))
-    blocks.append(_costs(sweep, thread_id))
+    blocks += [_costs(sweep, thread_id), [next_step.of_sweep(sweep)]]
     row = _buttons(sweep)
     colour = GREEN if sweep.state == RunState.FINISHED else RUNS[sweep.state][1]
     return Card(*sections(blocks, marker), *([row] if row.children else []), colour=colour, marker=marker)

@@ -64,6 +64,8 @@ class LiveCardUpdater(ABC, Generic[V]):
         self._later: list[int] = []
         # For each card that must wait, what asks whether its turn has come.
         self._waiting: defaultdict[int, list[Callable[[], bool]]] = defaultdict(list)
+        # Until when a card rests that showed the present state already.
+        self._rests: dict[int, float] = {}
         self._shown: dict[int, V] = {}
         self._drawn: dict[int, float] = {}
         self._drawings: dict[int, Drawing[V]] = {}
@@ -120,10 +122,12 @@ class LiveCardUpdater(ABC, Generic[V]):
         """Remember that a card is out of date."""
         self._stale.add(number)
         self._waiting.pop(number, None)
+        self._rests.pop(number, None)
 
     def note_all(self) -> None:
         """Remember that any card may be out of date."""
         self._begun = False
+        self._rests.clear()
 
     async def refresh(self) -> None:
         """Update the cards whose turn has come, the one that has waited longest first."""
@@ -136,7 +140,7 @@ class LiveCardUpdater(ABC, Generic[V]):
         due = await self.in_motion() | {number for number in self._stale if self._is_due(number)}
         for number in sorted(due, key=lambda number: (budget.edited_at(self._key(number)), number)):
             self._waiting.pop(number, None)
-            if budget.rested(self._key(number)) and await self._update(number):
+            if self._rested(number) and await self._update(number):
                 self._stale.discard(number)
                 self._forget(number)
 
@@ -145,13 +149,16 @@ class LiveCardUpdater(ABC, Generic[V]):
 
     def _forget(self, number: int) -> None:
         """Forget what has ended, once its card shows that; should it change again, it is read again."""
-        for known in (self._shown, self._drawn, self._pictured):
+        for known in (self._shown, self._drawn, self._pictured, self._rests):
             known.pop(number, None)
+
+    def _rested(self, number: int) -> bool:
+        """Whether enough time has passed since a card was edited, or needed no edit."""
+        return self.sender.budget.rested(self._key(number)) and time.monotonic() >= self._rests.get(number, 0.0)
 
     def _is_due(self, number: int) -> bool:
         """Whether a card may be edited now, as far as is known without reading it."""
-        rested = self.sender.budget.rested(self._key(number))
-        return rested and (number not in self._waiting or any(ask() for ask in self._waiting[number]))
+        return self._rested(number) and (number not in self._waiting or any(ask() for ask in self._waiting[number]))
 
     async def _update(self, number: int) -> bool:
         """Update a card; False where it must be updated again later."""
@@ -177,6 +184,8 @@ class LiveCardUpdater(ABC, Generic[V]):
         card = await self.card(view, picture=name, thread_id=posts, number=len(cards), drawn=drawn)
         if row.digest == card.digest:
             budget.leave(key, row.channel_id, age=age)
+            if number not in self._drawings:
+                self._rests[number] = time.monotonic() + BUSY
         elif not await self._edit(key, row, card, name, picture, age):
             if self.is_active(view):
                 await self._post_successor(view, len(cards) + 1, row.channel_id, thread_id)

@@ -59,6 +59,7 @@ class Delivery:
         self._idle_slots = asyncio.Semaphore(MOST_IDLE_FEEDS)
         self._backoffs: dict[str, Backoff] = {}
         self._waiting = False
+        self._renews_at = -math.inf
         self._swept_at = -math.inf
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class Delivery:
         try:
             while True:
                 try:
-                    held = await self.app.write(lease.hold, guild, self.holder, settings.lease_seconds)
+                    held = await self._hold(guild)
                     if held:
                         self._start(REPORT, self._notices.report_deleted)
                         self._start(ROLES, self._roles.update)
@@ -92,6 +93,15 @@ class Delivery:
         finally:
             await self._stop()
             await self.app.write(lease.release, guild, self.holder)
+
+    async def _hold(self, guild: str) -> bool:
+        """Whether this process has the lease, which it takes, or renews once a third of it is over."""
+        began, seconds = time.monotonic(), self.app.settings.lease_seconds
+        if began < self._renews_at:
+            return True
+        held = await self.app.write(lease.hold, guild, self.holder, seconds)
+        self._renews_at = began + seconds / 3 if held else -math.inf
+        return held
 
     async def _sweep_forms(self) -> None:
         await self.app.write(kept_forms.sweep)

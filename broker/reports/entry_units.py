@@ -19,6 +19,8 @@ Payload = Mapping[str, Any]
 def noted(session: Session, entries: Sequence[EntryView]) -> Sequence[EntryView]:
     """The entries, where the payload of each that concerns a pool says as its `unit` what that pool counts."""
     payloads = [entry.payload for entry in entries if entry.payload is not None]
+    if not payloads:
+        return entries
 
     def all_of(field: str) -> set[Any]:
         return {payload[field] for payload in payloads if payload.get(field) is not None}

@@ -12,7 +12,7 @@ from broker.runs import launching
 from broker.runs.launching import Order, Quote, Receipt
 from broker.runs.runs import Run, Sweep
 from projects import people, projects, quotas, rights
-from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow, words
+from projects.db.columns import Base, foreign_key, integer, row_id, tag_words, timestamp, utcnow, words
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 from projects.people import Actor, Person
 from projects.quotas import QuotaKind
@@ -41,7 +41,7 @@ class RunPlan(Base, table=True):
     time_limit: str
     gpus: int = integer()
     name: str = words(default="")
-    tags: str = words(default="")
+    tags: str = tag_words()
     parent_id: int | None = foreign_key("runs.id", default=None)
     fork_step: int | None = integer(default=None)
     discarded: bool = False

@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import case, func
+from sqlalchemy import Executable, bindparam, case, func
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -27,6 +28,7 @@ from projects.db.columns import (
     number,
     row_id,
     sentence,
+    tag_words,
     timestamp,
     utcnow,
     words,
@@ -132,7 +134,7 @@ class Run(Base, table=True):
     used: int = integer(default=0)
     state: str = Field(default=RunState.QUEUED, index=True)
     name: str = words(default="")
-    tags: str = words(default="")
+    tags: str = tag_words()
     reason: str = sentence(default="")
     end_reason: str | None = None
     stops_as: str = RunState.CANCELLED
@@ -253,30 +255,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
 
     Raises NotFoundError for an id without a run.
     """
-    rows = session.execute(
-        select(Run)
-        .add_columns(
-            col(Project.title),
-            Pool,
-            col(Grant.sponsor),
-            col(Person.name),
-            Balance,
-            series.newest(col(Run.id), "loss"),
-            series.newest(col(Run.id), "tokens_per_second"),
-            series.newest(col(Run.id), "held_out"),
-            series.newest_step(col(Run.id), "held_out"),
-            series.newest(col(Run.id), series.SPIKE),
-            series.newest_step(col(Run.id), series.SPIKE),
-        )
-        .join(Project, col(Project.id) == Run.project_id)
-        .join(Pool, col(Pool.id) == Run.pool_id)
-        .join(Person, col(Person.id) == Run.requested_by)
-        .join(Allocation, col(Allocation.id) == Run.allocation_id)
-        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
-        .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
-        .where(col(Run.id).in_(run_ids))
-        .execution_options(populate_existing=True)
-    ).all()
+    rows = session.execute(_shown(), {"runs": list(run_ids)}).all()
     names = people.marked(session, *(row[0].reason for row in rows))
     paid = spent_by(session, run_ids)
     published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
@@ -330,6 +309,35 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
     return [found[run_id] for run_id in run_ids]
 
 
+@cache
+def _shown() -> Executable:
+    """What `views` reads of the runs in the parameter `runs`; made once, as that takes longer than an answer."""
+    return (
+        select(Run)
+        .add_columns(
+            col(Project.title),
+            Pool,
+            col(Grant.sponsor),
+            col(Person.name),
+            Balance,
+            series.newest(col(Run.id), "loss"),
+            series.newest(col(Run.id), "tokens_per_second"),
+            series.newest(col(Run.id), "held_out"),
+            series.newest_step(col(Run.id), "held_out"),
+            series.newest(col(Run.id), series.SPIKE),
+            series.newest_step(col(Run.id), series.SPIKE),
+        )
+        .join(Project, col(Project.id) == Run.project_id)
+        .join(Pool, col(Pool.id) == Run.pool_id)
+        .join(Person, col(Person.id) == Run.requested_by)
+        .join(Allocation, col(Allocation.id) == Run.allocation_id)
+        .outerjoin(Grant, col(Grant.id) == Allocation.grant_id)
+        .outerjoin(Balance, col(Balance.allocation_id) == Run.allocation_id)
+        .where(col(Run.id).in_(bindparam("runs", expanding=True)))
+        .execution_options(populate_existing=True)
+    )
+
+
 def spent(session: Session, run_id: int) -> int:
     """GPU-seconds that the run was charged for and not refunded."""
     return spent_by(session, [run_id]).get(run_id, 0)
@@ -337,13 +345,19 @@ def spent(session: Session, run_id: int) -> int:
 
 def spent_by(session: Session, run_ids: Sequence[int]) -> Mapping[int, int]:
     """GPU-seconds that each run was charged for and not refunded; runs without a charge are left out."""
+    rows = session.execute(_net_charges(), {"runs": list(run_ids)})
+    return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
+
+
+@cache
+def _net_charges() -> Executable:
     net = case((col(LedgerRow.movement) == Movement.CHARGE, col(LedgerRow.seconds)), else_=-col(LedgerRow.seconds))
-    rows = session.execute(
+    charged = col(LedgerRow.movement).in_((Movement.CHARGE, Movement.REFUND))
+    return (
         select(LedgerRow.run_id, func.sum(net))
-        .where(col(LedgerRow.run_id).in_(run_ids), col(LedgerRow.movement).in_((Movement.CHARGE, Movement.REFUND)))
+        .where(col(LedgerRow.run_id).in_(bindparam("runs", expanding=True)), charged)
         .group_by(col(LedgerRow.run_id))
     )
-    return {run_id: int(seconds) for run_id, seconds in rows if run_id is not None}
 
 
 def of_project(

@@ -27,6 +27,9 @@ NAMING = {
 WORDS: dict[Any, Any] = {"words": True}
 """The `info` of a column whose text somebody wrote or which may name somebody; redaction searches these columns."""
 
+TAGS: dict[Any, Any] = WORDS | {"tags": True}
+"""The `info` of a column of tags with spaces between, which redaction takes away whole."""
+
 SENTENCE: dict[Any, Any] = WORDS | {"sentence": True}
 """The `info` of a column whose text Stoa composes, with marks in it that stand for people."""
 
@@ -96,6 +99,11 @@ def number(default: float | None = REQUIRED) -> Any:
 def words(default: str | None = REQUIRED) -> Any:
     """A text that somebody wrote or that may name somebody; see `WORDS`."""
     return Field(default=default, sa_column_kwargs={"info": WORDS})
+
+
+def tag_words() -> Any:
+    """Tags that somebody typed, with spaces between; see `TAGS`."""
+    return Field(default="", sa_column_kwargs={"info": TAGS})
 
 
 def sentence(default: str | None = REQUIRED) -> Any:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import people, rights
-from projects.db.columns import SENTENCE, WORDS, Base
+from projects.db.columns import SENTENCE, TAGS, WORDS, Base
 from projects.errors import NotFoundError
 from projects.people import Actor, FormerName, Person
 from projects.record import record
@@ -137,7 +137,7 @@ def readable() -> Select[Entry, str | None]:
 
 def words_of(table: Table) -> list[Column[str]]:
     """The columns of a table that hold texts of people."""
-    return [column for column in table.columns if column.info in (WORDS, SENTENCE)]
+    return [column for column in table.columns if column.info in (WORDS, TAGS, SENTENCE)]
 
 
 def strings(value: object) -> Iterator[str]:

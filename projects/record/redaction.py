@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import people, rights, text
-from projects.db.columns import SENTENCE, Base
+from projects.db.columns import SENTENCE, TAGS, Base
 from projects.errors import NotFoundError, OverError
 from projects.people import Actor, FormerName, Person
 from projects.record import mentions, record
@@ -154,9 +154,16 @@ def _unname(session: Session, pattern: re.Pattern[str], chosen: Collection[str])
         if place.key in chosen:
             row = place.table.c
             is_it = (row.id == place.row) & (row[place.column] == place.said)
-            changed = {place.column: pattern.sub(NAMELESS, place.said)}
+            changed = {place.column: _nameless(pattern, place.said, tags=row[place.column].info == TAGS)}
             session.execute(update(place.table).where(is_it).values(changed))
     session.expire_all()
+
+
+def _nameless(pattern: re.Pattern[str], said: str, *, tags: bool) -> str:
+    """The text without the names; of `tags`, those that hold a part of one go, as a stand-in would be three tags."""
+    if not tags:
+        return pattern.sub(NAMELESS, said)
+    return " ".join(re.sub(rf"\S*(?:{pattern.pattern})\S*", "", said, flags=pattern.flags).split())
 
 
 def _lock(session: Session, stream: str) -> None:
@@ -178,7 +185,8 @@ def _unsay(session: Session, stream: str, told: dict[str, Any]) -> Changed:
         for column in mentions.words_of(table) if about.get(table.name) else ():
             rows = session.execute(select(table.c.id, column).where(table.c.id.in_(about[table.name])))
             these = [row_id for row_id, words in rows.all() if words and people.spelt(words, names) in said]
-            session.execute(update(table).where(table.c.id.in_(these)).values({column.name: REMOVED}))
+            left = "" if column.info == TAGS else REMOVED
+            session.execute(update(table).where(table.c.id.in_(these)).values({column.name: left}))
             changed.setdefault(table.name, []).extend(these)
     session.expire_all()
     return changed

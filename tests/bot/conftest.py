@@ -103,7 +103,7 @@ class Lab:
             "RECORD_CHANNEL_ID": channels["public-record"],
             "REVIEWER_ROLE_ID": roles["reviewer"],
             "MODERATOR_ROLE_ID": roles["admin"],
-            "TICK_SECONDS": "0.1",
+            "TICK_SECONDS": "0.25",
             "PICTURE_SECONDS": "1",
             "LEASE_SECONDS": "1.5",
             "ENV_FILE": "",

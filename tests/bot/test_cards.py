@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from bot.cards.project_card import project_card
 from bot.cards.review_card import review_card
 from bot.cards.run_card import RUNS, moved_card, run_card
 from bot.delivery import card_updates, edit_budget, outbox
-from bot.delivery.edit_budget import BUSY, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, EditBudget
+from bot.delivery.edit_budget import BUSY, CALM, FRESH_EDITS, OLD, OLD_AGE, OLD_EDITS, EditBudget
 from broker.allocations.allocations import AllocationState
 from broker.allocations.ledger import Account
 from broker.allocations.period_sums import PeriodSum
@@ -25,7 +26,7 @@ from broker.plots import comparison_curves
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runners.processes import Process
-from broker.runs import attempts, leases, settlement
+from broker.runs import attempts, control, leases, settlement
 from broker.runs.progress import Ending, Progress
 from broker.runs.runs import CheckpointLink, RunState
 from broker.runs.series import Measured
@@ -34,7 +35,7 @@ from projects.people import Actor
 from projects.projects import Member, Stage
 from projects.record.record import EntryView
 from sandbox.people import Channel, Message
-from tests.bot.conftest import AGED, Lab
+from tests.bot.conftest import AGED, BOT, Lab
 from tests.bot.test_limits import context, project, request, run
 from tests.patience import until
 
@@ -438,10 +439,29 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     async with asyncio.timeout(20):
         while before != looks():
             before = looks()
-            await asyncio.sleep(2)  # its rounds are a tenth of a second apart
+            await asyncio.sleep(2)  # its rounds are a quarter of a second apart
     lab.kill_bot()
     await lab.guild.count_as_old(3600)
     await lab.start_bot()
     with lab.db.read() as session:
         followers = projects.view(session, 1).followers
     await lab.guild.wait_for("proposals", lambda m: f"**Followers** {followers}" in m.text)
+
+
+async def test_the_card_of_a_run_that_waits_is_read_again_once_in_a_while(shared_lab: tuple[Lab, Channel]) -> None:
+    lab, channel = shared_lab
+    lab.kill_bot()
+    counted = "from broker.runs import runs; view = runs.view; "
+    counted += "runs.view = lambda *given: print('viewed', flush=True) or view(*given); "
+    await lab.start_bot(counted + BOT)
+    launched = re.search(r"Run (\d+) is queued", (await lab.launch(channel)).text)
+    assert launched
+    number = int(launched[1])
+    card = await lab.guild.wait_for(channel.id, lambda m: m.text.endswith(f"-# P1 · run {number}"))
+    await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "Nothing holds it up." in m.text)
+    await asyncio.sleep(CALM)  # until then each round sees whether the run has advanced
+    began, before = time.monotonic(), lab.log.count("viewed")
+    await asyncio.sleep(2 * BUSY)
+    assert lab.log.count("viewed") - before <= (time.monotonic() - began) / BUSY + 1
+    lab.call(control.cancel, lab.actor("Ada"), number)
+    await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "was cancelled" in m.text)

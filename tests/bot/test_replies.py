@@ -116,7 +116,7 @@ REPLIES = [
     Reply("run rerun", Ends.NEXT, "### 🚀 Run 4 is queued", "Ada", {"run": 1}, ("Launch",)),
     Reply("run fork", Ends.NEXT),
     Reply("run name", Ends.DONE, "Run 1 is now called “Long”", "Ada", {"run": 1, "name": "Long"}),
-    Reply("run show", Ends.DONE, "### ⏳ Run 1 “Long” waits", "Ada", {"run": 1}),
+    Reply("run show", Ends.NEXT, "### ⏳ Run 1 “Long” waits", "Ada", {"run": 1}),
     Reply("run list", Ends.DONE, "**4** `demo` · queued", "Ada"),
     Reply("run why", Ends.DONE, "**Run 1** of", "Ada", {"run": 1}),
     Reply("run config", Ends.DONE, "**Run 1** · recipe `demo`", "Ada", {"run": 1}),

@@ -114,4 +114,4 @@ def test_a_rerun_has_a_name_of_its_own_and_a_blanked_name_is_gone(lab: Lab, proj
     number = len(lab.kinds(project)) - 1
     with lab.db.write() as session:
         redaction.redact(session, None, f"project:{project}", number, "A slip.")
-    assert called(lab, run)[0] == redaction.REMOVED
+    assert called(lab, run) == (redaction.REMOVED, ())

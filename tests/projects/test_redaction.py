@@ -154,6 +154,7 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     lab.decline(asked, reason="Not for Ada; for Adam perhaps.")
     with db.write() as session:
         runs.load(session, run).prompt = "Once Ada"
+        runs.load(session, run).tags = "rope ada by-ada. adamw"
         pools.add_grant(session, pool=POOL, sponsor="Ada", seconds=1, until=utcnow() + timedelta(days=99))
     assert lab.run(run).reason == "cancelled by Ada"
     found = mentions_of(db, ADA)
@@ -164,6 +165,7 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
         ("reason of allocation 2", "Not for Ada; for Adam perhaps."),
         ("sponsor of grant 2", "Ada"),
         ("prompt of run 1", "Once Ada"),
+        ("tags of run 1", "rope ada by-ada. adamw"),
         ("entry 3 of lab", "Ada"),
         (f"entry {lab.kinds(project).index('allocation.declined') + 1} of project 1", "Not for Ada; for Adam perhaps."),
     }
@@ -172,6 +174,7 @@ def test_a_forgotten_name_is_on_no_card(db: Database) -> None:
     assert lab.run(run).reason == "cancelled by a former member"
     assert lab.run(run).requested_by == redaction.NAMELESS
     assert lab.row(run).prompt == "Once a former member"
+    assert lab.row(run).tags == "rope adamw"
     with db.read() as session:
         assert projects.view(session, project).title == "a former member's telescope, adapted"
         assert [grant.sponsor for grant in pools.grants(session)] == ["The house", redaction.NAMELESS]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from tests.forked import TRAINERS, Server
 from tests.patience import PATIENCE
@@ -79,13 +80,30 @@ def _serve(rank: int, count: int, pipe: Connection) -> None:
         pipe.send((store.port, None))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=TIMEOUT))
     import_deepspeed(CPU)
-    gc.freeze()  # as where DeepSpeed is imported anew
+    _share_groups()
     while True:
+        gc.freeze()  # as where DeepSpeed is imported anew; DeepSpeed keeps what is left of each engine
         function, arguments = pipe.recv()
         try:
             pipe.send((function(*arguments), None))
         except Exception:
             pipe.send((None, traceback.format_exc()))
+
+
+def _share_groups() -> None:
+    """Have all groups of the same ranks be one. DeepSpeed keeps an engine's groups when the engine is gone, and each
+    group has a thread that looks a hundred times a second for what has come."""
+    groups: dict[tuple[int, ...], Any] = {}
+    new_group = distributed_c10d.new_group
+
+    def shared(ranks: list[int], **options: Any) -> Any:
+        members = tuple(ranks)
+        if members not in groups:
+            groups[members] = new_group(ranks, **options)
+        return groups[members]
+
+    for module in (dist, distributed_c10d):
+        vars(module)["new_group"] = shared
 
 
 def rows_of(config: TrainConfig, step: int) -> Tensor:
