@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import cache
 from typing import NamedTuple
 
-from sqlalchemy import case, select  # SQLModel's own takes no more than four columns
+from sqlalchemy import Executable, bindparam, case, select  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
@@ -23,7 +24,7 @@ from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible
 from broker.scheduling.capacity import Reserved
 from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
-from projects.db.columns import utcnow
+from projects.db.columns import UtcDateTime, utcnow
 from projects.projects import Project, Stage
 
 
@@ -126,7 +127,13 @@ def _reserved(session: Session, now: datetime) -> list[Reserved]:
 
 def _waiting(session: Session, now: datetime) -> list[Waiting]:
     """The queued runs, with what no attempt has used of their time limits."""
-    rows = session.execute(
+    return [Waiting._make(row) for row in session.execute(_queued(), {"now": now})]
+
+
+@cache
+def _queued() -> Executable:
+    """Made once, like those below: to make them takes a tenth of a round."""
+    return (
         select(
             col(Run.id),
             col(Run.project_id),
@@ -136,7 +143,7 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
             col(Run.gpus),
             col(Run.time_limit) - Run.used,
             col(Run.queued_at),
-            case((col(Run.not_before) > now, col(Run.not_before))),
+            case((col(Run.not_before) > bindparam("now", type_=UtcDateTime), col(Run.not_before))),
             col(Project.stage) == Stage.PAUSED,
             col(Run.preempted_at),
             col(Run.preempted_for),
@@ -145,7 +152,6 @@ def _waiting(session: Session, now: datetime) -> list[Waiting]:
         .join(Project, col(Project.id) == Run.project_id)
         .where(col(Run.state) == RunState.QUEUED)
     )
-    return [Waiting._make(row) for row in rows]
 
 
 def _attempts(
@@ -159,48 +165,13 @@ def _attempts(
     when a worker has claimed it, seconds later), or until soon where it was asked to stop; a lost one until it must
     surely have stopped.
     """
-    admission = (col(LedgerRow.run_id) == Attempt.run_id) & (col(LedgerRow.token) == Attempt.token)
-    admission &= (col(LedgerRow.movement) == Movement.RESERVE) & (col(LedgerRow.period) == 0)
-    rows = session.execute(
-        select(
-            col(Attempt.run_id),
-            col(Attempt.pool_id),
-            col(Attempt.devices),
-            col(Attempt.reserved),
-            col(Attempt.charged) - Attempt.refunded,
-            col(Attempt.charged_at_checkpoint),
-            col(Attempt.state),
-            col(Attempt.lease_until),
-            col(LedgerRow.at),
-            col(Run.project_id),
-            col(Run.requested_by),
-            col(Run.allocation_id),
-            col(Run.kind),
-            col(Run.gpus),
-            col(Run.host_memory),
-            col(Run.time_limit),
-            col(Run.used),
-            col(Run.step),
-            col(Run.fork_step),
-            col(Run.total_steps),
-            col(Run.queued_at),
-            col(Run.ended_at),
-            col(Run.preempted_at),
-            col(Run.preempted_for),
-            col(Run.stops_as),
-            col(Run.state),
-        )
-        .join(Run, col(Run.id) == Attempt.run_id)
-        .join(LedgerRow, admission)
-        .where(col(Attempt.counted).is_(False))
-    )
     held: list[Held] = []
     fading = defaultdict(float, usage.of_ended(session, now))
     used = fading.copy()
     used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
     for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
         used_on[pool_id][project_id] = seconds
-    for row in map(_Uncounted._make, rows):
+    for row in map(_Uncounted._make, session.execute(_uncounted())):
         is_open = row.state in OPEN
         age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
         counts = row.reserved if is_open else row.charged
@@ -234,6 +205,45 @@ def _attempts(
     return held, dict(used), dict(fading), used_on
 
 
+@cache
+def _uncounted() -> Executable:
+    admission = (col(LedgerRow.run_id) == Attempt.run_id) & (col(LedgerRow.token) == Attempt.token)
+    admission &= (col(LedgerRow.movement) == Movement.RESERVE) & (col(LedgerRow.period) == 0)
+    return (
+        select(
+            col(Attempt.run_id),
+            col(Attempt.pool_id),
+            col(Attempt.devices),
+            col(Attempt.reserved),
+            col(Attempt.charged) - Attempt.refunded,
+            col(Attempt.charged_at_checkpoint),
+            col(Attempt.state),
+            col(Attempt.lease_until),
+            col(LedgerRow.at),
+            col(Run.project_id),
+            col(Run.requested_by),
+            col(Run.allocation_id),
+            col(Run.kind),
+            col(Run.gpus),
+            col(Run.host_memory),
+            col(Run.time_limit),
+            col(Run.used),
+            col(Run.step),
+            col(Run.fork_step),
+            col(Run.total_steps),
+            col(Run.queued_at),
+            col(Run.ended_at),
+            col(Run.preempted_at),
+            col(Run.preempted_for),
+            col(Run.stops_as),
+            col(Run.state),
+        )
+        .join(Run, col(Run.id) == Attempt.run_id)
+        .join(LedgerRow, admission)
+        .where(col(Attempt.counted).is_(False))
+    )
+
+
 def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
     """What a preemption of an attempt goes by; None where its run does not train or its trainer has not begun.
 
@@ -262,11 +272,19 @@ def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:
     """The funds of the allocations that queued runs draw on; all zero where nothing was granted."""
+    funds: dict[int, Funds] = {}
+    for allocation_id, ended_at, granted, reserved, spent in session.execute(_drawn_on(), {"now": now}):
+        funds[allocation_id] = Funds((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
+    return funds
+
+
+@cache
+def _drawn_on() -> Executable:
     drawn_on = select(col(Run.allocation_id)).where(col(Run.state) == RunState.QUEUED)
-    rows = session.execute(
+    return (
         select(
             col(Allocation.id),
-            case((col(Allocation.until) <= now, col(Allocation.until))),
+            case((col(Allocation.until) <= bindparam("now", type_=UtcDateTime), col(Allocation.until))),
             col(Balance.granted),
             col(Balance.reserved),
             col(Balance.spent),
@@ -274,7 +292,3 @@ def _funds(session: Session, now: datetime) -> dict[int, Funds]:
         .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
         .where(col(Allocation.id).in_(drawn_on))
     )
-    funds: dict[int, Funds] = {}
-    for allocation_id, ended_at, granted, reserved, spent in rows:
-        funds[allocation_id] = Funds((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
-    return funds

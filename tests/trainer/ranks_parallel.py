@@ -132,10 +132,12 @@ def engine_of(config: TrainConfig, read: ReadTensor, step: int = 0) -> tuple[Dis
     return engine, dims
 
 
-def advance(engine: DistributedEngine, dims: ParallelDims, config: TrainConfig, step: int) -> tuple[float, float]:
-    """Loss and gradient norm of the step after `step`."""
+def advance(
+    engine: DistributedEngine, dims: ParallelDims, config: TrainConfig, step: int, scale: float | None = None
+) -> tuple[float, float]:
+    """Loss and gradient norm of the step after `step`; in fp16 at a loss scale of `scale`, or 2¹⁶."""
     mine = rows_of(config, step).chunk(dims.data)[dims.data_rank]
-    scale = 2.0**16 if config.training.precision == "fp16" else 1.0
+    scale = scale or (2.0**16 if config.training.precision == "fp16" else 1.0)
     return engine.step(torch.split(mine, config.training.micro_batch), config.optimizer.learning_rate, scale)
 
 
@@ -198,14 +200,20 @@ def step_nowhere_in_bf16(stage: int) -> bool:
     return not torch.equal(layer.weight, before)
 
 
-def look(config: TrainConfig, start: Path, rows: Tensor) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
-    """Cross-entropy of rows and their logits, then two steps with another look between."""
-    engine, dims = engine_of(config, from_file(start), 10)
+def look(
+    config: TrainConfig, start: Path, rows: Tensor, steps: range, end: Path
+) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
+    """Cross-entropy of rows and their logits, and what `train` returns of steps with another look after each; saves
+    what is there in the end."""
+    engine, dims = engine_of(config, from_file(start), steps.start)
     nll, logits = engine.nll(rows), engine.logits(rows[:, :-1])
-    first = advance(engine, dims, config, 10)
-    engine.nll(rows)
-    engine.logits(rows[:1, :-1])
-    return nll, logits, [first, advance(engine, dims, config, 11)]
+    done = []
+    for step in steps:
+        done.append(advance(engine, dims, config, step))
+        engine.nll(rows)
+        engine.logits(rows[:1, :-1])
+    save(engine, dims, end)
+    return nll, logits, done
 
 
 def evaluate(config: TrainConfig, start: Path, rows: Tensor) -> Tensor:
@@ -230,15 +238,13 @@ def stumble(config: TrainConfig, factors: dict[str, float], path: Path) -> tuple
 
 
 def train_scaled(config: TrainConfig, scales: list[float], end: Path) -> list[tuple[float, float] | None]:
-    """Loss and gradient norm of a step at each loss scale, all on the batch of the first step, None where it
-    overflowed; saves what is there in the end."""
+    """Loss and gradient norm at each loss scale of the first step that is not made yet, None where it overflowed; saves
+    what is there in the end."""
     engine, dims = engine_of(config, drawn(config))
-    mine = rows_of(config, 0).chunk(dims.data)[dims.data_rank]
     done: list[tuple[float, float] | None] = []
     for scale in scales:
         try:
-            micro_batches = torch.split(mine, config.training.micro_batch)
-            done.append(engine.step(micro_batches, config.optimizer.learning_rate, scale))
+            done.append(advance(engine, dims, config, len(done) - done.count(None), scale))
         except NonFiniteError:
             done.append(None)
     save(engine, dims, end)
