@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import Connection, NullPool, create_engine, event, make_url, text
+from psycopg import Connection
+from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import SQLAlchemyError
 
 from projects.db.database import Database
 from tests import lock_order
@@ -30,7 +31,7 @@ ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 QUICK = ["-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off", "-c", "autovacuum=off"]
 """Options of a PostgreSQL server of which nothing is kept, and whose hundreds of databases each live for one test."""
 TABLES = "tables"  # made once, and copied: quicker than a migration
-END_CONNECTIONS = text("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = :name")
+END_CONNECTIONS = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s"
 CATALOGUE = """
     SELECT (SELECT version_num FROM alembic_version),
            (SELECT (count(*), max(oid))::text FROM pg_class), (SELECT (count(*), max(oid))::text FROM pg_constraint),
@@ -133,10 +134,10 @@ class Emptied:
         self._maintenance = maintenance
         self._urls: list[str] = []
         with _connection(create(maintenance, "untouched", template=TABLES)) as connection:
-            self._catalogue = connection.execute(text(CATALOGUE)).one()
+            self._catalogue = connection.execute(CATALOGUE).fetchone()
             self._rows = {
-                table: connection.scalar(text(f"SELECT json_agg({table})::text FROM {table}"))
-                for table in connection.scalars(text(WRITTEN)).all()
+                table: connection.execute(f"SELECT json_agg({table})::text FROM {table}").fetchall()[0][0]
+                for table, _ in connection.execute(WRITTEN).fetchall()
             }
 
     def take(self) -> str:
@@ -152,28 +153,28 @@ class Emptied:
         """
         before, name = make_url(url).database, _any_name()
         renamed = self._maintenance.removesuffix("postgres") + name
-        with suppress(SQLAlchemyError):
+        with suppress(psycopg.Error):
             with _connection(self._maintenance) as connection:
-                connection.execute(END_CONNECTIONS, {"name": before})
-                connection.execute(text(f"ALTER DATABASE {before} RENAME TO {name}"))
+                connection.execute(END_CONNECTIONS, [before])
+                connection.execute(f"ALTER DATABASE {before} RENAME TO {name}")
             with _connection(renamed) as connection:
                 if self._empty(connection):
                     self._urls.append(renamed)
 
     def _empty(self, connection: Connection) -> bool:
         """Delete all rows but those of a new database; False where that would not make it like a new one."""
-        if connection.execute(text(CATALOGUE)).one() != self._catalogue:
+        if connection.execute(CATALOGUE).fetchone() != self._catalogue:
             return False
-        written = connection.execute(text(WRITTEN)).all()
+        written = connection.execute(WRITTEN).fetchall()
         if any(size > MOST_BYTES for _, size in written):
             return False
-        connection.execute(text("SET session_replication_role = replica"))  # rows go in any order
+        connection.execute("SET session_replication_role = replica")  # rows go in any order
         for table, _ in written:
-            connection.execute(text(f"DELETE FROM {table}"))
+            connection.execute(f"DELETE FROM {table}")
         for table, rows in self._rows.items():
-            from_json = f"json_populate_recordset(NULL::{table}, CAST(:rows AS json))"
-            connection.execute(text(f"INSERT INTO {table} SELECT * FROM {from_json}"), {"rows": rows})
-        connection.execute(text(RESTART))
+            from_json = f"json_populate_recordset(NULL::{table}, CAST(%s AS json))"
+            connection.execute(f"INSERT INTO {table} SELECT * FROM {from_json}", [rows])
+        connection.execute(RESTART)
         return True
 
 
@@ -231,16 +232,13 @@ def _kept(kind: str) -> Database:
 def create(maintenance: str, name: str, *, template: str = "template1") -> str:
     """The URL of a new database, a copy of another."""
     with _connection(maintenance) as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     return maintenance.removesuffix("postgres") + name
 
 
-@contextmanager
-def _connection(url: str) -> Iterator[Connection]:
-    """A connection of its own, whose statements commit by themselves."""
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        yield connection
+def _connection(url: str) -> Connection:
+    """A connection of its own, whose statements commit by themselves; an engine would cost three times as much."""
+    return Connection.connect(url.replace("+psycopg", "", 1), autocommit=True)
 
 
 def until_one_waits_for_a_lock(db: Database) -> None:
