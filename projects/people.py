@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from sqlalchemy import bindparam
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
@@ -140,4 +141,7 @@ def find(session: Session, actor: Actor) -> Person | None:
 
 def known(session: Session, discord_id: int) -> Person | None:
     """The person with this Discord id, banned or not; None where nobody with it has acted."""
-    return session.scalars(select(Person).where(Person.discord_id == str(discord_id))).one_or_none()
+    return session.scalars(_KNOWN, {"discord_id": str(discord_id)}).one_or_none()
+
+
+_KNOWN = select(Person).where(Person.discord_id == bindparam("discord_id"))  # made once: every act asks this

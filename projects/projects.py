@@ -166,7 +166,11 @@ class ProjectView:
 
 def load(session: Session, project_id: int) -> Project:
     """The project's row; raises NotFoundError."""
-    project = session.get(Project, project_id)
+    return _there(session.get(Project, project_id), project_id)
+
+
+def _there(project: Project | None, project_id: int) -> Project:
+    """The project; raises NotFoundError where there is none."""
     if project is None:
         raise NotFoundError(f"There is no project {project_id}; /project list shows those there are.")
     return project
@@ -178,8 +182,8 @@ def lock(session: Session, project_id: int) -> Project:
     A transaction locks its project before any other row, so that two changes of a project take turns and cannot
     deadlock.
     """
-    load(session, project_id)
-    return session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+    key_share = {"key_share": True}
+    return _there(session.get(Project, project_id, with_for_update=key_share, populate_existing=True), project_id)
 
 
 def works_on(session: Session, person: Person, project: Project) -> bool:

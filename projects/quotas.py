@@ -5,9 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy import Executable, Integer, bindparam, func, union_all
+from sqlalchemy.orm import Mapped, Session
 from sqlmodel import col, select
 
 from projects import people, policies
@@ -19,6 +21,7 @@ from projects.record import record
 from projects.record.record import Authorship, Payload, Stream
 
 DAY = timedelta(days=1)
+T = TypeVar("T")
 
 _UNBEGUN = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED)
 
@@ -111,7 +114,7 @@ def check(session: Session, actor: Actor, kind: QuotaKind, project_id: int | Non
         _check_open_proposals(session, person, limits.most_open_proposals)
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy)
-    _check(session, quota, most, acts, col(Authorship.person_id) == person.id, "One person may {} a day")
+    _check(session, quota, most, acts, col(Authorship.person_id), person.id, "One person may {} a day")
     if project_id is not None:
         check_project(session, kind, project_id, acts=acts)
 
@@ -143,7 +146,7 @@ def check_project(session: Session, kind: QuotaKind, project_id: int, *, acts: i
     quota = QUOTAS[kind]
     most = getattr(limits, quota.policy) * limits.project_factor
     whose = "All people together may {} a day in one project"
-    _check(session, quota, most, acts, col(Authorship.stream) == stream, whose)
+    _check(session, quota, most, acts, col(Authorship.stream), stream, whose)
 
 
 def _check_open_proposals(session: Session, person: Person, most: int) -> None:
@@ -156,39 +159,46 @@ def _check_open_proposals(session: Session, person: Person, most: int) -> None:
         )
 
 
-def _check(session: Session, quota: Quota, most: int, acts: int, whose: ColumnElement[bool], sentence: str) -> None:
-    """Raise ConflictError unless so many acts of a quota are possible now."""
+def _check(session: Session, quota: Quota, most: int, acts: int, column: Mapped[T], whose: T, sentence: str) -> None:
+    """Raise ConflictError unless so many acts of a quota are possible now; `whose` entries count, by their `column`."""
     said = sentence.format(quota.words.format(most=f"{most:,}"))
     if acts > most:
         raise ConflictError(f"{said}; this would be {acts:,} at once.")
-    again = _next(session, quota, most, acts, whose)
+    again = _next(session, quota, most, acts, column, whose)
     if again is not None:
         raise ConflictError(f"{said}; the next {'one' if acts == 1 else f'{acts:,}'} can be at {again}.")
 
 
-def _next(session: Session, quota: Quota, most: int, acts: int, whose: ColumnElement[bool]) -> str | None:
+def _next(session: Session, quota: Quota, most: int, acts: int, column: Mapped[T], whose: T) -> str | None:
     """When the next `acts` of a quota are possible; None where they are possible now.
 
     Of each kind, only the newest `most` entries are read, in the order of an index, so that the record's length does
     not matter.
     """
-    newest = [
-        select(Authorship.entry_id)
-        .where(whose, col(Authorship.kind) == kind)
-        .order_by(col(Authorship.entry_id).desc())
-        .limit(most)
-        .subquery()
-        for kind in quota.entries
-    ]
-    told = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
-    body = session.scalars(
-        select(col(Payload.body))
-        .join(told, col(Payload.entry_id) == told.c.entry_id)
-        .order_by(told.c.entry_id.desc())
-        .offset(most - acts)
-        .limit(1)
-    ).one_or_none()
+    asked = {"whose": whose, "most": most, "later": most - acts}
+    body = session.execute(_bodies(tuple(quota.entries), column), asked).scalar_one_or_none()
     if body is None:
         return None
     again = datetime.fromisoformat(json.loads(body)["at"]) + DAY
     return f"{again:%Y-%m-%d %H:%M} UTC" if again > utcnow() else None
+
+
+@cache
+def _bodies(kinds: tuple[str, ...], column: Mapped[Any]) -> Executable:
+    """The oldest entry that keeps the next acts from being possible; made once, as that takes longer than an answer."""
+    newest = [
+        select(Authorship.entry_id)
+        .where(column == bindparam("whose"), col(Authorship.kind) == kind)
+        .order_by(col(Authorship.entry_id).desc())
+        .limit(bindparam("most", type_=Integer))
+        .subquery()
+        for kind in kinds
+    ]
+    told = union_all(*(select(each.c.entry_id) for each in newest)).subquery()
+    return (
+        select(col(Payload.body))
+        .join(told, col(Payload.entry_id) == told.c.entry_id)
+        .order_by(told.c.entry_id.desc())
+        .offset(bindparam("later", type_=Integer))
+        .limit(1)
+    )

@@ -3,10 +3,12 @@
 Each is a process of its own, as one that `python -c` starts, without the seconds of CPU that its imports would take.
 """
 
+import json
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ import psutil
 
 from broker.runners import shim
 from projects.settings import get_settings
+from tests import shown
 from tests.patience import PATIENCE
 from trainer import allocator
 
@@ -85,7 +88,8 @@ TRAINERS = Server(
 )
 """The server of trainers whose ranks are forked from them, and of parts whose trainers are."""
 PYTHON = sys.executable
-CARRIER, POD, TRAINER = "broker.runners.carrier", "broker.runners.pod", "trainer"
+CARRIER, POD, SUPERVISOR = "broker.runners.carrier", "broker.runners.pod", "broker.runners.supervisor"
+TRAINER = "trainer"
 RANK = "trainer.distributed.rank"
 
 
@@ -152,7 +156,7 @@ def module(
     """Start what `python -m name` is, with these arguments, after the statement `before`; with `session`, in a session
     of its own.
 
-    With `forks`, what it starts is forked, too: nobody knows it by its command line then.
+    With `forks`, what it starts is forked, too.
     """
     steps = ("import os; os.setsid()" if session else "", before, _of_module(name, forks=forks))
     server = server or (_server_of(python) if forks else PARTS)
@@ -209,9 +213,48 @@ def become(name: str, forks: bool) -> None:
     """
     if forks:
         subprocess.Popen = Popen  # type: ignore[misc, assignment]
+    program = ["-I", "-S", shim.__file__] if name == shim.__name__ else ["-m", name]
+    with suppress(OSError):  # who reads it asks before
+        shown.show([sys.executable, *program, *sys.argv[1:]], os.environ)
+    if forks and name == "cli.main" and sys.argv[1:2] == ["worker"]:
+        global _nursery
+        _nursery = _start_nursery()
     package = hasattr(sys.modules.get(name), "__path__")
     sys.modules.pop(f"{name}.__main__" if package else name, None)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+_nursery: socket.socket | None = None
+
+
+def _start_nursery() -> socket.socket:
+    """Leave a copy of this process behind in which supervisors begin, and return the socket that asks it for them.
+
+    A copy of a worker that has opened an SQLite database could not open it: SQLite forbids that.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first = os.fork()
+    if first == 0:
+        try:
+            if os.fork() == 0:  # it is no child of the worker's, which may wait for the end of all of them
+                ours.close()
+                _tend(theirs)
+        finally:
+            os._exit(0)
+    os.waitpid(first, 0)
+    theirs.close()
+    return ours
+
+
+def _tend(asks: socket.socket) -> None:
+    """Start what the socket asks for, each with the file that its output goes to, until nobody can ask any more."""
+    while (given := socket.recv_fds(asks, 2**20, 1))[0]:
+        args, environment = json.loads(given[0])
+        with os.fdopen(given[1][0]) as out:
+            begun = Popen(
+                args, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        threading.Thread(target=begun.wait, daemon=True).start()
 
 
 class Popen(subprocess.Popen[Any]):
@@ -228,6 +271,10 @@ class Popen(subprocess.Popen[Any]):
         **others: Any,
     ) -> None:
         name, arguments = _program(args)
+        if name == SUPERVISOR and _nursery is not None:
+            socket.send_fds(_nursery, [json.dumps([args, dict(env or {})]).encode()], [others["stdout"].fileno()])
+            self.returncode = 0  # nobody waits for it but to have it gone
+            return
 
         def begin() -> None:
             if preexec_fn is not None:
@@ -245,7 +292,7 @@ def _program(args: Sequence[str]) -> tuple[str, Sequence[str]]:
     if name == CARRIER:  # it uses the store, whose threads a copy of this process would lack
         forks = len(os.listdir("/proc/self/task")) == 1
     else:
-        forks = name == POD or (name in (TRAINER, RANK) and sys.executable == PYTHON)
+        forks = name in (POD, SUPERVISOR) or (name in (TRAINER, RANK) and sys.executable == PYTHON)
     return (name, args[3:]) if forks else ("", ())
 
 

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
-from sqlalchemy import exists
+from sqlalchemy import Executable, bindparam, exists
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -97,7 +98,18 @@ def of_recipes(session: Session, recipes: Sequence[tuple[str, TrainConfig]]) -> 
 
 def _measured(session: Session, pool_id: int) -> list[Measurement]:
     """The newest measured run of each recipe and number of GPUs on a pool."""
-    of_pool = col(Run.pool_id) == pool_id, col(Run.kind) == RunKind.TRAIN
+    found = []
+    for other in session.scalars(_newest_measured(), {"pool": pool_id}):
+        with suppress(InvalidError):  # an earlier version may have written a configuration that is refused today
+            flops = float(dry_run.flops_per_token(config_of(other)))
+            found.append(Measurement(other.id, other.recipe, other.gpus, flops))
+    return found
+
+
+@cache
+def _newest_measured() -> Executable:
+    """The query of `_measured`; made once, as that takes longer than an answer."""
+    of_pool = col(Run.pool_id) == bindparam("pool"), col(Run.kind) == RunKind.TRAIN
     kind = select(Run.recipe, Run.gpus).where(*of_pool).distinct().subquery()
     # One look into the index for each run, from the newest back: a lab comes to have tens of millions of points.
     measured = exists().where(
@@ -110,12 +122,7 @@ def _measured(session: Session, pool_id: int) -> list[Measurement]:
         .limit(1)
         .scalar_subquery()
     )
-    found = []
-    for other in session.scalars(select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))):
-        with suppress(InvalidError):  # an earlier version may have written a configuration that is refused today
-            flops = float(dry_run.flops_per_token(config_of(other)))
-            found.append(Measurement(other.id, other.recipe, other.gpus, flops))
-    return found
+    return select(Run).where(col(Run.id).in_(select(newest).select_from(kind)))
 
 
 def _rate(session: Session, run_id: int) -> float:

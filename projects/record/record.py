@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Index, Select, UniqueConstraint, update
+from sqlalchemy import ColumnElement, Index, Select, UniqueConstraint, bindparam, insert, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
@@ -76,6 +76,18 @@ class Authorship(Base, table=True):
     kind: str
 
 
+# Made once, and run past the session: each act of anybody appends, and no session holds these rows as objects.
+_NEXT = (
+    update(Stream)
+    .where(col(Stream.key) == bindparam("stream"))
+    .values(head=Stream.head + 1)
+    .returning(col(Stream.head), col(Stream.head_hash))
+)
+_ENTER = insert(Entry).returning(col(Entry.id))
+_SAY, _SIGN = insert(Payload), insert(Authorship)
+_LINK = update(Stream).where(col(Stream.key) == bindparam("stream")).values(head_hash=bindparam("hash"))
+
+
 @dataclass(frozen=True)
 class EntryView:
     """An entry with its payload, which is None where it was blanked."""
@@ -109,12 +121,9 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
 
     A transaction that appends to several chains takes them in the order of their keys, so that no two can deadlock.
     """
-    head = session.execute(
-        update(Stream)
-        .where(col(Stream.key) == stream)
-        .values(head=Stream.head + 1)
-        .returning(col(Stream.head), col(Stream.head_hash))
-    ).one()
+    session.flush()
+    connection = session.connection()
+    head = connection.execute(_NEXT, {"stream": stream}).one()
     payload = {
         "at": utcnow().isoformat(timespec="milliseconds"),
         "by": None if by is None else {"id": by.discord_id, "name": by.name},
@@ -124,20 +133,14 @@ def append(session: Session, stream: str, kind: str, *, by: Person | None, why: 
     body = canonical(payload)
     salt = secrets.token_hex(16)
     payload_hash = hash_payload(salt, body)
-    entry = Entry(
-        stream=stream,
-        number=head.head,
-        kind=kind,
-        payload_hash=payload_hash,
-        hash=hash_entry(head.head_hash, head.head, kind, payload_hash),
-    )
-    session.add(entry)
-    session.flush()
-    session.add(Payload(entry_id=entry.id, salt=salt, body=body))
+    entry_hash = hash_entry(head.head_hash, head.head, kind, payload_hash)
+    link = {"stream": stream, "number": head.head, "kind": kind, "payload_hash": payload_hash, "hash": entry_hash}
+    entry_id = connection.execute(_ENTER, link).scalar_one()
+    connection.execute(_SAY, {"entry_id": entry_id, "salt": salt, "body": body})
     if by is not None:
-        session.add(Authorship(entry_id=entry.id, person_id=by.id, stream=stream, kind=kind))
-    session.execute(update(Stream).where(col(Stream.key) == stream).values(head_hash=entry.hash))
-    return EntryView(entry.id, stream, entry.number, kind, entry.hash, payload)
+        connection.execute(_SIGN, {"entry_id": entry_id, "person_id": by.id, "stream": stream, "kind": kind})
+    connection.execute(_LINK, {"stream": stream, "hash": entry_hash})
+    return EntryView(entry_id, stream, head.head, kind, entry_hash, payload)
 
 
 def load(session: Session, entry_id: int) -> EntryView | None:

@@ -6,12 +6,12 @@ from subprocess import Popen
 from typing import cast
 
 from cli.services import Part, Parts
-from tests import forked
+from tests import forked, shown
 
 
 class ForkedParts(Parts):
-    """Parts whose Python processes are forked, but for those named in `anew`: /proc shows a forked one by the command
-    line and the environment of what it was forked from."""
+    """Parts whose Python processes are forked, but for those named in `anew`; what a forked worker starts is, too,
+    its trainers and their ranks."""
 
     def __init__(self, logs: Path, *, anew: Sequence[str] = ()) -> None:
         super().__init__(logs)
@@ -23,6 +23,7 @@ class ForkedParts(Parts):
             return super().launch(name, command, env, ready)
         log = self.logs / f"{name}.log"
         log.touch()
-        process = forked.module(command[2], log, env, *command[3:], session=True)
+        forks = command[2:4] == ["cli.main", "worker"] and shown.possible()
+        process = forked.module(command[2], log, env, *command[3:], session=True, forks=forks)
         part = self.running[name] = Part(name, command, env, log, cast(Popen[bytes], process), ready)
         return part

@@ -232,6 +232,7 @@ def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa)
         stoa.trains(run, 1, more=more)
         with processes.held(stoa.folder(run, 1)):
             assert (stoa.supervisor(run, 1), *processes.trainers(stoa.folder(run, 1))) == before
+        stoa.parts.anew = ()
         stoa.parts.start_stoa(stoa.settings, "worker")
         for step in range(50, 501, 50):
             wait_for(partial(stoa.has_done, run, 1, step), f"step {step}")

@@ -1,6 +1,7 @@
 """The main job: `make demo`'s story as a new user starts it, and the same story with the bot killed in its middle."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from cli.services import Parts
-from demo import story
+from demo import play, story
 from demo.play import set_stage
 from demo.stage import Stage
 from projects.record import record
@@ -75,20 +76,18 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
     assert left == []
 
 
-def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(tmp_path: Path) -> None:
-    # With a story of no steps, it is told as soon as its parts stand.
-    program = "import sys; from demo import play; play.STORY = (); sys.exit(play.play(stay=True))"
-    environment = bare()
-    environment |= {"STOA_HOME": str(tmp_path), "STOA_ENV_FILE": "", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        for line in demo.stdout:
-            if "Everything is still up" in line:
-                sandbox = json.loads((tmp_path / "demo" / "sandbox" / "sandbox.json").read_text())
-                os.kill(sandbox["pid"], signal.SIGKILL)
-                break
-        rest = demo.stdout.read()
-    assert demo.returncode == 1
+async def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(play, "Parts", ForkedParts)
+    monkeypatch.setattr(play, "STORY", ())  # it is told as soon as its parts stand
+    said = io.StringIO()
+    status = asyncio.create_task(play._play(Console(file=said), tmp_path, stay=True))
+    await until(lambda: status.done() or "Everything is still up" in said.getvalue(), "the end of the story")
+    sandbox = json.loads((tmp_path / "sandbox" / "sandbox.json").read_text())
+    os.kill(sandbox["pid"], signal.SIGKILL)
+    assert await status == 1
+    rest = said.getvalue().partition("Everything is still up")[2]
     assert "A part ended after the story: The sandbox ended with status -9" in rest
     assert "The demo failed" not in rest
 

@@ -15,7 +15,7 @@ from broker.runs.attempts import Attempt
 from cli.services import environment
 from projects.db.database import Database
 from projects.settings import Settings
-from tests import forked
+from tests import forked, shown
 from tests.broker.lab import POOL, Lab, settings
 from tests.broker.test_publisher import checkpoint
 from tests.containers import contained, entering
@@ -72,7 +72,7 @@ class Hosts:
         log, given = self.home / host / f"{part}.log", environment(self.settings[host], part)
         inside = self.in_containers and host != LAB
         if not self.begin_anew:
-            server = forked.WRONG_CLOCKS if self.clocks else forked.PARTS
+            server = forked.WRONG_CLOCKS if self.clocks else None
             steps = []
             if self.clocks:
                 steps.append(f"import tests.wrong_clock; tests.wrong_clock.SECONDS = {self.clocks[host]}")
@@ -80,7 +80,16 @@ class Hosts:
                 steps.append(entering(host))
             before = "; ".join(steps)
             self.running[host, part] = forked.module(
-                "cli.main", log, given, part, *options, python=python, session=True, before=before, server=server
+                "cli.main",
+                log,
+                given,
+                part,
+                *options,
+                python=python,
+                session=True,
+                before=before,
+                server=server,
+                forks=part == "worker" and shown.possible(),
             )
             return
         command = [str(python or sys.executable), "-m", "cli.main", part, *options]
