@@ -4,7 +4,7 @@ seconds of CPU that the imports of PyTorch and DeepSpeed would take."""
 import gc
 
 import deepspeed.runtime.pipe.engine
-import deepspeed.runtime.zero.muon.original_muon
+import torch._dynamo
 
 import trainer.__main__
 import trainer.distributed.rank
@@ -14,7 +14,7 @@ import trainer.train
 
 IMPORTED = (
     deepspeed.runtime.pipe.engine,
-    deepspeed.runtime.zero.muon.original_muon,
+    torch._dynamo,
     trainer.__main__,
     trainer.distributed.rank,
     trainer.engine.distributed,

@@ -31,8 +31,6 @@ from trainer.model.transformer import shapes
 CPU = torch.device("cpu")
 TIMEOUT = 4 * PATIENCE  # a large shape of `make chaos` trains for long where a CPU has no instructions for bf16
 KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
-# What every rank would import for itself, most of its start.
-PRELOADED = (__name__, "deepspeed.runtime.pipe.engine", "deepspeed.runtime.zero.muon.original_muon")
 
 
 class Ranks:
