@@ -269,7 +269,8 @@ async def ledger(stage: Stage, console: Console) -> str:
 
 
 async def complete(stage: Stage, console: Console) -> str:
-    """Ada completes the project with its outcome; the whole server is told, with its people and its checkpoints."""
+    """Ada completes the project with its outcome; the whole server is told, with its people and its checkpoints, and
+    what is left of the allocation returns to its grant."""
     ada = stage.person("Ada")
     form = await ada.agree(await ada.command("project complete", channel=stage.channel))
     learnt = "Brackets close by step 40 here, long before indentation settles: too early to tell orders of data apart."
@@ -277,6 +278,7 @@ async def complete(stage: Stage, console: Console) -> str:
     told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 40" in m.text)
     for word in ("Ada", "Grace", stage.repo):
         expect(word in told.text, f"the announcement does not name {word}")
+    await stage.guild.wait_for(stage.channel, lambda m: "is no longer needed and returns" in m.text)
     return _one_line(told)
 
 
