@@ -907,7 +907,7 @@ def test_the_cards_of_a_run_follow_its_words(lab: Lab, conf: Settings, hub: Hub)
     with lab.db.write() as session:
         redacted = forgetting.redact(session, None, f"project:{project}", len(lab.kinds(project)), "A slip.")
     assert redacted == [f"{hub.url}/{address}"]
-    assert card() == ("Sinks of attention", r"\[removed\]", ["[removed]", "english"]), "what somebody added stays"
+    assert card() == ("Sinks of attention", r"\[removed\]", ["english"]), "what somebody added stays"
     with lab.db.write() as session:
         forgetting.redact(session, None, f"project:{project}", 1, "A slip.")
     assert card()[0] == r"\[removed\]"
