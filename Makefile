@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUITE := --numprocesses $(or $(PROCESSES),5) --dist loadfile --no-loadscope-reorder
 
-# Hundreds of processes import the same files, so their bytecode is kept. pip would compile ten times what is ever imported.
+# Hundreds of processes import the same files, so their bytecode is kept. pip would compile four times what the demo imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot pictures check clean

@@ -14,7 +14,7 @@ COMES = {
     RunState.STARTING: "Its losses and checkpoints follow here.",
     RunState.RUNNING: "Its losses and checkpoints follow here.",
     RunState.STOPPING: "It writes a checkpoint and stops.",
-    RunState.PAUSED: "The button below resumes it from its last checkpoint.",
+    RunState.PAUSED: "The button below resumes it.",
     RunState.FINISHED: "`/run compare` shows it beside other runs, and `/run fork` trains on from its last checkpoint.",
     RunState.FAILED: "Read its log, or launch it again as it was, with the buttons below.",
     RunState.CANCELLED: "`/run rerun` launches it again as it was.",

@@ -12,8 +12,9 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache
 
-from sqlalchemy import BigInteger, CheckConstraint, Executable, UniqueConstraint, bindparam, func, update
+from sqlalchemy import BigInteger, CheckConstraint, UniqueConstraint, bindparam, func
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
 
 from broker.allocations.pools import GRANT_LEFT, Grant, GrantMovement, GrantRow
@@ -282,32 +283,24 @@ def _change(
 ) -> bool:
     """Change an allocation's balance; returns False, with nothing written, if a part of it would fall below zero."""
     asked = {"allocation": allocation_id, "granting": granted, "reserving": reserved, "spending": spent}
-    session.flush()
-    changed = session.scalars(_changed(), asked | {"committing": committed})
-    return changed.one_or_none() is not None
+    return transition.run(session, _changed(), asked | {"committing": committed}) is not None
 
 
 @cache
-def _changed() -> Executable:
-    """The change of a balance, as `transition.write_where` makes one; made once, as that takes longer than writing."""
+def _changed() -> ReturningUpdate[Balance]:
+    """The change of a balance; made once, as that takes longer than writing."""
     more = {name: bindparam(name, type_=BigInteger) for name in ("granting", "reserving", "spending", "committing")}
-    return (
-        update(Balance)
-        .where(
-            col(Balance.allocation_id) == bindparam("allocation"),
-            col(Balance.reserved) + more["reserving"] >= 0,
-            col(Balance.spent) + more["spending"] >= 0,
-            col(Balance.committed) + more["committing"] >= 0,
-            BALANCE_LEFT + (more["granting"] - more["reserving"] - more["spending"]) >= 0,
-        )
-        .values(
-            granted=Balance.granted + more["granting"],
-            reserved=Balance.reserved + more["reserving"],
-            spent=Balance.spent + more["spending"],
-            committed=Balance.committed + more["committing"],
-        )
-        .returning(Balance)
-        .execution_options(populate_existing=True, synchronize_session=False)
+    return transition.guarded(
+        Balance,
+        col(Balance.allocation_id) == bindparam("allocation"),
+        col(Balance.reserved) + more["reserving"] >= 0,
+        col(Balance.spent) + more["spending"] >= 0,
+        col(Balance.committed) + more["committing"] >= 0,
+        BALANCE_LEFT + (more["granting"] - more["reserving"] - more["spending"]) >= 0,
+        granted=Balance.granted + more["granting"],
+        reserved=Balance.reserved + more["reserving"],
+        spent=Balance.spent + more["spending"],
+        committed=Balance.committed + more["committing"],
     )
 
 

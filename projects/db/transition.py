@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, inspect, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from projects.errors import ConflictError, OverError
 
@@ -58,15 +59,25 @@ def write_as_seen(
 
 
 def write_where(session: Session, model: type[M], *conditions: ColumnElement[bool], **values: object) -> M | None:
-    """Write `values` to the one row that meets the conditions; returns the new row, or None if no row meets them.
+    """Write `values` to the one row that meets the conditions; returns the new row, or None if no row meets them."""
+    return run(session, guarded(model, *conditions, **values))
+
+
+def guarded(model: type[M], *conditions: ColumnElement[bool], **values: object) -> ReturningUpdate[M]:
+    """What `write_where` writes, for `run`; an act that is frequent makes it once, with parameters.
 
     A single UPDATE tests and writes, so that no other writer comes between.
     """
-    session.flush()
-    return session.scalars(
+    return (
         update(model)
         .where(*conditions)
         .values(**values)
         .returning(model)
         .execution_options(populate_existing=True, synchronize_session=False)
-    ).one_or_none()
+    )
+
+
+def run(session: Session, write: ReturningUpdate[M], parameters: Mapping[str, object] | None = None) -> M | None:
+    """Write as `write` says; returns the new row, or None if no row meets its conditions."""
+    session.flush()
+    return session.scalars(write, parameters).one_or_none()
