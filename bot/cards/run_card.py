@@ -13,7 +13,8 @@ from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sect
 from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
-from broker.runs.runs import ENDED, RunKind, RunState, RunView
+from broker.runs.kinds.kind import named
+from broker.runs.runs import ENDED, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for its turn"),
@@ -82,10 +83,9 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         about.append(f"attempt {run.attempt}")
     if run.tags:
         about.append(text.tags(run.tags))
-    does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
     return [
         f"### {emoji} {' '.join(filter(None, (f'Run {run.id}', text.run_name(run.name), word)))}",
-        f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
+        f"{named(run.kind).does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.gpus(run.gpus, run.nodes, run.unit)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         waits_for(why) if why is not None and run.state == RunState.QUEUED else "",
@@ -114,7 +114,7 @@ def _progress(run: RunView) -> Sequence[str]:
         speed.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         speed.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
-    if run.kind == RunKind.PREPARE:
+    if not named(run.kind).trains:
         return [" · ".join(speed)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
@@ -183,7 +183,7 @@ def _commit(commit: str) -> str:
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
     """The buttons that fit the run's state; None for a run that does not train."""
-    if run.kind != RunKind.TRAIN:
+    if not named(run.kind).trains:
         return None
     row: ui.ActionRow[Any] = ui.ActionRow()
     if run.state in PAUSABLE:

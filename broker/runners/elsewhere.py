@@ -12,7 +12,7 @@ import structlog
 from rich import filesize
 from sqlmodel import select
 
-from broker import corpus_copies, publications
+from broker import corpus_copies
 from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
@@ -21,9 +21,10 @@ from broker.pieces import CARRIER
 from broker.publications import Disk, Publication
 from broker.publishing import copies
 from broker.runners import output, processes
-from broker.runs import folders, generation, preparing, runs
+from broker.runs import folders, inputs, preparing, runs
+from broker.runs.kinds.kind import kind_of
 from broker.runs.progress import Checkpoint
-from broker.runs.runs import Run, RunKind
+from broker.runs.runs import Run
 from broker.store import WHOLE, DamagedError, Store, StoreError
 from projects.db.database import Database
 from projects.settings import Settings
@@ -77,31 +78,28 @@ def earlier(
     return here
 
 
-def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool, fetch: bool = True) -> None:
-    """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
-    sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
+def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: bool, fetch: bool = True) -> None:
+    """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoints that it
+    is about, or that a run goes on from which `begins` now, and the data that a run prepared.
 
     Without `fetch`, wait until it is whole in the store. Raises OSError where the store has lost or damaged it, and
-    NoCheckpointError where a sample's checkpoint is on another host's disk, and there is no store.
+    NoCheckpointError where a checkpoint is on another host's disk, and there is no store.
     """
     if not settings.store:
-        if run.kind == RunKind.SAMPLE:
-            _see_sampled(settings, db, run)
+        _see_here(settings, db, run)
         return
     with db.read() as session:
-        kept = None
-        if run.kind == RunKind.SAMPLE:
-            kept = publications.newest(session, run.parent_id or 0)
-        elif run.fork_step is not None and forks:
-            kept = session.get(Publication, (run.parent_id, run.fork_step))
-        mark = preparing.used(session, run) if run.kind == RunKind.TRAIN else ""
+        kept = kind_of(run).reads(session, run, begins=begins)
+        mark = preparing.used(session, run) if kind_of(run).trains else ""
         maker, token = preparing.attempt_of(mark) if mark else (0, 0)
-        owners = {each: runs.load(session, each).request_id for each in (kept and kept.run_id, maker) if each}
-    if kept is not None:
-        target = folders.on_disk(settings, kept.run_id, kept.folder)
-        place = folders.in_store(kept.run_id, owners[kept.run_id], kept.folder)
+        makers = {*(checkpoint.run_id for checkpoint in kept), *([maker] if mark else [])}
+        owners = {each: runs.load(session, each).request_id for each in makers}
+    for checkpoint in kept:
+        owner = owners[checkpoint.run_id]
+        target = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
+        place = folders.in_store(checkpoint.run_id, owner, checkpoint.folder)
         if place is not None:
-            folders.own(settings, kept.run_id, owners[kept.run_id])
+            folders.own(settings, checkpoint.run_id, owner)
             _bring(settings, place, target, hold, fetch=fetch)
     if mark:
         folders.own(settings, maker, owners[maker])
@@ -176,17 +174,19 @@ def _fetch_copy(
         fetch()
 
 
-def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:
-    """Raise NoCheckpointError where the checkpoint that a sample is of is not on this disk."""
-    with db.read() as session:
-        kept, place = publications.newest(session, sample.parent_id or 0), generation.place(session, sample)
-    if kept is None or place in ("", processes.host()):
+def _see_here(settings: Settings, db: Database, run: Run) -> None:
+    """Raise NoCheckpointError where a checkpoint that a run is about is not on this disk."""
+    if kind_of(run).trains:
         return
-    if not folders.on_disk(settings, kept.run_id, kept.folder).is_dir():
-        raise NoCheckpointError(
-            f"the checkpoint of run {sample.parent_id} lies on the disk of “{place}” alone, and the sample was started "
-            f"on “{processes.host()}”"
-        )
+    with db.read() as session:
+        kept = [(each, inputs.writer(session, each)) for each in kind_of(run).reads(session, run, begins=True)]
+    for checkpoint, place in kept:
+        here = place in ("", processes.host())
+        if not here and not folders.on_disk(settings, checkpoint.run_id, checkpoint.folder).is_dir():
+            raise NoCheckpointError(
+                f"the checkpoint of step {checkpoint.step:,} of run {checkpoint.run_id} lies on the disk of “{place}” "
+                f"alone, and run {run.id} was started on “{processes.host()}”"
+            )
 
 
 def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:

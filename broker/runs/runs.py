@@ -36,7 +36,6 @@ from projects.db.columns import (
 from projects.errors import NotFoundError
 from projects.people import Person
 from projects.projects import Project
-from projects.record import record
 
 SAMPLE_TIME_LIMIT = 600
 """Seconds: a model of many billion weights takes minutes to load."""
@@ -71,7 +70,7 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
 
 
 class RunKind(StrEnum):
-    """What a run does: train a model, generate a sample from a checkpoint, or prepare a recipe's data."""
+    """What a run does. Each kind is a module of that name in `broker/runs/kinds/`."""
 
     TRAIN = "train"
     SAMPLE = "sample"
@@ -217,18 +216,6 @@ class RunView:
         if self.state != RunState.RUNNING or not self.rate or not self.step:
             return None
         return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
-
-
-def what_it_is(run: Run) -> str:
-    """The beginning of a sentence that refuses what only a training run can do."""
-    if run.kind == RunKind.PREPARE:
-        return f"Run {run.id} prepares the data of “{run.recipe}”"
-    return f"Run {run.id} is a sample of run {run.parent_id}"
-
-
-def short_name(run: Run) -> str:
-    """What lists of runs call it, such as “run 7”, “run 8 (a sample of run 7)”."""
-    return f"run {run.id}" + (f" (a sample of run {run.parent_id})" if run.kind == RunKind.SAMPLE else "")
 
 
 def load(session: Session, run_id: int) -> Run:
@@ -419,35 +406,13 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 
-def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
-    """Append an entry about the run to its project's record.
-
-    A sample is told as the `nth` of the run it samples from, a preparation with the recipe that it `prepares`, and both
-    a run of a sweep and its samples with their `sweep`.
-    """
-    about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
-    sweep_id = run.sweep_id if run.kind == RunKind.TRAIN else _sweep_of(session, run.parent_id)
-    if sweep_id is not None:
-        about["sweep"] = sweep_id
-    if run.kind == RunKind.SAMPLE:
-        about |= {"run": run.parent_id, "sample": run.id, "nth": _nth(session, run)}
-        if run.prompt:
-            told["prompt"] = run.prompt
-    elif run.kind == RunKind.PREPARE:
-        told["prepares"] = run.recipe
-    if names := people.marked(session, why):
-        told["named"] = [{"id": discord_id, "name": name} for discord_id, name in names.items()]
-        why = people.spelt(why, names)
-    record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)
-
-
-def _nth(session: Session, sample: Run) -> int:
-    """The number of a sample under its run, from 1."""
-    earlier = select(func.count()).where(
-        Run.parent_id == sample.parent_id, Run.kind == RunKind.SAMPLE, col(Run.id) <= sample.id
-    )
+def nth(session: Session, run: Run) -> int:
+    """The number of a run among those of its kind under its parent, from 1."""
+    earlier = select(func.count()).where(Run.parent_id == run.parent_id, Run.kind == run.kind, col(Run.id) <= run.id)
     return session.scalars(earlier).one()
 
 
-def _sweep_of(session: Session, run_id: int | None) -> int | None:
-    return None if run_id is None else session.get_one(Run, run_id).sweep_id
+def sweep_of_parent(session: Session, run: Run) -> Mapping[str, int]:
+    """The sweep of the run's parent, as entries have it; nothing where that is in none."""
+    sweep_id = session.get_one(Run, run.parent_id).sweep_id
+    return {} if sweep_id is None else {"sweep": sweep_id}
