@@ -29,6 +29,8 @@ RUNS = {
 }
 PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 ROUNDED_SECONDS = 900
+MOST_TASKS = 5
+"""Tasks whose newest values a card shows."""
 
 
 def run_card(
@@ -54,7 +56,10 @@ def run_card(
         )
     more = [] if details is None else [_made(run, details)]
     comes = next_step.of_run(run)
-    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id), *more, [comes]], marker)
+    evaluated = [_evaluated(run)] if run.evaluations else []
+    parts = sections(
+        [_head(run, why), _progress(run), *shown, *evaluated, _costs(run, thread_id), *more, [comes]], marker
+    )
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
 
@@ -123,6 +128,20 @@ def _progress(run: RunView) -> Sequence[str]:
         _spiked(run),
         " · ".join(speed),
     ]
+
+
+def _evaluated(run: RunView) -> Sequence[str]:
+    """The newest value of each task's first metric."""
+    lines: dict[str, str] = {}
+    for scored in run.evaluations:
+        step = max(scored.values)
+        value, stderr = scored.values[step]
+        error = "" if stderr is None else f" ±{stderr:.4f}"
+        said = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)} **{value:.4f}**{error} at step {step:,}"
+        lines.setdefault(scored.task, said)
+    shown = list(lines.values())[:MOST_TASKS]
+    more = f" · and {len(lines) - len(shown)} more tasks" if len(lines) > len(shown) else ""
+    return [f"**Evaluations** {' · '.join(shown)}{more}"]
 
 
 def _spiked(run: RunView) -> str:

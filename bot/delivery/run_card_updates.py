@@ -90,7 +90,7 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
 
 def _told(run: RunView) -> tuple[object, ...]:
     """What of a run is shown soon once it changes."""
-    return run.state, run.attempt, run.checkpoints, run.name, run.tags
+    return run.state, run.attempt, run.checkpoints, run.name, run.tags, run.evaluations
 
 
 def _active(session: Session, project_id: int) -> set[int]:

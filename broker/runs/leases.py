@@ -298,6 +298,7 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
     if progress.unigram_entropy is not None:
         run.unigram_entropy = progress.unigram_entropy
     session.flush()
+    kind_of(run).measured(session, run, progress.results)
 
 
 def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:

@@ -17,7 +17,8 @@ from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.units import Unit
 from broker.end_reasons import EndReason
-from broker.runs import series
+from broker.runs import results, series
+from broker.runs.results import Scored
 from projects import people
 from projects.db import transition
 from projects.db.columns import (
@@ -75,6 +76,7 @@ class RunKind(StrEnum):
     TRAIN = "train"
     SAMPLE = "sample"
     PREPARE = "prepare"
+    EVALUATE = "evaluate"
 
 
 class Sweep(Base, table=True):
@@ -163,7 +165,7 @@ class CheckpointLink:
 @dataclass(frozen=True)
 class RunView:
     """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token. `stages` has the last
-    step of each of its stages, if it has any."""
+    step of each of its stages, if it has any, and `evaluations` what was measured on its checkpoints."""
 
     id: int
     kind: RunKind
@@ -204,6 +206,7 @@ class RunView:
     spike_step: int | None = None
     name: str = ""
     tags: tuple[str, ...] = ()
+    evaluations: tuple[Scored, ...] = ()
 
     @property
     def stage(self) -> int:
@@ -246,6 +249,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
     names = people.marked(session, *(row[0].reason for row in rows))
     paid = spent_by(session, run_ids)
     published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
+    evaluated = results.of_runs(session, run_ids)
     found = {
         run.id: RunView(
             id=run.id,
@@ -287,6 +291,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             spike_step=spike_step,
             name=run.name,
             tags=tuple(run.tags.split()),
+            evaluations=tuple(evaluated.get(run.id, ())),
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }

@@ -123,6 +123,7 @@ REPLIES = [
     Reply("run log", Ends.NEXT, "Run 1 has not been tried yet", "Ada", {"run": 1}),
     Reply("run compare", Ends.DONE),
     Reply("run sample", Ends.DONE),
+    Reply("run evaluate", Ends.DONE),
     Reply("run extend", Ends.DONE, "Run 1 may take 5 min longer", "Ada", {"run": 1, "time": "5m"}),
     Reply("run pause", Ends.NEXT, "Run 1 is paused", "Ada", {"run": 1}),
     Reply("run resume", Ends.NEXT, "Run 1 is queued", "Ada", {"run": 1}),

@@ -293,7 +293,7 @@ def test_eval_of_every_kind_of_task_is_that_of_the_harness_own_model(
         assert numbers
         assert {key: found["results"][name][key] for key in numbers} == pytest.approx(numbers, abs=1e-4, rel=1e-4)
     assert found["checkpoint"] == {"path": str(checkpoint), "step": 3}
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+    assert json.loads((tmp_path / "out" / "results" / "step3.json").read_text()) == found
 
 
 def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint: Path, config: TrainConfig) -> None:

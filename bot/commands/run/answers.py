@@ -139,6 +139,14 @@ def resumed(receipt: Receipt, run: runs.Run) -> str:
     return f"{told(receipt)}\n{GOES_ON if has_card else GOES_ON_WITHOUT_CARD}"
 
 
+def evaluates(receipt: Receipt, run_id: int) -> str:
+    """The answer to whoever launches an evaluation of a run."""
+    return (
+        f"Run {receipt.run_id}, an evaluation of run {run_id}, is queued; its results are posted in the thread of run "
+        f"{run_id} and stay on its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
+    )
+
+
 def discarded() -> Card:
     """The card that replaces an offer once it is discarded."""
     marker = "-# Nothing was queued or charged."

@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, launching, runs
+from broker.runs import control, evaluations, launching, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -262,6 +262,16 @@ async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
         return [(f"step {step:,} of run {about.run}", step) for step in reversed(kept) if typed.strip() in str(step)]
 
     return await _choices(interaction, look, refused=context.whole_number(typed) or 0)
+
+
+async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The words for a run's newest checkpoint and for all of them, and the steps of those on this disk."""
+    found = await kept_steps(interaction, "")
+    words = [Choice(name="last: the newest checkpoint", value=evaluations.LAST)]
+    words.append(Choice(name=f"all {len(found)} on this disk", value=evaluations.ALL))
+    steps = [Choice(name=choice.name, value=str(choice.value)) for choice in found]
+    fitting = [choice for choice in [*words, *steps] if typed.strip().lower() in choice.name.lower()]
+    return fitting[: autocomplete.MOST_CHOICES]
 
 
 def with_steps(overrides: str, steps: int | None) -> str:

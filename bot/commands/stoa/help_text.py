@@ -48,6 +48,7 @@ NEEDS: Mapping[str, Act] = {
     "run rerun": Act.USE_COMPUTE,
     "run name": Act.USE_COMPUTE,
     "run sample": Act.USE_COMPUTE,
+    "run evaluate": Act.USE_COMPUTE,
     "catalogue prepare": Act.USE_COMPUTE,
     "catalogue accept": Act.DECIDE_CATALOGUE,
     "catalogue decline": Act.DECIDE_CATALOGUE,

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from broker.publications import Publication
-from broker.runs.progress import Checkpoint, Ending
+from broker.runs.progress import Checkpoint, Ending, Result
 from broker.runs.runs import Run
 from projects.db.database import Database
 from projects.settings import Settings
@@ -78,6 +78,9 @@ class Kind(ABC):
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         """What its entries in the record say beside the run and the attempt, or in their place."""
         return {}
+
+    def measured(self, session: Session, run: Run, results: Sequence[Result]) -> None:  # noqa: B027
+        """Save results that its trainer has told of."""
 
     def told_at_end(self, session: Session, run: Run, ending: Ending) -> Mapping[str, Any]:
         """What the entry of its end says besides, once it has finished."""

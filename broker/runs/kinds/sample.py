@@ -53,8 +53,8 @@ class Sample(Kind):
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         """A sample is told as the `nth` of its parent."""
         told: dict[str, Any] = {"run": run.parent_id, "sample": run.id, "nth": runs.nth(session, run)}
-        told |= runs.sweep_of_parent(session, run)
-        return told | ({"prompt": run.prompt} if run.prompt else {})
+        prompt = {"prompt": run.prompt} if run.prompt else {}
+        return told | prompt | {**runs.sweep_of_parent(session, run)}
 
     def told_at_end(self, session: Session, run: Run, ending: Ending) -> Mapping[str, Any]:
         how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": SEED}
