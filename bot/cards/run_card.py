@@ -81,7 +81,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
     about = [f"{name}={value}" for name, value in run.overrides.items()]
     about = [text.line(f"with {', '.join(about)}", 200)] if about else []
     if run.parent_id is not None:
-        about.append(f"forked from run {run.parent_id}")
+        about.append(f"{named(run.kind).of_parent} run {run.parent_id}")
     if run.sweep_id is not None:
         about.append(f"of sweep {run.sweep_id}")
     if run.attempt > 1:

@@ -1,6 +1,7 @@
 """Evaluations: members have tasks of lm-evaluation-harness run on checkpoints of a run."""
 
 import re
+from collections.abc import Sequence
 
 import yaml
 from pydantic import BaseModel
@@ -60,16 +61,17 @@ def launch(
         raise ConflictError(f"{kind_of(parent).what_it_is(parent)}; only a run that trains can be evaluated.")
     project = session.get_one(Project, parent.project_id)
     person = rights.hold_member(session, actor, project)
-    quotas.check(session, actor, QuotaKind.LAUNCH)
-    names, seconds = parse_tasks(tasks), launching.parse_time_limit(time_limit)
-    pays = _paying(session, project, parent, seconds)
-    session.refresh(parent, with_for_update={"key_share": True})  # none of its checkpoints leaves the disk meanwhile
     wanted = Evaluation(
-        tasks=names,
+        tasks=parse_tasks(tasks),
         steps=parse_steps(session, parent, steps),
         shots=_bounded("examples before each question", shots, 0, MOST_SHOTS),
         limit=_bounded("documents of each task", limit, 1, 10**6),
     )
+    seconds = launching.parse_time_limit(time_limit)
+    pays = _paying(session, project, parent, seconds)
+    session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
+    _check_kept(session, parent, wanted.steps)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
     evaluation = Run(
         request_id=request_id,
         kind=RunKind.EVALUATE,
@@ -125,14 +127,20 @@ def parse_steps(session: Session, run: Run, typed: str) -> list[int]:
         raise InvalidError(f"Steps are written like 10 20 30; or say {LAST} or {ALL}.")
     if len(steps) > MOST_STEPS:
         raise InvalidError(f"One evaluation takes at most {MOST_STEPS} checkpoints; these are {len(steps)}.")
+    _check_kept(session, run, steps)
+    return steps
+
+
+def _check_kept(session: Session, run: Run, steps: Sequence[int]) -> None:
+    """Raise NotFoundError, which names the nearest ones, for a step whose checkpoint is not on this disk."""
+    kept = publications.kept(session, run.id)
     for step in steps:
         if step not in kept:
             nearest = sorted(sorted(kept, key=lambda other: abs(other - step))[:3])
             raise NotFoundError(
                 f"Run {run.id} has no checkpoint of step {step:,} on this disk; the nearest are "
-                f"{', '.join(f'{other:,}' for other in nearest)}."
+                f"{', '.join(f'{other:,}' for other in nearest) or 'none'}."
             )
-    return steps
 
 
 def check_may_evaluate(session: Session, actor: Actor, run_id: int) -> None:

@@ -12,7 +12,7 @@ from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
 MOST_LISTED = 6
-"""Steps of an evaluation that are named one by one."""
+"""Tasks and steps of an evaluation that are named one by one."""
 MOST_RESULTS = 1200
 """The longest text of an evaluation's results, in characters."""
 
@@ -262,7 +262,9 @@ def _evaluation(p: Payload) -> str:
 
 
 def _tasks(p: Payload) -> str:
-    return line(text.bounded(", ".join(p["tasks"]), 300))
+    """The tasks of an evaluation; of many, the first ones and a count."""
+    named = ", ".join(text.code(task, 60) for task in p["tasks"][:MOST_LISTED])
+    return f"{named} and {more} more" if (more := len(p["tasks"][MOST_LISTED:])) else named
 
 
 def _steps(p: Payload) -> str:

@@ -23,14 +23,9 @@ class Evaluate(Kind):
     has_card = reads_corpora = False
     may_overlap = True
     takes = "an evaluation takes as long as its tasks"
+    of_parent = "an evaluation of"
     again = "/run evaluate launches it again"
     not_paused = "and its results are saved as they come; let it end, or cancel it"
-
-    def what_it_is(self, run: Run) -> str:
-        return f"Run {run.id} is an evaluation of run {run.parent_id}"
-
-    def short_name(self, run: Run) -> str:
-        return f"run {run.id} (an evaluation of run {run.parent_id})"
 
     def command(self, start: Start) -> list[str]:
         wanted = evaluations.what(start.run)

@@ -50,18 +50,20 @@ class Kind(ABC):
     """How long it takes, in words, where nothing was measured."""
     does = ""
     """What it does with its recipe, as words before the recipe's name on a card."""
+    of_parent = ""
+    """What it is to its parent, as words before the parent's name."""
     again = ""
     """What starts it again once it was cancelled."""
     not_paused = ""
     """Why it cannot be paused, as the end of a sentence."""
 
-    @abstractmethod
     def what_it_is(self, run: Run) -> str:
         """The beginning of a sentence that refuses what only another kind of run can do."""
+        return f"Run {run.id} is {self.of_parent} run {run.parent_id}"
 
     def short_name(self, run: Run) -> str:
-        """What lists of runs call it."""
-        return f"run {run.id}"
+        """What lists of runs call it, such as “run 7”, “run 8 (a sample of run 7)”."""
+        return f"run {run.id}" if self.has_card else f"run {run.id} ({self.of_parent} run {run.parent_id})"
 
     @abstractmethod
     def command(self, start: Start) -> list[str]:

@@ -27,14 +27,9 @@ class Sample(Kind):
     has_card = reads_corpora = can_be_extended = False
     may_overlap = True
     takes = "a sample takes as long as its text"
+    of_parent = "a sample of"
     again = "/run sample asks for another"
     not_paused = "over in moments; let it end"
-
-    def what_it_is(self, run: Run) -> str:
-        return f"Run {run.id} is a sample of run {run.parent_id}"
-
-    def short_name(self, run: Run) -> str:
-        return f"run {run.id} (a sample of run {run.parent_id})"
 
     def command(self, start: Start) -> list[str]:
         run = start.run

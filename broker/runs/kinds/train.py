@@ -17,6 +17,7 @@ class Train(Kind):
     """Trains a model by a recipe, from its first step, from its own last checkpoint, or from that of another run."""
 
     trains = True
+    of_parent = "forked from"
     again = "/run rerun launches it again"
 
     def what_it_is(self, run: Run) -> str:
