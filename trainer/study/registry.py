@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 ANALYSES = {
     "paired_prompts": "trainer.study.paired_prompts.PairedPrompts",
+    "weights": "trainer.study.weights.Weights",
+    "similarity": "trainer.study.similarity.Similarity",
+    "induction": "trainer.study.induction.Induction",
 }
 """The class of each analysis. Results are in this order."""
 
