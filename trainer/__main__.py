@@ -25,6 +25,7 @@ from trainer.gpus import named
 from trainer.import_command import app as importing
 from trainer.layouts import Layout
 from trainer.memory import Device
+from trainer.study.commands import app as studying
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -114,6 +115,7 @@ def check(
 
 app.add_typer(importing)
 app.add_typer(evaluation)
+app.add_typer(studying)
 app.add_typer(data, name="data")
 
 

@@ -356,10 +356,5 @@ def _renewing(settings: Settings, db: Database, claimed: Claimed) -> Iterator[No
 
 def _guarded(session: Session, claimed: Claimed, **values: object) -> bool:
     """Write values to the claimed publication; False where its lease is no longer this publisher's."""
-    leased = (
-        col(Publication.run_id) == claimed.run_id,
-        col(Publication.step) == claimed.step,
-        col(Publication.lease) == claimed.lease,
-        col(Publication.url).is_(None),
-    )
-    return transition.write_where(session, Publication, *leased, **values) is not None
+    leased = {"run_id": claimed.run_id, "step": claimed.step, "lease": claimed.lease, "url": None}
+    return transition.write_if(session, Publication, leased, **values) is not None

@@ -112,7 +112,7 @@ def _remove(store: Store, db: Database, run: Run, step: int) -> bool:
             if not store.discard(stores.checkpoint_folder(attempt, step), partial=is_over):
                 return False
         with db.write() as session:
-            transition.write_where(session, Publication, *here, disk=Disk.CLEARED)
+            transition.write_if(session, Publication, {"run_id": run.id, "step": step}, disk=Disk.CLEARED)
     return True
 
 

@@ -37,7 +37,7 @@ TROUBLE_FILE = "carrier.trouble"
 PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE, LOG_FILE = "carry.json", "carried", "over", ".carrier.lock", "carrier.log"
 LEFT_OVER = "--left-over"
 GROWING = (contract.METRICS_FILE, contract.EVENTS_FILE, contract.LOG_FILE)
-AT_END = (contract.SAMPLE_FILE, contract.OUTCOME_FILE)
+AT_END = (contract.SAMPLE_FILE, contract.RESULTS_FILE, contract.OUTCOME_FILE)
 """Files that are put there when all else is: the outcome says that nothing more comes."""
 POLL_SECONDS = 1.0
 BEAT_SECONDS = 5.0

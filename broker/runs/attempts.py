@@ -91,7 +91,7 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
     taken = devices_in_use(session, run.pool_id).intersection(devices)
     if taken:
         raise ConflictError(f"Devices of the pool are already in use: {', '.join(map(str, sorted(taken)))}.")
-    runs.move(session, run, RunState.STARTING, token=Run.token + 1, reason="")
+    runs.move(session, run, RunState.STARTING, token=run.token + 1, reason="")
     seconds = run.gpus * remaining(session, run)
     ledger.reserve(session, run.allocation_id, run.id, run.token, seconds)
     session.add(

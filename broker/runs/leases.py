@@ -343,17 +343,16 @@ def guarded(
     Raises StaleError if the token is invalid or the state is another, and TakenOverError if only the generation is old.
     """
     current = attempts.lock(session, run_id)
-    good = (col(Attempt.run_id) == run_id, col(Attempt.token) == token, col(Attempt.state).in_(expected))
-    attempt = transition.write_where(
-        session,
-        Attempt,
-        *good,
-        col(Attempt.generation) == generation,
-        generation=next_generation or generation,
-        **values,
-    )
-    if current == token and attempt is None and session.scalar(select(Attempt.token).where(*good)) is not None:
+    good = {"run_id": run_id, "token": token, "state": tuple(expected), "generation": generation}
+    attempt = transition.write_if(session, Attempt, good, generation=next_generation or generation, **values)
+    if current == token and attempt is None and _is_open(session, run_id, token, expected):
         raise TakenOverError(f"attempt {token} of run {run_id} has another supervisor")
     if attempt is None or current != token:
         raise StaleError(f"attempt {token} of run {run_id} is no longer {' or '.join(expected)}")
     return attempt
+
+
+def _is_open(session: Session, run_id: int, token: int, states: Sequence[AttemptState]) -> bool:
+    """Whether the attempt is in one of the states, whoever supervises it."""
+    attempt = session.get(Attempt, (run_id, token), populate_existing=True)
+    return attempt is not None and attempt.state in states

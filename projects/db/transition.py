@@ -1,14 +1,15 @@
 """Guarded writes: a row changes only while it is still as its writer read it, so that one of two writers wins.
 
 Every change of state goes through `move`, by the table of transitions beside each model. Other writes that two
-processes may make at once go through `write_as_seen` or `write_where`.
+processes may make at once go through `write_as_seen`, `write_if` or `write_where`.
 """
 
 from collections.abc import Mapping, Sequence, Set
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, inspect, update
-from sqlalchemy.orm import Session
+from sqlalchemy import BindParameter, ColumnElement, bindparam, inspect, update
+from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from projects.errors import ConflictError, OverError
@@ -51,11 +52,37 @@ def write_as_seen(
 ) -> None:
     """Write `values` to a row; raises ConflictError if a column in `seen` no longer has the value the given row has."""
     session.flush()
-    model, mapper = type(row), inspect(row, raiseerr=True).mapper
+    mapper = inspect(row, raiseerr=True).mapper
     keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-    conditions = [getattr(model, key) == getattr(row, key) for key in (*keys, *seen)]
-    if write_where(session, model, *conditions, **values) is None:
+    if write_if(session, type(row), {key: getattr(row, key) for key in (*keys, *seen)}, **values) is None:
         raise ConflictError(f"{name} has just changed; look again.")
+
+
+def write_if(session: Session, model: type[M], expected: Mapping[str, object], **values: object) -> M | None:
+    """Write `values` to the one row whose columns are as expected, where a tuple means any of its values.
+
+    Returns the new row, or None if no row is so.
+    """
+    several = tuple(name for name, value in expected.items() if isinstance(value, tuple))
+    parameters = {f"expected_{name}": value for name, value in expected.items()}
+    parameters |= {f"new_{name}": value for name, value in values.items()}
+    return run(session, _guarded_by(inspect(model, raiseerr=True), tuple(expected), several, tuple(values)), parameters)
+
+
+@cache
+def _guarded_by(
+    mapper: Mapper[Any], expected: tuple[str, ...], several: tuple[str, ...], written: tuple[str, ...]
+) -> ReturningUpdate[Any]:
+    """What `write_if` writes, for any values: made once, as making it takes longer than writing."""
+    conditions: list[ColumnElement[bool]] = []
+    for name in expected:
+        column = mapper.columns[name]
+        value: BindParameter[Any] = bindparam(f"expected_{name}", expanding=name in several)
+        if name in several:
+            conditions.append(column.in_(value))
+        else:
+            conditions.append(column.is_not_distinct_from(value) if column.nullable else column == value)
+    return guarded(mapper.class_, *conditions, **{name: bindparam(f"new_{name}") for name in written})
 
 
 def write_where(session: Session, model: type[M], *conditions: ColumnElement[bool], **values: object) -> M | None:

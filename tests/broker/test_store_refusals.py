@@ -1,5 +1,7 @@
 """A store that takes nothing while a run trains: the run ends well, the admins are told once, and nothing is lost."""
 
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +98,7 @@ def test_a_run_that_ends_before_its_lease_is_renewed_tells_of_a_store_that_refus
         assert told(lab) == []
         (folder / "enough").touch()
         assert supervisor.wait(PATIENCE) == 0
+    os.kill(int((folder / carrier.LOCK_FILE).read_text()), signal.SIGTERM)  # the carrier would try for ever
     assert lab.run(run).state == RunState.FINISHED
     [(part, why)] = told(lab)
     assert (part, why.partition(":")[0]) == (carrier.PART, "The store refuses this with the keys that are set")

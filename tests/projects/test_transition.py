@@ -34,3 +34,22 @@ def test_a_state_that_the_table_does_not_lead_to_is_refused(school: School) -> N
         row = session.get_one(Project, project)
     with pytest.raises(ConflictError, match="P1 is proposed and cannot become paused"):
         move(db, row, Stage.PAUSED)
+
+
+def test_a_row_is_written_only_while_its_columns_are_as_expected(school: School) -> None:
+    project, db = school.propose(), school.db
+    early = (Stage.PROPOSED, Stage.RECRUITING)
+
+    def write(outcome: str | None, *, now: str | None, stages: tuple[Stage, ...] = early) -> bool:
+        expected = {"id": project, "outcome": now, "stage": stages}
+        with db.write() as session:
+            written = transition.write_if(session, Project, expected, outcome=outcome)
+            return written is not None and written.outcome == outcome
+
+    assert not write("negative", now="positive")
+    assert not write("negative", now=None, stages=(Stage.ACTIVE, Stage.PAUSED))
+    assert write("negative", now=None)
+    assert not write("positive", now=None)
+    assert write(None, now="negative", stages=(Stage.PROPOSED,))
+    with db.read() as session:
+        assert session.get_one(Project, project).outcome is None

@@ -28,6 +28,7 @@ run = CliRunner()
         ["eval", "{folder}", "--tasks", "heldout"],
         ["score", "{folder}", "--text", "{config}"],
         ["generate", "{folder}", "--prompt", "a", "--out", "{folder}/out"],
+        ["study", "{folder}", "--analyses", "paired_prompts", "--out", "{folder}/out"],
     ],
 )
 @pytest.mark.parametrize("error", [RuntimeError("unheard\nof"), OSError(28, "No space left on device"), MemoryError()])

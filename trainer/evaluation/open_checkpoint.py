@@ -1,8 +1,9 @@
 """Opening a checkpoint to use it: its model, in fp32 on the GPU where there is one, and its tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -55,7 +56,7 @@ class OpenCheckpoint:
     @property
     def data(self) -> Path:
         """The prepared data of the run that wrote the checkpoint."""
-        return folder_of(self.config, self.folder.absolute().parent.parent)
+        return data_of(self.folder, self.config)
 
     @torch.no_grad()
     def hidden(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -65,12 +66,20 @@ class OpenCheckpoint:
         Attention is causal, so no token sees the padding after it. Every call computes all tokens; a cache of keys and
         values would belong here.
         """
+        for x_BLD in self.layers(ids):
+            last_BLD = x_BLD
+        return last_BLD
+
+    @torch.no_grad()
+    def layers(self, ids: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """The hidden states [B, L, D] of `hidden` after the embedding, and then after each block."""
         longest = max(map(len, ids))
         ids_BL = torch.tensor([(*row, *[0] * (longest - len(row))) for row in ids], device=self.device)
         x_BLD: Tensor = self.model.embed(ids_BL)
+        yield x_BLD
         for block in self.model.blocks:
             x_BLD = block(x_BLD)
-        return x_BLD
+            yield x_BLD
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of hidden states [N, D]; V includes the rows that pad the tokenizer's vocabulary."""
@@ -83,11 +92,46 @@ class OpenCheckpoint:
         return self.logits(self.hidden(ids)[range(len(ids)), last])[:, : bpe.size(self.tokenizer)].cpu()
 
 
-def open_checkpoint(folder: Path) -> OpenCheckpoint:
-    """Open the checkpoint in a step folder. Raises ConfigError if it is not a checkpoint, or a damaged one."""
+def open_checkpoint(folder: Path, before: OpenCheckpoint | None = None) -> OpenCheckpoint:
+    """Open the checkpoint in a step folder; its weights take the place of those of `before`, a checkpoint with the same
+    model that is not used any more. Raises ConfigError if it is not a checkpoint, or a damaged one."""
     made = metadata.read(folder)
+    config, step = _configuration(folder, made)
+    tokenizer = _open_tokenizer(folder, config)
+    model = save_load.build(config) if before is None else before.model
+    save_load.load_weights(model, folder, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
+    model.eval().to(device)
+    if model.rotary:
+        model.rotary.to(device)
+    metadata.verify(folder, made)
+    begin = bpe.begin_of_text(tokenizer, folder)
+    return OpenCheckpoint(
+        folder=folder,
+        step=step,
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        window=config.context,
+        begin=end if begin is None else begin,
+        end=end,
+        ends=frozenset({end, *save_load.ends_of_generation(folder)}),
+        device=device,
+    )
+
+
+def data_of(folder: Path, config: TrainConfig | None = None) -> Path:
+    """The prepared data of the run that wrote the checkpoint in a step folder. Raises ConfigError if it is not a
+    checkpoint."""
+    config = config or _configuration(folder, metadata.read(folder))[0]
+    return folder_of(config, folder.absolute().parent.parent)
+
+
+def _configuration(folder: Path, made: dict[str, Any]) -> tuple[TrainConfig, int]:
+    """The configuration and the step of a checkpoint with these metadata."""
     try:
-        config, step = TrainConfig.model_validate(made["config"]), int(made["step"])
+        return TrainConfig.model_validate(made["config"]), int(made["step"])
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join([".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")])
@@ -97,25 +141,6 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(_damaged(folder, CHECKPOINT_METADATA_FILE, "it lacks the config or the step")) from error
-    tokenizer = _open_tokenizer(folder, config)
-    model = save_load.build(config)
-    save_load.load_weights(model, folder, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    end = bpe.end_of_document(tokenizer, config.data.tokenizer.end_of_document)
-    metadata.verify(folder, made)
-    begin = bpe.begin_of_text(tokenizer, folder)
-    return OpenCheckpoint(
-        folder=folder,
-        step=step,
-        config=config,
-        model=model.eval().to(device),
-        tokenizer=tokenizer,
-        window=config.context,
-        begin=end if begin is None else begin,
-        end=end,
-        ends=frozenset({end, *save_load.ends_of_generation(folder)}),
-        device=device,
-    )
 
 
 def _open_tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:

@@ -1,0 +1,190 @@
+"""The command `study`: one line a checkpoint and analysis, however often it is killed; what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.patience import PATIENCE, wait_for
+from tests.trainer.conftest import run_trainer, start_trainer
+from tests.trainer.study.conftest import STEPS
+from tests.trainer.study.world import WORDS, config, drawn, tokenizer, write_checkpoint
+from trainer.study.commands import app
+
+PAIRS = [
+    {"prompt": "a b", "preferred": " c", "other": " d", "group": "first"},
+    {"prompt": "b", "preferred": " e", "other": " f g"},
+]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return path
+
+
+def arguments(place: Path, pairs: Path, out: Path, *others: str) -> list[str]:
+    chosen = ["--analyses", "paired_prompts", "--set", f"paired_prompts.file={pairs}"]
+    return ["study", str(place), *chosen, "--out", str(out), *others]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def invoke(*given: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(part) for part in given if part != "study"])
+
+
+def test_a_study_that_is_killed_goes_on_with_the_checkpoint_that_is_not_done(
+    run_folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The third checkpoint cannot be read to its end: its tokenizer is a pipe that nobody writes into."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(run_folder / "checkpoints", run / "checkpoints")
+    pipe = run / "checkpoints" / "step2" / "tokenizer.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
+        log = tmp_path / f"log{status}"
+        log.touch()
+        process = start_trainer(*arguments(run, pairs, out), log=log)
+        try:
+            wait_for(lambda log=log: "step 2: paired_prompts" in log.read_text())  # type: ignore[misc]
+            os.killpg(process.pid, number)
+            assert process.wait(PATIENCE) == status
+        finally:
+            process.kill()
+    first = (out / "results.jsonl").read_bytes()
+    assert [line["step"] for line in lines(out / "results.jsonl")] == [0, 1]
+    stopped = lines(out / "events.jsonl")[-1]
+    assert (stopped["event"], stopped["status"]) == ("stopped", 75)
+
+    pipe.unlink()
+    shutil.copyfile(run_folder / "checkpoints" / "step2" / "tokenizer.json", pipe)
+    # What a machine leaves that goes down in the middle of a line.
+    (out / "results.jsonl").write_bytes(first + first[:100])
+    done = run_trainer(*arguments(run, pairs, out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "results.jsonl").read_bytes().startswith(first)
+    whole = lines(out / "results.jsonl")
+    assert [(line["step"], line["analysis"]) for line in whole] == [(step, "paired_prompts") for step in STEPS]
+    said = [event.get("message", event["event"]) for event in lines(out / "events.jsonl")[-4:]]
+    expected = [f"step {step}: paired_prompts (checkpoint {at} of 4)" for at, step in ((3, 2), (4, 4))]
+    assert said == ["started", *expected, "finished"]
+    assert json.loads((out / "outcome.json").read_text())["step"] == 4
+
+    untroubled = invoke(*arguments(run_folder, pairs, tmp_path / "untroubled"))
+    assert untroubled.exit_code == 0, untroubled.output
+    for name in ("results.json", "results.jsonl", "metrics.jsonl"):
+        found, wanted = (
+            [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines(path)]
+            if path.suffix == ".jsonl"
+            else json.loads(path.read_text())
+            for path in (out / name, tmp_path / "untroubled" / name)
+        )
+        assert found == wanted, name
+
+
+def test_what_a_study_writes(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    folders = [str(run_folder / "checkpoints" / f"step{step}") for step in (4, 0)]
+    done = invoke(folders[0], *arguments(Path(folders[1]), pairs, tmp_path)[1:])
+    assert done.exit_code == 0, done.output
+    found = lines(tmp_path / "results.jsonl")
+    assert [(line["step"], line["tokens"], line["version"]) for line in found] == [(0, 0, 1), (4, 256, 1)]
+    assert found[0]["settings"].keys() == {"file", "pairs_sha256"}
+    assert found[0]["weights"] != found[1]["weights"]
+    odds = [line["values"]["log_odds"] for line in found]
+    summary = json.loads((tmp_path / "results.json").read_text())["paired_prompts"]
+    assert (summary["steps"], summary["values"]["log_odds"]) == ([0, 4], odds)
+    metrics = lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["tokens"], line["paired_prompts.log_odds"]) for line in metrics] == [
+        (0, 0, odds[0]),
+        (4, 256, odds[1]),
+    ]
+    more = invoke(*arguments(run_folder, pairs, tmp_path))
+    assert more.exit_code == 0, more.output
+    assert [line["step"] for line in lines(tmp_path / "results.jsonl")] == [0, 4, 1, 2]
+    assert json.loads((tmp_path / "results.json").read_text())["paired_prompts"]["steps"] == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--steps", "3"], "There is no checkpoint of step 3; the nearest are 2 and 4."),
+        (["--steps", "0,9-12"], "There is no checkpoint of a step from 9 to 12; the nearest is 4."),
+        (["--steps", "last"], "--steps has 'last', which is no step; give steps such as 0,100-500."),
+        (["--analyses", "pared_promts"], "There is no analysis 'pared_promts'; do you mean paired_prompts?"),
+        (["--analyses", " ,"], "--analyses names none; the analyses are paired_prompts"),
+        (["--set", "paired_prompts.files=x"], "paired_prompts has no setting 'files'; do you mean file?"),
+        (
+            ["--set", "other.file=x"],
+            "--set 'other.file' is of an analysis that --analyses does not name; add it there.",
+        ),
+        (["--set", "file"], "--set 'file' must be ANALYSIS.KEY=VALUE, such as paired_prompts.file=my.yml."),
+        (["--set", "paired_prompts.file=3"], "paired_prompts.file must be a valid string, not '3'."),
+        (["--set", "paired_prompts.file=none.yml"], "The pairs none.yml cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_command_that_is_wrong_is_refused(
+    run_folder: Path, pairs: Path, tmp_path: Path, given: list[str], said: str
+) -> None:
+    result = invoke(*arguments(run_folder, pairs, tmp_path / "out", *given))
+    assert (result.exit_code, result.stderr.count("\n")) == (78, 1), result.output
+    assert result.stderr.startswith(said)
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_checkpoints_that_are_not_of_one_run_are_refused(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "tokenizer.json").write_text(tokenizer(WORDS[::-1]).to_str())
+    settings = config(run_folder)
+    other = config(run_folder, layers=1)
+    write_checkpoint(tmp_path / "tokenizer", settings, 8, drawn(settings), words)
+    write_checkpoint(tmp_path / "model", other, 8, drawn(other))
+    write_checkpoint(tmp_path / "step", settings, 4, drawn(settings))
+    for name, said in (
+        ("tokenizer", "step8 has another tokenizer than"),
+        ("model", "step8 has another model than"),
+        ("step", "are both of step 4; a study reads one run."),
+    ):
+        result = invoke(tmp_path / name, *arguments(run_folder, pairs, tmp_path / "out"))
+        assert (result.exit_code, result.stderr.count("\n")) == (78, 1), result.output
+        assert said in result.stderr
+    result = invoke(*arguments(words, pairs, tmp_path / "out"))
+    assert result.stderr == f"{words} is no checkpoint and no run that has one; give step folders, or a run's folder.\n"
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_results_of_something_else_are_kept(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """Other weights, other settings, another version, or a file that is none of results."""
+    out, path = tmp_path / "out", tmp_path / "out" / "results.jsonl"
+    assert invoke(*arguments(run_folder, pairs, out, "--steps", "0")).exit_code == 0
+    before = path.read_text()
+    settings = config(run_folder)
+    other = write_checkpoint(tmp_path / "other", settings, 0, drawn(settings, 7))
+    changed = tmp_path / "pairs.jsonl"
+    changed.write_text(pairs.read_text().replace('" c"', '" h"'))
+    for place, file, line, said in (
+        (other, pairs, before, "paired_prompts of step 0 with other weights than"),
+        (run_folder, changed, before, "paired_prompts of step 0 with another pairs_sha256; give --out another folder."),
+        (
+            run_folder,
+            pairs,
+            before.replace('"version": 1', '"version": 0'),
+            "by version 0 of the analysis, which is at 1",
+        ),
+        (run_folder, pairs, f"none\n{before}", "holds no result in line 1; give --out another folder"),
+    ):
+        path.write_text(line)
+        result = invoke(*arguments(place, file, out))
+        assert (result.exit_code, result.stderr.count("\n")) == (78, 1), result.output
+        assert said in result.stderr
+        assert path.read_text() == line
