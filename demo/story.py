@@ -255,6 +255,38 @@ async def sample(stage: Stage, console: Console) -> str:
     return f"{samples[0].spent} core-seconds; {_one_line(post)}"
 
 
+async def evaluate(stage: Stage, console: Console) -> str:
+    """Ada has the first and the last checkpoint evaluated on what the run kept out of its training: a run of its own,
+    whose results are posted and stay on the card of the run."""
+    first, last = (stage.run().checkpoints[number].step for number in (0, -1))
+    answer = await stage.person("Ada").command(
+        "run evaluate",
+        channel=stage.channel,
+        run=stage.run_id,
+        tasks="heldout",
+        steps=f"{first} {last}",
+        time_limit="15m",
+    )
+    _private(answer)
+    expect("is queued" in answer.text, f"the evaluation was not launched: {answer.text}")
+    until = time.monotonic() + PATIENCE
+    while True:
+        with stage.database.read() as session:
+            [evaluation] = runs.of_project(session, stage.project_id, kind=RunKind.EVALUATE)
+        if evaluation.state in runs.ENDED:
+            break
+        expect(time.monotonic() < until, f"the evaluation is {evaluation.state} since {PATIENCE:g} s")
+        await asyncio.sleep(0.5)
+    expect(evaluation.state == RunState.FINISHED, f"the evaluation {evaluation.state}: {evaluation.reason}")
+    scored = next(scored for scored in stage.run().evaluations if scored.metric == "bits_per_byte")
+    before, after = scored.values[first][0], scored.values[last][0]
+    expect(after < before, f"{scored.task} went from {before:.2f} to {after:.2f} bits per byte")
+    title = f"**Evaluation 1 of run {stage.run_id}**"
+    await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
+    await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments) and "**Evaluations**" in m.text)
+    return f"{scored.task}: {before:.2f} → {after:.2f} bits per byte; {evaluation.spent} core-seconds"
+
+
 async def ledger(stage: Stage, console: Console) -> str:
     """The ledger adds up."""
     answer = await stage.person("Grace").command(
@@ -318,6 +350,7 @@ STORY: tuple[tuple[str, Act], ...] = (
     ("the checkpoints are on the Hub", checkpoints),
     ("transformers opens them with the trainer's logits", open_checkpoints),
     ("a sample is posted", sample),
+    ("the first and the last checkpoint are evaluated", evaluate),
     ("the ledger adds up", ledger),
     ("the project is completed and announced", complete),
     ("the record is whole", verify),

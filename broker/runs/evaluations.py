@@ -24,7 +24,7 @@ from projects.quotas import QuotaKind
 MOST_TASKS, MOST_STEPS, MOST_SHOTS = 20, 200, 100
 LONGEST_TASK = 100
 LAST, ALL = "last", "all"
-"""The steps of a run by a word: its newest checkpoint, or each that is on this disk."""
+"""The steps of a run by a word: its newest checkpoint, or each that is on this disk or open on the Hub."""
 
 
 class Evaluation(BaseModel):
@@ -70,7 +70,7 @@ def launch(
     seconds = launching.parse_time_limit(time_limit)
     pays = _paying(session, project, parent, seconds)
     session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
-    _check_kept(session, parent, wanted.steps)
+    _check_readable(session, parent, wanted.steps)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     evaluation = Run(
         request_id=request_id,
@@ -113,9 +113,9 @@ def parse_tasks(typed: str) -> list[str]:
 def parse_steps(session: Session, run: Run, typed: str) -> list[int]:
     """The steps of a run's checkpoints as typed: “all”, “last”, or numbers. Raises InvalidError, NotFoundError and
     ConflictError."""
-    kept = list(publications.kept(session, run.id))
+    kept = list(publications.readable(session, run.id))
     if not kept:
-        raise ConflictError(f"Run {run.id} has no checkpoint on this disk to evaluate.")
+        raise ConflictError(f"Run {run.id} has no checkpoint here or open on the Hub to evaluate.")
     words = re.split(r"[\s,;]+", text.cleaned(typed).strip(" ,;").lower())
     if words == [LAST]:
         return kept[-1:]
@@ -127,18 +127,18 @@ def parse_steps(session: Session, run: Run, typed: str) -> list[int]:
         raise InvalidError(f"Steps are written like 10 20 30; or say {LAST} or {ALL}.")
     if len(steps) > MOST_STEPS:
         raise InvalidError(f"One evaluation takes at most {MOST_STEPS} checkpoints; these are {len(steps)}.")
-    _check_kept(session, run, steps)
+    _check_readable(session, run, steps)
     return steps
 
 
-def _check_kept(session: Session, run: Run, steps: Sequence[int]) -> None:
-    """Raise NotFoundError, which names the nearest ones, for a step whose checkpoint is not on this disk."""
-    kept = publications.kept(session, run.id)
+def _check_readable(session: Session, run: Run, steps: Sequence[int]) -> None:
+    """Raise NotFoundError, which names the nearest ones, for a step without a checkpoint that can be read."""
+    kept = publications.readable(session, run.id)
     for step in steps:
         if step not in kept:
             nearest = sorted(sorted(kept, key=lambda other: abs(other - step))[:3])
             raise NotFoundError(
-                f"Run {run.id} has no checkpoint of step {step:,} on this disk; the nearest are "
+                f"Run {run.id} has no checkpoint of step {step:,} here or open on the Hub; the nearest are "
                 f"{', '.join(f'{other:,}' for other in nearest) or 'none'}."
             )
 

@@ -1,7 +1,10 @@
 """Evaluations: what members may ask for, what an attempt runs, and what is saved and told of the results."""
 
 import json
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sqlalchemy import update
@@ -13,12 +16,13 @@ from broker.runners import output
 from broker.runs import evaluations, runs
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import RunState
+from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
 from projects.errors import ConflictError, DomainError
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to-add-a-kind-of-run.md"
 TASK = {"task": "heldout_docs", "metric": "bits_per_byte", "documents": 9, "shots": 0, "version": "1.0"}
 
 
@@ -60,7 +64,7 @@ def test_an_evaluation_runs_the_tasks_on_the_checkpoints_that_are_left(lab: Lab,
     run = evaluate(lab, trained, shots=2, limit=50)
     assert evaluate(lab, trained, shots=2, limit=50) == run
     folders = [str(tmp_path / f"runs/{trained}/attempt-1/checkpoints/step{step}") for step in (10, 20, 30)]
-    options = ["--tasks=heldout,arc_easy", f"--out={tmp_path / 'out'}", "--num-fewshot=2", "--limit=50"]
+    options = ["--tasks=heldout,arc_easy", "--out", str(tmp_path / "out"), "--num-fewshot=2", "--limit=50"]
     assert command(lab, run, tmp_path) == ["eval", *folders, *options]
 
     attempt = tmp_path / "attempt"
@@ -116,7 +120,7 @@ def test_a_later_evaluation_of_a_checkpoint_counts(lab: Lab, trained: int, tmp_p
         ({"tasks": "--data=/"}, "“--data=/” is no name of a task"),
         ({"tasks": "📐 @everyone"}, "“📐” is no name of a task"),
         ({"tasks": "a" * 4000}, "is no name of a task"),
-        ({"steps": "11"}, "has no checkpoint of step 11 on this disk; the nearest are 10, 20, 30."),
+        ({"steps": "11"}, "has no checkpoint of step 11 here or open on the Hub; the nearest are 10, 20, 30."),
         ({"steps": "-1"}, "Steps are written like 10 20 30; or say last or all."),
         ({"time_limit": "now"}, "A time limit is written like 45m"),
         ({"time_limit": "90h"}, "left"),
@@ -144,7 +148,7 @@ def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: L
         evaluations.launch(session, ROSA, "rosa", trained, tasks="heldout")
     with lab.db.write() as session:
         session.execute(update(Publication).where(col(Publication.run_id) == trained).values(disk="cleared"))
-    with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint on this disk to evaluate"):
+    with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to evaluate"):
         evaluate(lab, trained, steps="10")
 
 
@@ -169,3 +173,19 @@ def test_the_kinds_of_run_are_all_there() -> None:
     for kind in runs.RunKind:
         row = runs.Run(kind=kind, id=7, parent_id=3, recipe="demo")  # type: ignore[call-arg]
         assert "7" in kind_of(row).what_it_is(row)
+
+
+def test_the_kind_of_the_document_gives_its_command(
+    lab: Lab, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert code is not None
+    module = ModuleType("broker.runs.kinds.likeliest")
+    exec(compile(code[1], DOCUMENT, "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    run = evaluate(lab, trained, steps="last")
+    with lab.db.write() as session:
+        session.execute(update(Run).where(col(Run.id) == run).values(kind="likeliest", prompt="Once upon a time"))
+    newest = tmp_path / f"runs/{trained}/attempt-1/checkpoints/step30"
+    likeliest = ["--prompt=Once upon a time", "--temperature=0", "--out", str(tmp_path / "out")]
+    assert command(lab, run, tmp_path) == ["generate", str(newest), *likeliest]

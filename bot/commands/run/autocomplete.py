@@ -265,13 +265,17 @@ async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
 
 
 async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The words for a run's newest checkpoint and for all of them, and the steps of those on this disk."""
-    found = await kept_steps(interaction, "")
-    words = [Choice(name="last: the newest checkpoint", value=evaluations.LAST)]
-    words.append(Choice(name=f"all {len(found)} on this disk", value=evaluations.ALL))
-    steps = [Choice(name=choice.name, value=str(choice.value)) for choice in found]
-    fitting = [choice for choice in [*words, *steps] if typed.strip().lower() in choice.name.lower()]
-    return fitting[: autocomplete.MOST_CHOICES]
+    """The words for a run's newest checkpoint and for all of them, and the steps of those that can be read."""
+
+    def look(session: Session, about: About) -> list[tuple[str, str]]:
+        if about.run is None:
+            raise NotFoundError(NO_RUN)
+        readable = publications.readable(session, about.run)
+        words = [("last: the newest checkpoint", evaluations.LAST), (f"all {len(readable)}", evaluations.ALL)]
+        steps = [(f"step {step:,} of run {about.run}", str(step)) for step in reversed(readable)]
+        return [choice for choice in [*words, *steps] if typed.strip().lower() in choice[0]]
+
+    return await _choices(interaction, look, refused=typed or "✗")
 
 
 def with_steps(overrides: str, steps: int | None) -> str:

@@ -1,6 +1,7 @@
 """Evaluating: checkpoints of a run are given the tasks of lm-evaluation-harness, one after the other."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from broker.runs import results as saved
 from broker.runs.kinds.kind import Kind, Start
 from broker.runs.progress import Ending, Result
 from broker.runs.runs import Run
+from trainer.contract import DATA_FOLDER
 
 MOST_TOLD = 60
 """The most results that the entry of an evaluation's end has; the others are with the run."""
@@ -34,10 +36,21 @@ class Evaluate(Kind):
         kept = [str(folders.on_disk(start.settings, one.run_id, one.folder)) for one in left]
         if not kept:
             raise FileNotFoundError(f"the checkpoints of run {start.run.parent_id} are no longer on this disk")
-        options = [f"--tasks={','.join(wanted.tasks)}", f"--out={start.folder}"]
+        data = self._data(start)
+        options = [f"--tasks={','.join(wanted.tasks)}", "--out", str(start.folder)]
         options += [] if wanted.shots is None else [f"--num-fewshot={wanted.shots}"]
         options += [] if wanted.limit is None else [f"--limit={wanted.limit}"]
+        options += [] if data is None else ["--data", str(data)]
         return ["eval", *kept, *options]
+
+    def _data(self, start: Start) -> Path | None:
+        """The data that the newest attempt of the parent has prepared, where they are here; those of the attempts
+        before go."""
+        place = folders.of_run(start.settings, start.run.parent_id or 0)
+        found = [path for path in place.glob(f"attempt-*/{DATA_FOLDER}") if path.is_dir()]
+        if start.in_store or not found:
+            return None
+        return max(found, key=lambda path: int(path.parent.name.removeprefix("attempt-")))
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         """The checkpoints that are left; all where none is, so that an attempt has something to end with."""
