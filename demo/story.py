@@ -259,6 +259,7 @@ async def evaluate(stage: Stage, console: Console) -> str:
     """Ada has the first and the last checkpoint evaluated on what the run kept out of its training: a run of its own,
     whose results are posted and stay on the card of the run."""
     first, last = (stage.run().checkpoints[number].step for number in (0, -1))
+    picture = (await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))).attachments[0].path
     answer = await stage.person("Ada").command(
         "run evaluate",
         channel=stage.channel,
@@ -283,7 +284,10 @@ async def evaluate(stage: Stage, console: Console) -> str:
     expect(after < before, f"{scored.task} went from {before:.2f} to {after:.2f} bits per byte")
     title = f"**Evaluation 1 of run {stage.run_id}**"
     await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
-    await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments) and "**Evaluations**" in m.text)
+    await stage.guild.wait_for(
+        stage.channel,
+        lambda m: "**Evaluations**" in m.text and bool(m.attachments) and m.attachments[0].path != picture,
+    )
     return f"{scored.task}: {before:.2f} → {after:.2f} bits per byte; {evaluation.spent} core-seconds"
 
 

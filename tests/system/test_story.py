@@ -59,6 +59,10 @@ def test_the_demo_plays_to_its_end(played: tuple[Path, subprocess.CompletedProce
     assert [step["name"] for step in report["steps"][1:]] == [name for name, _ in story.STORY]
     assert report["loss"]["last"] < report["loss"]["unigram_entropy"] - story.CLEARLY < report["loss"]["first"]
     assert str(round(report["loss"]["unigram_entropy"], 2)) in done.stdout
+    for task, values in report["evaluation"].items():
+        assert task.startswith("heldout_")
+        assert values["40"] < values["0"]
+    assert len(report["evaluation"]) == 2
     ledger = report["ledger"]
     assert ledger["granted"] == ledger["reserved"] + ledger["spent"] + ledger["left"]
     assert ledger["spent"] > 0
