@@ -18,6 +18,10 @@ ANALYSES = {
     "weights": "trainer.study.weights.Weights",
     "similarity": "trainer.study.similarity.Similarity",
     "induction": "trainer.study.induction.Induction",
+    "ngrams": "trainer.study.ngrams.NGrams",
+    "logit_lens": "trainer.study.logit_lens.LogitLens",
+    "sources": "trainer.study.sources.Sources",
+    "memorisation": "trainer.study.memorisation.Memorisation",
 }
 """The class of each analysis. Results are in this order."""
 
