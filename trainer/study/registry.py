@@ -20,6 +20,7 @@ ANALYSES = {
     "induction": "trainer.study.induction.Induction",
     "ngrams": "trainer.study.ngrams.NGrams",
     "logit_lens": "trainer.study.logit_lens.LogitLens",
+    "tuned_lens": "trainer.study.tuned_lens.TunedLens",
     "sources": "trainer.study.sources.Sources",
     "memorisation": "trainer.study.memorisation.Memorisation",
 }
