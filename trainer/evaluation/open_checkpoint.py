@@ -1,6 +1,6 @@
 """Opening a checkpoint to use it: its model, in fp32 on the GPU where there is one, and its tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,20 @@ class OpenCheckpoint:
         Attention is causal, so no token sees the padding after it. Every call computes all tokens; a cache of keys and
         values would belong here.
         """
+        for x_BLD in self.layers(ids):
+            last_BLD = x_BLD
+        return last_BLD
+
+    @torch.no_grad()
+    def layers(self, ids: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """The hidden states [B, L, D] of `hidden` after the embedding, and then after each block."""
         longest = max(map(len, ids))
         ids_BL = torch.tensor([(*row, *[0] * (longest - len(row))) for row in ids], device=self.device)
         x_BLD: Tensor = self.model.embed(ids_BL)
+        yield x_BLD
         for block in self.model.blocks:
             x_BLD = block(x_BLD)
-        return x_BLD
+            yield x_BLD
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Logits [N, V] in fp32 of hidden states [N, D]; V includes the rows that pad the tokenizer's vocabulary."""

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 ANALYSES = {
     "paired_prompts": "trainer.study.paired_prompts.PairedPrompts",
+    "weights": "trainer.study.weights.Weights",
+    "similarity": "trainer.study.similarity.Similarity",
+    "induction": "trainer.study.induction.Induction",
+    "ngrams": "trainer.study.ngrams.NGrams",
+    "logit_lens": "trainer.study.logit_lens.LogitLens",
+    "sources": "trainer.study.sources.Sources",
+    "memorisation": "trainer.study.memorisation.Memorisation",
 }
 """The class of each analysis. Results are in this order."""
 

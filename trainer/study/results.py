@@ -2,6 +2,7 @@
 torch."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,11 @@ from trainer.schema import ConfigError
 
 
 def _short(value: Any) -> Any:
-    """A number with seven digits, which is what fp32 holds; lists and dictionaries with such numbers."""
+    """A number with seven digits, which is what fp32 holds, or None where it is not finite; lists and dictionaries with
+    such numbers."""
     match value:
         case float():
-            return float(f"{value:.7g}")
+            return float(f"{value:.7g}") if math.isfinite(value) else None
         case list() | tuple():
             return [_short(part) for part in value]
         case dict():
@@ -29,7 +31,7 @@ Number = int | float | None
 Value = Number | Sequence[Number] | Sequence[Sequence[Number]] | Mapping[str, Number] | Mapping[str, Sequence[Number]]
 Values = Mapping[str, Value]
 """Numbers by their names; lists are by layer, or by layer and head, and dictionaries by source, matrix or group. What
-is not known is None."""
+is not known or not finite is None."""
 
 
 class Result(BaseModel):

@@ -16,6 +16,9 @@ from trainer.contract import checkpoint_folder
 from trainer.data.prepare import prepare
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.model.transformer import shapes
+from trainer.study import results, run, selection
+from trainer.study.analysis import Analysis, Study
+from trainer.study.shelf import Shelf
 
 WORDS = [chr(ord("a") + number) for number in range(26)]
 ROWS = 320
@@ -52,20 +55,21 @@ def config(folder: Path, **model: Any) -> TrainConfig:
     return TrainConfig.model_validate(settings)
 
 
-def write_data(folder: Path) -> None:
-    """The texts of both sources, random words by a chain that prefers some pairs, and the data of a run, prepared."""
+def write_data(folder: Path, words: list[str] = WORDS) -> None:
+    """The texts of both sources, random words by a chain that prefers some pairs, and the data of a run, prepared with
+    a tokenizer of `words`."""
     draw = random.Random(0)
     for name in ("one", "two"):
         documents = []
         for _ in range(60):
-            words = [draw.choice(WORDS)]
+            said = [draw.choice(WORDS)]
             for _ in range(30):
-                near = (WORDS.index(words[-1]) * 7 + 3) % 26
-                words.append(WORDS[near] if draw.random() < 0.6 else draw.choice(WORDS[:13]))
-            documents.append({"text": " ".join(words)})
+                near = (WORDS.index(said[-1]) * 7 + 3) % 26
+                said.append(WORDS[near] if draw.random() < 0.6 else draw.choice(WORDS[:13]))
+            documents.append({"text": " ".join(said)})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     (folder / "words").mkdir()
-    (folder / "words" / "tokenizer.json").write_text(tokenizer().to_str())
+    (folder / "words" / "tokenizer.json").write_text(tokenizer(words).to_str())
     prepare(config(folder).data, folder / "data", None, lambda message: None)
 
 
@@ -100,9 +104,9 @@ def bigram(config: TrainConfig, after: Callable[[int], Mapping[int, float]]) -> 
     return weights
 
 
-def write_checkpoint(run: Path, config: TrainConfig, step: int, weights: Weights, words: Path | None = None) -> Path:
+def write_checkpoint(out: Path, config: TrainConfig, step: int, weights: Weights, words: Path | None = None) -> Path:
     """The checkpoint of a step in the folder of a run."""
-    folder = checkpoint_folder(run, step)
+    folder = checkpoint_folder(out, step)
     folder.mkdir(parents=True)
     family = save_load.family(config)
     exported = (pair for name, weight in weights.items() for pair in family.export(name, weight).items())
@@ -115,3 +119,19 @@ def write_checkpoint(run: Path, config: TrainConfig, step: int, weights: Weights
 def opened(folder: Path, config: TrainConfig, weights: Weights) -> OpenCheckpoint:
     """A checkpoint of these weights, written into `folder` and opened."""
     return open_checkpoint(write_checkpoint(folder, config, 1, weights))
+
+
+def study_of(folder: Path, out: Path) -> Study:
+    """What an analysis may use of a run whose data are in its folder, with a shelf in `out`."""
+    return Study(checkpoint_folder(folder, 0), folder / "data", Shelf(out / "kept"))
+
+
+def measured(analysis: Analysis, checkpoint: OpenCheckpoint, study: Study) -> dict[str, Any]:
+    """The values of a checkpoint."""
+    return dict(analysis.measure(checkpoint, study))
+
+
+def run_of(place: Path, analyses: Mapping[str, Analysis], data: Path) -> list[dict[str, Any]]:
+    """The values of an analysis for each checkpoint of a run, as its study writes them."""
+    run.run(selection.choose([place], None), analyses, data, place)
+    return [dict(result.values) for result in results.read(place)]
