@@ -1,7 +1,7 @@
 """Downsampling of what a run measures, such as its loss and speed: each series keeps a bounded number of points."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 from typing import TypeVar
 
@@ -47,22 +47,23 @@ def add(session: Session, run_id: int, points: Iterable[Measured]) -> None:
     newest = {(point.series, point.step): point for point in points}
     for name in {series for series, _ in newest}:
         batch = sorted((point for (series, _), point in newest.items() if series == name), key=lambda p: p.step)
-        between = col(Point.step).between(batch[0].step, batch[-1].step)
-        session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == name, between))
+        stored = (col(Point.run_id) == run_id, col(Point.series) == name)
+        session.execute(delete(Point).where(*stored, col(Point.step).between(batch[0].step, batch[-1].step)))
         if len(batch) > MOST_POINTS:
             batch = downsample(batch)
-        _insert(session, run_id, batch)
-        count = session.scalar(select(func.count()).where(Point.run_id == run_id, Point.series == name)) or 0
-        if count > MOST_POINTS:
-            _downsample_stored(session, run_id, name)
+        count = session.scalar(select(func.count()).select_from(Point).where(*stored)) or 0
+        if count + len(batch) > MOST_POINTS:
+            batch = downsample(sorted([*read(session, run_id, name), *batch], key=lambda p: p.step))
+            session.execute(delete(Point).where(*stored))
+        # One statement: to construct a row of the class for each costs eight times as much.
+        session.execute(insert(Point), [{"run_id": run_id, **vars(point)} for point in batch])
 
 
 def read(session: Session, run_id: int, series: str) -> Sequence[Measured]:
     """A series in the order of steps."""
-    rows = session.scalars(
-        select(Point).where(Point.run_id == run_id, Point.series == series).order_by(col(Point.step))
-    )
-    return [Measured(series, row.step, row.tokens, row.value) for row in rows]
+    columns = select(Point.step, Point.tokens, Point.value)  # a row of the class for each would cost twice as much
+    rows = session.execute(columns.where(Point.run_id == run_id, Point.series == series).order_by(col(Point.step)))
+    return [Measured(series, step, tokens, value) for step, tokens, value in rows]
 
 
 def newest_until(session: Session, run_id: int, series: str, step: int) -> Measured | None:
@@ -115,15 +116,3 @@ def downsample(points: Sequence[Measured], buckets: int = BUCKETS) -> list[Measu
         for point in (min(span, key=lambda p: p.value), max(span, key=lambda p: p.value)):
             kept[point.step] = point
     return [kept[step] for step in sorted(kept)]
-
-
-def _downsample_stored(session: Session, run_id: int, series: str) -> None:
-    """Replace a run's stored series by its downsampled points."""
-    kept = downsample(read(session, run_id, series))
-    session.execute(delete(Point).where(col(Point.run_id) == run_id, col(Point.series) == series))
-    _insert(session, run_id, kept)
-
-
-def _insert(session: Session, run_id: int, points: Iterable[Measured]) -> None:
-    """Insert points in one statement: to construct a row of the class for each costs eight times as much."""
-    session.execute(insert(Point), [{"run_id": run_id, **asdict(point)} for point in points])

@@ -16,8 +16,8 @@ from trainer.study.shelf import Shelf
 @dataclass(frozen=True)
 class Study:
     """What an analysis may use beside the checkpoint: the folder of the study's `first` checkpoint, the prepared
-    `data`, and a shelf of its own in the study's folder for what it needs again. `advance` is told the share of the
-    analysis's work that was just done."""
+    `data`, and a shelf in the study's folder, of this analysis with these settings, for what it needs again. `advance`
+    is told the share of the analysis's work that was just done."""
 
     first: Path
     data: Path
@@ -34,9 +34,9 @@ class Analysis(Section, ABC):
 
     version: ClassVar[int] = 1
 
-    def reads(self, study: Study) -> dict[str, str]:
-        """The digests, by names, of what it reads beside the checkpoints. Raises ConfigError where something is wrong
-        with it."""
+    def reads(self, data: Path) -> dict[str, str]:
+        """The digests, by names, of what it reads beside the checkpoints, such as prepared `data`. Raises ConfigError
+        where something is wrong with it."""
         return {}
 
     @abstractmethod

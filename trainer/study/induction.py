@@ -7,6 +7,7 @@ the tokens that followed the present token before.
 
 import math
 import statistics
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -36,8 +37,8 @@ class Induction(Analysis):
     sequences: int = Field(default=8, ge=1, le=256)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
-    def reads(self, study: Study) -> dict[str, str]:
-        return texts.digest(study)
+    def reads(self, data: Path) -> dict[str, str]:
+        return texts.digest(data)
 
     def measure(self, opened: OpenCheckpoint, study: Study) -> Values:
         """`in_context_score` in nats, with its standard error over the rows, and `prefix_matching` by layer and head.

@@ -40,7 +40,7 @@ class PairedPrompts(Analysis):
     version: ClassVar[int] = 1
     file: str = "closing_brackets"
 
-    def reads(self, study: Study) -> dict[str, str]:
+    def reads(self, data: Path) -> dict[str, str]:
         listed = json.dumps([pair.model_dump() for pair in self.pairs], sort_keys=True)
         return {"file": Path(self.file).name, "pairs_sha256": hashlib.sha256(listed.encode()).hexdigest()}
 

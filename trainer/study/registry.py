@@ -18,6 +18,11 @@ ANALYSES = {
     "weights": "trainer.study.weights.Weights",
     "similarity": "trainer.study.similarity.Similarity",
     "induction": "trainer.study.induction.Induction",
+    "ngrams": "trainer.study.ngrams.NGrams",
+    "logit_lens": "trainer.study.logit_lens.LogitLens",
+    "tuned_lens": "trainer.study.tuned_lens.TunedLens",
+    "sources": "trainer.study.sources.Sources",
+    "memorisation": "trainer.study.memorisation.Memorisation",
 }
 """The class of each analysis. Results are in this order."""
 

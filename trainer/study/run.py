@@ -1,5 +1,6 @@
 """A study's loop: each checkpoint is opened once, all analyses measure it, and each result is written as it comes."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,9 +40,10 @@ def run(
     """
     first = chosen[0].folder
     data = data or data_of(first)
-    studies = {name: Study(first, data, Shelf(out / "kept" / name)) for name in analyses}
-    settings = {
-        name: analysis.model_dump(mode="json") | analysis.reads(studies[name]) for name, analysis in analyses.items()
+    settings = {name: analysis.model_dump(mode="json") | analysis.reads(data) for name, analysis in analyses.items()}
+    studies = {
+        name: Study(first, data, Shelf(out / "kept" / f"{name}-{_digest(analysis.version, settings[name])}"))
+        for name, analysis in analyses.items()
     }
     found = {(result.step, result.analysis): result for result in results.read(out)}
     for one in chosen:
@@ -80,6 +82,10 @@ def summary(analyses: Mapping[str, Analysis], found: Sequence[Result]) -> dict[s
             "summary": analysis.summary(steps, [result.values for result in own]),
         }
     return content
+
+
+def _digest(version: int, settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([version, settings], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _measure(

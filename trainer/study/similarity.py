@@ -6,6 +6,7 @@ into each other, 0 for ones that have nothing in common. N tokens, D hidden size
 """
 
 import statistics
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,8 +28,8 @@ class Similarity(Analysis):
     version: ClassVar[int] = 1
     tokens: int = Field(default=1024, ge=2, le=16_384)
 
-    def reads(self, study: Study) -> dict[str, str]:
-        return texts.digest(study)
+    def reads(self, data: Path) -> dict[str, str]:
+        return texts.digest(data)
 
     def measure(self, opened: OpenCheckpoint, study: Study) -> Values:
         """By layer, 0 for the embedding and n after block n: the similarity `to_first` and `to_previous`, the
@@ -43,7 +44,7 @@ class Similarity(Analysis):
         first = before[0] if before else opened.step
         previous = before[-1] if before else None
         to_first = _to(layers, study, first) if before else [1.0] * len(layers)
-        to_previous = None if previous is None else _to(layers, study, previous)
+        to_previous = [] if previous is None else _to(layers, study, previous)
         study.shelf.put(f"step{opened.step}", {str(layer): x_ND for layer, x_ND in enumerate(layers)})
         # The first and the previous one are needed again should this result not be written.
         for step in before[1:-1]:
@@ -52,7 +53,7 @@ class Similarity(Analysis):
             "first_step": first,
             "previous_step": previous,
             "to_first_mean": statistics.fmean(to_first),
-            "to_previous_mean": None if to_previous is None else statistics.fmean(to_previous),
+            "to_previous_mean": statistics.fmean(to_previous) if to_previous else None,
             "to_first": to_first,
             "to_previous": to_previous,
             "between_layers": between,

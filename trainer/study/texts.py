@@ -12,9 +12,9 @@ from trainer.schema import ConfigError
 from trainer.study.analysis import Study
 
 
-def digest(study: Study) -> dict[str, str]:
-    """What an analysis that reads the prepared data says of them in `reads`. Raises ConfigError."""
-    content = json.dumps(content_of(manifest_of(study.data)))
+def digest(data: Path) -> dict[str, str]:
+    """What an analysis that reads prepared data says of them in `reads`. Raises ConfigError."""
+    content = json.dumps(content_of(manifest_of(data)))
     return {"data_sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 

@@ -39,7 +39,7 @@ def test_checkpoints_that_are_the_same_have_a_similarity_of_1(run_folder: Path, 
     for step, seed in ((1, 0), (2, 0), (3, 5)):
         write_checkpoint(tmp_path / "run", settings, step, drawn(settings, seed))
     first, same, other = run_of(tmp_path / "run", {"similarity": Similarity(tokens=100)}, run_folder / "data")
-    assert (first["to_first"], first["to_previous"], first["previous_step"]) == ([1.0] * 3, None, None)
+    assert (first["to_first"], first["to_previous"], first["previous_step"]) == ([1.0] * 3, [], None)
     assert same["to_first"] == pytest.approx([1] * 3, abs=1e-5)
     assert same["to_previous"] == pytest.approx([1] * 3, abs=1e-5)
     assert (other["first_step"], other["previous_step"]) == (1, 2)

@@ -4,17 +4,25 @@ import json
 import os
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
+from typer.testing import Result as Ended
 
 from tests.patience import PATIENCE, wait_for
 from tests.trainer.conftest import run_trainer, start_trainer
 from tests.trainer.study.conftest import STEPS
-from tests.trainer.study.world import WORDS, config, drawn, tokenizer, write_checkpoint
+from tests.trainer.study.world import WORDS, config, drawn, tokenizer, write_checkpoint, write_data
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
+from trainer.model.transformer import Transformer
+from trainer.study import results, run, selection
+from trainer.study.analysis import Analysis, Study, Values
 from trainer.study.commands import app
+from trainer.study.registry import ANALYSES
+from trainer.study.results import Result
 
 PAIRS = [
     {"prompt": "a b", "preferred": " c", "other": " d", "group": "first"},
@@ -38,7 +46,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def invoke(*given: str | Path) -> Result:
+def invoke(*given: str | Path) -> Ended:
     return CliRunner().invoke(app, [str(part) for part in given if part != "study"])
 
 
@@ -112,6 +120,48 @@ def test_what_a_study_writes(run_folder: Path, pairs: Path, tmp_path: Path) -> N
     assert more.exit_code == 0, more.output
     assert [line["step"] for line in lines(tmp_path / "results.jsonl")] == [0, 4, 1, 2]
     assert json.loads((tmp_path / "results.json").read_text())["paired_prompts"]["steps"] == [0, 1, 2, 4]
+
+
+def test_all_analyses_in_one_study(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    short = ["--set", "memorisation.prefix=8", "--set", "memorisation.continuation=8"]
+    command = arguments(run_folder, pairs, tmp_path / "out", "--analyses", ",".join(ANALYSES), *short)
+    done = invoke(*command)
+    assert done.exit_code == 0, done.output
+    whole = (tmp_path / "out" / "results.jsonl").read_text()
+    found = [Result.model_validate_json(line) for line in whole.splitlines()]
+    assert [(one.step, one.analysis) for one in found] == [(step, name) for step in STEPS for name in ANALYSES]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()).keys() == ANALYSES.keys()
+    for name in ANALYSES:
+        assert name in done.stdout
+    assert invoke(*command).exit_code == 0
+    assert (tmp_path / "out" / "results.jsonl").read_text() == whole
+    other = tmp_path / "other"
+    other.mkdir()
+    write_data(other, WORDS[::-1])
+    refused = invoke(run_folder, "--analyses", "ngrams", "--data", other / "data", "--out", tmp_path / "refused")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (78, 1), refused.output
+    assert "were made with another tokenizer than that of" in refused.stderr
+
+
+class Probe(Analysis):
+    """Notes the checkpoints that it is given, and their models."""
+
+    given: ClassVar[list[tuple[int, OpenCheckpoint, Transformer]]] = []
+
+    def measure(self, opened: OpenCheckpoint, study: Study) -> Values:
+        self.given.append((opened.step, opened, opened.model))
+        return {"number": float(opened.model.embed.tokens.get_parameter("weight").detach()[0, 0])}
+
+
+def test_a_checkpoint_is_opened_once_and_one_model_is_in_memory(run_folder: Path, tmp_path: Path) -> None:
+    Probe.given.clear()
+    run.run(selection.choose([run_folder], None), {"one": Probe(), "two": Probe()}, None, tmp_path)
+    assert [step for step, _, _ in Probe.given] == [step for step in STEPS for _ in range(2)]
+    assert [one is two for (_, one, _), (_, two, _) in pairwise(Probe.given)] == [True, False] * 3 + [True]
+    assert len({id(model) for _, _, model in Probe.given}) == 1
+    settings = config(run_folder)
+    expected = [float(drawn(settings, step)["embed.tokens.weight"][0, 0]) for step in STEPS for _ in range(2)]
+    assert [result.values["number"] for result in results.read(tmp_path)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

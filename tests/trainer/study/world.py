@@ -55,20 +55,21 @@ def config(folder: Path, **model: Any) -> TrainConfig:
     return TrainConfig.model_validate(settings)
 
 
-def write_data(folder: Path) -> None:
-    """The texts of both sources, random words by a chain that prefers some pairs, and the data of a run, prepared."""
+def write_data(folder: Path, words: list[str] = WORDS) -> None:
+    """The texts of both sources, random words by a chain that prefers some pairs, and the data of a run, prepared with
+    a tokenizer of `words`."""
     draw = random.Random(0)
     for name in ("one", "two"):
         documents = []
         for _ in range(60):
-            words = [draw.choice(WORDS)]
+            said = [draw.choice(WORDS)]
             for _ in range(30):
-                near = (WORDS.index(words[-1]) * 7 + 3) % 26
-                words.append(WORDS[near] if draw.random() < 0.6 else draw.choice(WORDS[:13]))
-            documents.append({"text": " ".join(words)})
+                near = (WORDS.index(said[-1]) * 7 + 3) % 26
+                said.append(WORDS[near] if draw.random() < 0.6 else draw.choice(WORDS[:13]))
+            documents.append({"text": " ".join(said)})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     (folder / "words").mkdir()
-    (folder / "words" / "tokenizer.json").write_text(tokenizer().to_str())
+    (folder / "words" / "tokenizer.json").write_text(tokenizer(words).to_str())
     prepare(config(folder).data, folder / "data", None, lambda message: None)
 
 

@@ -10,8 +10,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 
-from trainer.data import tokenizer
-from trainer.data.indexed import Indexed
+from trainer.data.held_out import documents
 from trainer.data.prepare import manifest_of
 from trainer.schema import ConfigError
 
@@ -33,17 +32,6 @@ def heldout(data: Path) -> Group:
     if not len(group):
         raise ConfigError(f"The data in {data} hold no held-out document; prepare them with a higher data.held_out.")
     return group
-
-
-def documents(data: Path, source: str, are_rows: bool = False) -> list[str]:
-    """The texts of a source's held-out documents, or rows of packed data; empty ones are left out. Raises
-    ConfigError."""
-    bpe = tokenizer.load(data)
-    held_out = Indexed(data / f"{source}.held_out").documents()
-    # The last token of a document is the end-of-document token.
-    tokens = (document if are_rows else document[:-1] for document in held_out)
-    texts = (bpe.decode(document.tolist(), skip_special_tokens=False) for document in tokens)
-    return [text for text in texts if text]
 
 
 def _task(source: str, texts: list[str]) -> ConfigurableTask:
