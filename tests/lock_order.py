@@ -33,7 +33,7 @@ BELOW = {
     "attempts": "runs",
     "publications": "runs",
     "points": "runs",
-    "evaluation_results": "runs",
+    "checkpoint_results": "runs",
     "payloads": "streams",
     "authorships": "streams",
 }

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -71,10 +71,13 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
             if event["event"] == Event.SPIKE
         ],
         results=[
-            Result(event["step"], **result)
-            for event in events
-            if event["event"] == Event.RESULT
-            for result in event["results"]
+            *(
+                Result(event["step"], **result)
+                for event in events
+                if event["event"] == Event.RESULT
+                for result in event["results"]
+            ),
+            *(result for line in metrics if "loss" not in line for result in _studied(line)),
         ],
         more=more_metrics or more_events,
     )
@@ -224,6 +227,18 @@ def _is_event(event: dict[str, Any]) -> bool:
             return _is_count(event.get("step")) and isinstance(results, list) and all(map(_is_result, results))
         case other:
             return isinstance(other, str)
+
+
+def _studied(line: dict[str, Any]) -> Iterator[Result]:
+    """The numbers of a checkpoint that a study has written as `ANALYSIS.NAME`, each with its standard error."""
+    for key, value in line.items():
+        analysis, dot, name = key.partition(".")
+        if dot and not key.endswith("_stderr") and _is_finite(value) and len(key) <= LONGEST_NAME:
+            yield Result(line["step"], analysis, name, float(value), _finite(line.get(f"{key}_stderr")))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if _is_finite(value) else None
 
 
 def _is_result(result: Any) -> bool:

@@ -1,5 +1,6 @@
-"""What evaluations have measured on the checkpoints of runs."""
+"""What evaluations and studies have measured on the checkpoints of runs."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,20 +12,21 @@ from broker.runs.progress import Result
 from projects.db.columns import Base, foreign_key, integer, number
 
 
-class EvaluationResult(Base, table=True):
-    """A metric of a task on a checkpoint, as one evaluation has measured it.
+class CheckpointResult(Base, table=True):
+    """A metric of a task, or of an analysis, on a checkpoint.
 
-    `evaluation_id` is the run that evaluated, `run_id` the run whose checkpoint it was. `stderr` is the standard error,
-    None where the task knows none.
+    `measured_by` is the run that measured it, `run_id` the run whose checkpoint it was, `position` its place among the
+    metrics of its task. `stderr` is the standard error, None where the task knows none.
     """
 
-    __tablename__ = "evaluation_results"
+    __tablename__ = "checkpoint_results"
 
-    evaluation_id: int = foreign_key("runs.id", primary_key=True)
+    measured_by: int = foreign_key("runs.id", primary_key=True)
     step: int = integer(primary_key=True)
     task: str = Field(primary_key=True)
     metric: str = Field(primary_key=True)
     run_id: int = foreign_key("runs.id", index=True)
+    position: int = integer(default=0)
     value: float = number()
     stderr: float | None = number(default=None)
     documents: int | None = integer(default=None)
@@ -40,35 +42,44 @@ class Scored(NamedTuple):
     values: Mapping[int, tuple[float, float | None]]
 
 
-def save(session: Session, evaluation_id: int, run_id: int, results: Sequence[Result]) -> None:
-    """Save what an evaluation of a run has measured; a later attempt's value replaces an earlier one's."""
+def save(session: Session, measured_by: int, run_id: int, results: Sequence[Result]) -> None:
+    """Save what a run has measured on another one; a later attempt's value replaces an earlier one's."""
+    known: Counter[tuple[int, str]] = Counter()
     for result in results:
-        session.merge(EvaluationResult(evaluation_id=evaluation_id, run_id=run_id, **result._asdict()))
+        place = known[result.step, result.task]
+        session.merge(CheckpointResult(measured_by=measured_by, run_id=run_id, position=place, **result._asdict()))
+        known[result.step, result.task] += 1
     session.flush()
 
 
-def steps(session: Session, evaluation_id: int) -> set[int]:
-    """The steps of the checkpoints that an evaluation has done."""
-    done = select(EvaluationResult.step).where(EvaluationResult.evaluation_id == evaluation_id).distinct()
+def steps(session: Session, run_id: int) -> set[int]:
+    """The steps of the checkpoints that a run has measured."""
+    done = select(CheckpointResult.step).where(CheckpointResult.measured_by == run_id).distinct()
     return set(session.scalars(done))
 
 
-def of_evaluation(session: Session, evaluation_id: int) -> Sequence[Scored]:
-    """What an evaluation has measured, in the order of tasks."""
-    by_run = _scored(session, col(EvaluationResult.evaluation_id) == evaluation_id)
+def measured_by(session: Session, run_id: int) -> Sequence[Scored]:
+    """What a run has measured, in the order of tasks."""
+    by_run = _scored(session, col(CheckpointResult.measured_by) == run_id)
     return [scored for found in by_run.values() for scored in found]
 
 
 def of_runs(session: Session, run_ids: Iterable[int]) -> Mapping[int, Sequence[Scored]]:
-    """What was measured on the checkpoints of each run, in the order of tasks; of several evaluations of a checkpoint,
-    the newest counts."""
-    return _scored(session, col(EvaluationResult.run_id).in_(list(run_ids)))
+    """What was measured on the checkpoints of each run, in the order of tasks; of several runs that measured a
+    checkpoint, the newest counts."""
+    return _scored(session, col(CheckpointResult.run_id).in_(list(run_ids)))
 
 
 def _scored(session: Session, condition: ColumnElement[bool]) -> dict[int, list[Scored]]:
     """The results by run."""
-    order = (EvaluationResult.task, EvaluationResult.metric, EvaluationResult.step, EvaluationResult.evaluation_id)
-    rows = session.scalars(select(EvaluationResult).where(condition).order_by(*map(col, order)))
+    order = (
+        CheckpointResult.task,
+        CheckpointResult.position,
+        CheckpointResult.metric,
+        CheckpointResult.step,
+        CheckpointResult.measured_by,
+    )
+    rows = session.scalars(select(CheckpointResult).where(condition).order_by(*map(col, order)))
     found: dict[tuple[int, str, str], dict[int, tuple[float, float | None]]] = {}
     for row in rows:
         found.setdefault((row.run_id, row.task, row.metric), {})[row.step] = (row.value, row.stderr)

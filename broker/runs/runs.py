@@ -77,6 +77,7 @@ class RunKind(StrEnum):
     SAMPLE = "sample"
     PREPARE = "prepare"
     EVALUATE = "evaluate"
+    STUDY = "study"
 
 
 class Sweep(Base, table=True):

@@ -446,7 +446,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     ada = lab.person("Ada")
     run = await launched(lab, channel, name="Evaluated")
     refused = said(await ada.command("run evaluate", run=run, tasks="heldout"))
-    assert refused == f"Run {run} has no checkpoint here or open on the Hub to evaluate."
+    assert refused == f"Run {run} has no checkpoint here or open on the Hub to read."
     token = start(lab, run)
     lab.call(leases.renew, run, token, 1.0, progress(1, 20, (16, 20)), lease_seconds=600)
     lab.call(settlement.settle, run, token, 2.0, Progress(0, 0), Ending(0), 3)

@@ -139,7 +139,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
 
 def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: Lab, trained: int) -> None:
     run = evaluate(lab, trained, steps="last")
-    with pytest.raises(ConflictError, match=f"Run {run} is an evaluation of run {trained}; only a run that trains"):
+    with pytest.raises(ConflictError, match=f"Run {run} is an evaluation of run {trained}; only a run that trains has"):
         evaluate(lab, run)
     with pytest.raises(ConflictError, match="saved as they come; let it end, or cancel it"):
         lab.pause(run)
@@ -148,7 +148,7 @@ def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: L
         evaluations.launch(session, ROSA, "rosa", trained, tasks="heldout")
     with lab.db.write() as session:
         session.execute(update(Publication).where(col(Publication.run_id) == trained).values(disk="cleared"))
-    with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to evaluate"):
+    with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to read"):
         evaluate(lab, trained, steps="10")
 
 

@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, evaluations, launching, runs
+from broker.runs import control, launching, on_checkpoints, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -271,7 +271,7 @@ async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[s
         if about.run is None:
             raise NotFoundError(NO_RUN)
         readable = publications.readable(session, about.run)
-        words = [("last: the newest checkpoint", evaluations.LAST), (f"all {len(readable)}", evaluations.ALL)]
+        words = [("last: the newest checkpoint", on_checkpoints.LAST), (f"all {len(readable)}", on_checkpoints.ALL)]
         steps = [(f"step {step:,} of run {about.run}", str(step)) for step in reversed(readable)]
         return [choice for choice in [*words, *steps] if typed.strip().lower() in choice[0]]
 

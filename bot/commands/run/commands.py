@@ -15,7 +15,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, evaluations, launching, naming, runs
+from broker.runs import comparison, control, evaluations, launching, naming, on_checkpoints, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -356,7 +356,7 @@ async def evaluate(
     interaction: Interaction,
     tasks: str,
     run: int | None = None,
-    steps: str = evaluations.LAST,
+    steps: str = on_checkpoints.LAST,
     time_limit: str = "1h",
     shots: int | None = None,
     limit: int | None = None,

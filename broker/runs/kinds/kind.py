@@ -40,7 +40,7 @@ class Kind(ABC):
     trains = False
     """Whether it trains: it writes checkpoints, which are published, and can be paused, forked and compared."""
     has_card = True
-    """Whether it has a card of its own in the channel, and a thread; otherwise it is told in its parent's thread."""
+    """Whether it has a card of its own in the channel, and a thread; otherwise its parent's thread tells of it."""
     reads_corpora = True
     """Whether its configuration is a recipe's, which names corpora and prepared data."""
     may_overlap = False
