@@ -42,7 +42,9 @@ def run(
     data = data or data_of(first)
     settings = {name: analysis.model_dump(mode="json") | analysis.reads(data) for name, analysis in analyses.items()}
     studies = {
-        name: Study(first, data, Shelf(out / "kept" / f"{name}-{_digest(analysis.version, settings[name])}"))
+        name: Study(
+            first, data, Shelf(out / results.KEPT_FOLDER / f"{name}-{_digest(analysis.version, settings[name])}")
+        )
         for name, analysis in analyses.items()
     }
     found = {(result.step, result.analysis): result for result in results.read(out)}
