@@ -85,6 +85,11 @@ async def write(stage: Stage, steps: Sequence[Step], *, seconds: float) -> None:
             for scored in (stage.run().evaluations if stage.run_id else ())
             if scored.metric == "bits_per_byte"
         },
+        "study": {
+            "steps": list(stage.study),
+            "accuracy": [share for share, _ in stage.study.values()],
+            "figure": stage.figure or None,
+        },
         "ledger": None
         if account is None
         else {"granted": account.granted, "reserved": account.reserved, "spent": account.spent, "left": account.left},

@@ -15,6 +15,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Panels:
+    """What a run has measured on the checkpoints of another, a panel each; its points are of (step, value, error)."""
+
+    title: str
+    panels: Sequence[Evaluated]
+
+
+@dataclass(frozen=True)
 class Curve:
     """One run's picture.
 

@@ -40,7 +40,7 @@ def figure(curve: Curve, theme: Theme = DARK) -> Figure:
     if second:
         _below(others[0], curve, theme)
     for axes_of_task, evaluated in zip(others[second:], curve.evaluations, strict=True):
-        _evaluation(axes_of_task, evaluated, theme)
+        evaluation(axes_of_task, evaluated, theme)
     lowest = others[-1] if others else axes
     lowest.set_xlabel("tokens, log scale" if curve.log else "tokens", fontsize=canvas.NORMAL, color=theme.ink)
     return drawn
@@ -240,8 +240,8 @@ def _spread(ticks: Sequence[int], ends: Array, along: Array) -> Sequence[int]:
     return [ticks[number] for number in reversed(kept)]
 
 
-def _evaluation(axes: Axes, evaluated: Evaluated, theme: Theme) -> None:
-    """The values of a task over the tokens of its checkpoints, with their standard errors."""
+def evaluation(axes: Axes, evaluated: Evaluated, theme: Theme) -> None:
+    """The values of a task over the tokens or steps of its checkpoints, with their standard errors."""
     canvas.style(axes, theme, ticks=2)
     at, values = points.columns([(tokens, value) for tokens, value, _ in evaluated.points])
     errors = np.array([error or 0.0 for _, _, error in evaluated.points])

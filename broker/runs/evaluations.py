@@ -36,7 +36,7 @@ def launch(
     *,
     tasks: str,
     steps: str = LAST,
-    time_limit: str = "1h",
+    time_limit: str = "30m",
     shots: int | None = None,
     limit: int | None = None,
 ) -> Receipt:

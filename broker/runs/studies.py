@@ -33,7 +33,7 @@ def launch(
     *,
     analyses: str,
     steps: str = ALL,
-    time_limit: str = "1h",
+    time_limit: str = "30m",
 ) -> Receipt:
     """Queue a study; `on_checkpoints.launch` says the rest."""
 

@@ -232,7 +232,8 @@ def test_posts(kind: str, said: str) -> None:
         assert "GPU-seconds" not in shown
     evaluation = {"evaluation": 3, "nth": 1, "tasks": [said] * 20, "steps": list(range(10**9, 10**9 + 200))}
     evaluation |= {"results": [[said, said, 10**9, 1e-9, 1e-9]] * 60, "more_results": 10**6}
-    for other in ({"sample": 2}, {"prepares": said}, evaluation):
+    study = {"study" if key == "evaluation" else key: value for key, value in evaluation.items()}
+    for other in ({"sample": 2}, {"prepares": said}, evaluation, study):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
     of_cpus = replace(told, payload=payload | {"unit": "core"})

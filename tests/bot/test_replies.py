@@ -124,6 +124,8 @@ REPLIES = [
     Reply("run compare", Ends.DONE),
     Reply("run sample", Ends.DONE),
     Reply("run evaluate", Ends.DONE),
+    Reply("study start", Ends.DONE),
+    Reply("study show", Ends.DONE),
     Reply("run extend", Ends.DONE, "Run 1 may take 5 min longer", "Ada", {"run": 1, "time": "5m"}),
     Reply("run pause", Ends.NEXT, "Run 1 is paused", "Ada", {"run": 1}),
     Reply("run resume", Ends.NEXT, "Run 1 is queued", "Ada", {"run": 1}),

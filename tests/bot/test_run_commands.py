@@ -484,6 +484,18 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     of_it = (await ada.command("run show", run=evaluation.id)).text
     assert f"Run {evaluation.id} has finished" in of_it
     assert f"an evaluation of run {run}" in of_it
+    drawn = await ada.command("study show", study=evaluation.id)
+    assert drawn.message is not None
+    assert "arc_easy acc: 0.625 at step 16 → 0.5 at step 20 (2 steps)" in drawn.text
+    assert [file.filename for file in drawn.message.attachments] == [f"study-{evaluation.id}.png"]
+    refused = said(await ada.command("study show", study=run))
+    assert refused == f"Run {run} has measured nothing on the checkpoints of another run."
+    names = await ada.complete("study start", "analyses", "weights, ind", run=run)
+    assert names == [("weights, induction", "weights, induction")]
+    queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
+    assert f", a study of run {run}, is queued" in queued
+    studied = f"launches study 1 of run {run}: `weights`, `induction` on steps 16, 20, in at most 6 min."
+    await lab.guild.wait_for(thread, lambda m: studied in m.text)
     again = await ada.command("run config", run=evaluation.id)
     assert again.ephemeral
     assert said(await ada.command("run pause", run=evaluation.id)) == (

@@ -1,4 +1,4 @@
-"""Evaluations: what members may ask for, what an attempt runs, and what is saved and told of the results."""
+"""Evaluations and studies: what members may ask for, what an attempt runs, and what becomes of the results."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from sqlmodel import col
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
-from broker.runs import evaluations, runs
+from broker.runs import evaluations, runs, studies
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured
-from projects.errors import ConflictError, DomainError
+from projects.errors import ConflictError, DomainError, InvalidError
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
 
@@ -49,9 +49,9 @@ def evaluate(lab: Lab, run: int, **asked: object) -> int:
         return evaluations.launch(session, ADA, f"ask {wanted}", run, **wanted).run_id  # type: ignore[arg-type]
 
 
-def command(lab: Lab, run: int, home: Path) -> list[str]:
-    """What an attempt of the evaluation gives to the trainer."""
-    return kind_of(lab.row(run)).command(Start(settings(home), lab.db, lab.row(run), home / "out"))
+def command(lab: Lab, run: int, home: Path, out: Path | None = None) -> list[str]:
+    """What an attempt gives to the trainer."""
+    return kind_of(lab.row(run)).command(Start(settings(home), lab.db, lab.row(run), out or home / "out"))
 
 
 def told(step: int, value: object, **changes: object) -> str:
@@ -110,6 +110,40 @@ def test_a_later_evaluation_of_a_checkpoint_counts(lab: Lab, trained: int, tmp_p
         lab.settle(run, token, 5, Ending(0))
     [scored] = lab.run(trained).evaluations
     assert scored.values == {20: (1.25, None)}
+
+
+def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
+    lab: Lab, trained: int, tmp_path: Path
+) -> None:
+    with lab.db.write() as session:
+        run = studies.launch(
+            session, ADA, "ask", trained, analyses="weights paired_prompts", steps="10 30", time_limit="9m"
+        ).run_id
+    folders = [str(tmp_path / f"runs/{trained}/attempt-1/checkpoints/step{step}") for step in (10, 30)]
+    first, second = (tmp_path / "runs" / str(run) / f"attempt-{token}" for token in (1, 2))
+    first.mkdir(parents=True)
+    begins = ["study", *folders, "--analyses", "paired_prompts,weights", "--out"]
+    assert command(lab, run, tmp_path, first) == [*begins, str(first)]
+    data = tmp_path / "runs" / str(trained) / "attempt-2" / "data"
+    data.mkdir(parents=True)
+    (first / "results.jsonl").touch()
+    assert command(lab, run, tmp_path, second) == [*begins, str(second), "--resume", str(first), "--data", str(data)]
+
+    token = lab.start(run, 0)
+    numbers = {"paired_prompts.preferred": 0.75, "paired_prompts.preferred_stderr": 0.1, "paired_prompts.pairs": 24}
+    lines = [{"step": step, "tokens": step * 100, "time": 1.0} | numbers for step in (10, 30)]
+    (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lab.renew(run, token, 60, output.read(first, 0, 0))
+    lab.settle(run, token, 60, Ending(0))
+    preferred, pairs = lab.run(trained).evaluations
+    assert preferred == ("paired_prompts", "preferred", {10: (0.75, 0.1), 30: (0.75, 0.1)})
+    assert pairs == ("paired_prompts", "pairs", {10: (24.0, None), 30: (24.0, None)})
+    told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
+    assert (told["study"], told["nth"], told["analyses"]) == (run, 1, ["paired_prompts", "weights"])
+
+    for typed, said in (("", "Name an analysis; there are paired_prompts"), ("wieghts", "do you mean weights")):
+        with lab.db.write() as session, pytest.raises(InvalidError, match=said):
+            studies.launch(session, ADA, f"ask {typed}", trained, analyses=typed)
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def resumed(receipt: Receipt, run: runs.Run) -> str:
     return f"{told(receipt)}\n{GOES_ON if has_card else GOES_ON_WITHOUT_CARD}"
 
 
-def evaluates(receipt: Receipt, run_id: int) -> str:
-    """The answer to whoever launches an evaluation of a run."""
+def reads(receipt: Receipt, what: str, run_id: int) -> str:
+    """The answer to whoever launches an evaluation or a study of a run."""
     return (
-        f"Run {receipt.run_id}, an evaluation of run {run_id}, is queued; its results are posted in the thread of run "
+        f"Run {receipt.run_id}, {what} of run {run_id}, is queued; its results are posted in the thread of run "
         f"{run_id} and stay on its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
     )
 

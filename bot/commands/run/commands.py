@@ -346,18 +346,18 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
     tasks="Their names, such as heldout, lambada_openai; heldout is bits per byte of each source",
     run=RUN,
     steps="The steps of the checkpoints, such as 10 20 30; last by default, or all",
-    time_limit="How long it may take, such as 45m or 2h; 1h by default",
+    time_limit="How long it may take, such as 45m or 2h; 30m by default",
     shots="Examples before each question; each task's own number by default",
     limit="Documents of each task, for a trial; all by default",
 )
-@app_commands.autocomplete(run=run_autocomplete.kept_run)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
 @app_commands.autocomplete(steps=run_autocomplete.evaluable_steps, time_limit=run_autocomplete.durations)
 async def evaluate(
     interaction: Interaction,
     tasks: str,
     run: int | None = None,
     steps: str = on_checkpoints.LAST,
-    time_limit: str = "1h",
+    time_limit: str = "30m",
     shots: int | None = None,
     limit: int | None = None,
 ) -> None:
@@ -375,7 +375,7 @@ async def evaluate(
         shots=shots,
         limit=limit,
     )
-    await errors.reply(interaction, answers.evaluates(receipt, run_id))
+    await errors.reply(interaction, answers.reads(receipt, "an evaluation", run_id))
 
 
 @run.command(name="compare", description="Overlay the loss curves of up to six runs")

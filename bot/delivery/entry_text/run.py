@@ -1,8 +1,8 @@
 """Entries about runs, sweeps and checkpoints: `run.…`, `sweep.…`, `checkpoint.…` and `checkpoints.…`.
 
 A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
-and its entries have `sample`; or it evaluates checkpoints, and its entries have `evaluation`. The entries of a sweep's
-runs have `sweep`.
+and its entries have `sample`; or it evaluates or studies checkpoints, and its entries have `evaluation` or `study`. The
+entries of a sweep's runs have `sweep`.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,12 @@ from bot import text
 from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
+MEASURES = frozenset({"evaluation", "study"})
+"""What entries are about that measure something on checkpoints of a run."""
 MOST_LISTED = 6
-"""Tasks and steps of an evaluation that are named one by one."""
+"""Tasks and steps that are named one by one."""
 MOST_RESULTS = 1200
-"""The longest text of an evaluation's results, in characters."""
+"""The longest text of results, in characters."""
 
 
 @entry("run.queued")
@@ -23,9 +25,9 @@ def queued(p: Payload) -> str:
         return f"✍️ {by(p)} asks for {_sample(p)}, which continues:\n{text.block(p['prompt'], LONGEST_QUOTE)}"
     if "sample" in p:
         return f"✍️ The last checkpoint of run {p['run']} will write a short text, {_sample(p)}."
-    if "evaluation" in p:
+    if p.keys() & MEASURES:
         return (
-            f"📐 {by(p)} launches {_evaluation(p)}: {_tasks(p)} on {_steps(p)}, in at most "
+            f"📐 {by(p)} launches {_measuring(p)}: {_tasks(p)} on {_steps(p)}, in at most "
             f"{text.duration(p['time_limit'])}. It waits for its turn."
         )
     if "prepares" in p:
@@ -60,7 +62,7 @@ def started(p: Payload) -> str:
 @entry("run.requeued")
 def requeued(p: Payload) -> str:
     goes_on = "resume from its last checkpoint" if trains(p) else "start over"
-    goes_on = "go on with the checkpoints that are left" if "evaluation" in p else goes_on
+    goes_on = "go on with the checkpoints that are left" if p.keys() & MEASURES else goes_on
     return f"🔁 {_run(p)} was interrupted and will {goes_on}.{why(p)}"
 
 
@@ -127,7 +129,7 @@ def finished(p: Payload) -> str:
         return f"{asked}\nThe model continues:\n{text.block(p['text'], LONGEST_QUOTE)}"
     if "sample" in p:
         return f"✍️ {_titled(p)}\n{text.block(p['text'], LONGEST_QUOTE)}"
-    if "evaluation" in p:
+    if p.keys() & MEASURES:
         return f"📐 **{_run(p)}** · {_tasks(p)}, after {_spent(p)}{_results(p)}"
     if "prepares" in p:
         return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
@@ -239,14 +241,14 @@ def checkpoints_withheld(p: Payload) -> str:
 
 def trains(p: Payload) -> bool:
     """Whether an entry is about a run that trains, and not about one of another kind."""
-    return not p.keys() & {"sample", "prepares", "evaluation"}
+    return not p.keys() & {"sample", "prepares", *MEASURES}
 
 
 def _run(p: Payload) -> str:
     """What the entry is about, at the beginning of a sentence."""
     about = f"Run {p['run']} of sweep {p['sweep']}" if "sweep" in p else f"Run {p['run']}"
-    if "evaluation" in p:
-        return _evaluation(p).capitalize()
+    if p.keys() & MEASURES:
+        return _measuring(p).capitalize()
     return _sample(p).capitalize() if "sample" in p else about
 
 
@@ -256,19 +258,21 @@ def _sample(p: Payload) -> str:
     return f"{nth} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
 
 
-def _evaluation(p: Payload) -> str:
-    """An evaluation by its number under its run."""
-    return f"evaluation {p['nth']} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
+def _measuring(p: Payload) -> str:
+    """An evaluation or a study by its number under its run."""
+    [kind] = p.keys() & MEASURES
+    return f"{kind} {p['nth']} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
 
 
 def _tasks(p: Payload) -> str:
-    """The tasks of an evaluation; of many, the first ones and a count."""
-    named = ", ".join(text.code(task, 60) for task in p["tasks"][:MOST_LISTED])
-    return f"{named} and {more} more" if (more := len(p["tasks"][MOST_LISTED:])) else named
+    """The tasks of an evaluation, or the analyses of a study; of many, the first ones and a count."""
+    tasks = p["tasks"] if "tasks" in p else p["analyses"]
+    named = ", ".join(text.code(task, 60) for task in tasks[:MOST_LISTED])
+    return f"{named} and {more} more" if (more := len(tasks[MOST_LISTED:])) else named
 
 
 def _steps(p: Payload) -> str:
-    """The steps that an evaluation is about; of many, the first and the last."""
+    """The steps that an evaluation or a study is about; of many, the first and the last."""
     steps = [f"{step:,}" for step in p["steps"]]
     if len(steps) > MOST_LISTED:
         return f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}"
@@ -276,7 +280,7 @@ def _steps(p: Payload) -> str:
 
 
 def _results(p: Payload) -> str:
-    """The results of an evaluation, a line a task and metric with its values by step."""
+    """The results of an evaluation or a study, a line a task and metric with its values by step."""
     found: dict[tuple[str, str], list[str]] = {}
     for task, metric, step, value, stderr in p["results"]:
         error = "" if stderr is None else f" ±{stderr:.4f}"
