@@ -71,7 +71,7 @@ async def show(interaction: Interaction, study: int) -> None:
     app = interaction.client
     async with app.dear_turn():
         title, scored = await app.read(_measured, study)
-        shown = [each for each in scored if len(each.values) > 1][:MOST_PANELS]
+        shown = [each for each in scored if len(set(each.values.values())) > 1][:MOST_PANELS]
         panels = [Evaluated(f"{each.task} · {each.metric}", _points(each)) for each in shown]
         png = await app.renderer.panels(Panels(title, panels)) if panels else None
     name, marker = f"study-{study}.png", f"-# run {study}"

@@ -33,6 +33,7 @@ from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
 from trainer.model.transformer import shapes
+from trainer.schema import ConfigError
 
 HARNESS = Path(lm_eval.tasks.__file__).parent
 WINDOW = 32
@@ -322,6 +323,20 @@ def test_several_checkpoints_are_evaluated_each_as_by_itself(
     refused = run("eval", checkpoint, tmp_path / "run", *common, "--out", out)
     assert refused.exit_code == 78
     assert json.loads((out / "outcome.json").read_text())["status"] == 78
+
+
+def test_a_checkpoint_opens_without_what_only_training_needs(checkpoint: Path, tmp_path: Path) -> None:
+    published = tmp_path / "step3"
+    shutil.copytree(checkpoint, published)
+    how = json.loads((published / "how.json").read_text())
+    how["files"]["trainer/optimizer.safetensors"] = "not published"
+    (published / "how.json").write_text(json.dumps(how))
+    assert open_checkpoint(published).step == 3
+    weights = bytearray((published / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (published / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not what was written"):
+        open_checkpoint(published)
 
 
 def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint: Path, config: TrainConfig) -> None:
