@@ -62,6 +62,7 @@ NEED_NO_TORCH = (
     "broker.scheduling.scheduler",
     "bot.client",
     "trainer.check",
+    "trainer.study.commands",
 )
 LAYERS: dict[str, Sequence[Sequence[str]]] = {
     "projects": (

@@ -13,7 +13,7 @@ from trainer.events import append_event
 from trainer.exits import finish, interruptible, one_sentence, outcome_of
 from trainer.folder_lock import locked
 from trainer.progress import Progress, bars
-from trainer.study import registry, selection
+from trainer.study import registry, results, selection
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,6 +25,7 @@ def study(
     out: Annotated[Path, typer.Option(help="The folder to write; the same one again goes on.")],
     steps: Annotated[str | None, typer.Option(help="Which checkpoints, such as 0,100-500; without it, all.")] = None,
     data: Annotated[Path | None, typer.Option(help="The prepared data to read; without it, the run's.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="The folder of an earlier attempt; it is only read.")] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="ANALYSIS.KEY=VALUE", help="A setting of an analysis.")
     ] = [],  # noqa: B006  # typer copies it
@@ -35,6 +36,8 @@ def study(
             with interruptible(), bars() as advance:
                 chosen = selection.choose(places, steps)
                 made = registry.choose(analyses, settings)
+                if resume is not None:
+                    results.take_over(out, resume)
                 from trainer.study.run import run
 
                 progress = Progress(out, len(chosen), shown=True)

@@ -20,22 +20,28 @@ ANALYSES = {
     "induction": "trainer.study.induction.Induction",
     "ngrams": "trainer.study.ngrams.NGrams",
     "logit_lens": "trainer.study.logit_lens.LogitLens",
+    "tuned_lens": "trainer.study.tuned_lens.TunedLens",
     "sources": "trainer.study.sources.Sources",
     "memorisation": "trainer.study.memorisation.Memorisation",
 }
 """The class of each analysis. Results are in this order."""
 
 
-def choose(names: str, settings: Iterable[str]) -> dict[str, "Analysis"]:
-    """The analyses of names with commas between, each with its settings, of which one is `ANALYSIS.KEY=VALUE`. Raises
-    ConfigError."""
+def named(names: str) -> list[str]:
+    """The analyses in a text with commas between, in the order of ANALYSES. Raises ConfigError."""
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not chosen:
         raise ConfigError(f"--analyses names none; the analyses are {', '.join(ANALYSES)}.")
     for name in chosen:
         if name not in ANALYSES:
             raise ConfigError(f"There is no analysis {name[:60]!r}; {_meant(name, ANALYSES, 'the analyses are')}")
-    values: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES if name in chosen}
+    return [name for name in ANALYSES if name in chosen]
+
+
+def choose(names: str, settings: Iterable[str]) -> dict[str, "Analysis"]:
+    """The analyses that `names` are, see `named`, each with its settings, of which one is `ANALYSIS.KEY=VALUE`. Raises
+    ConfigError."""
+    values: dict[str, dict[str, Any]] = {name: {} for name in named(names)}
     for setting in settings:
         key, equals, value = setting.partition("=")
         name, dot, field = key.partition(".")

@@ -3,6 +3,7 @@ torch."""
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from trainer.contract import RESULT_LINES_FILE
 from trainer.files import append_json_line, write_atomically
 from trainer.schema import ConfigError
+
+KEPT_FOLDER = "kept"
+"""What analyses keep in the folder of a study, a folder each."""
 
 
 def _short(value: Any) -> Any:
@@ -72,6 +76,24 @@ def read(out: Path) -> list[Result]:
                 f"{path} holds no result in line {number}; give --out another folder, or remove that line."
             ) from None
     return found
+
+
+def take_over(out: Path, earlier: Path) -> None:
+    """Begin the folder `out` with the results and what the analyses kept of the folder of an earlier study, which is
+    only read; nothing is done where `out` has results already. Raises ConfigError if there is no such folder."""
+    if not earlier.is_dir():
+        raise ConfigError(f"--resume {earlier} is no folder; give that of an earlier attempt at this study.")
+    if (out / RESULT_LINES_FILE).exists():
+        return
+    for path in (earlier / KEPT_FOLDER).glob("*/[!.]*"):
+        copy = out / path.relative_to(earlier)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        temporary = copy.with_name(f".{copy.name}.writing")
+        shutil.copyfile(path, temporary)
+        temporary.replace(copy)
+    if (earlier / RESULT_LINES_FILE).exists():
+        written = (earlier / RESULT_LINES_FILE).read_text(encoding="utf-8", errors="replace")
+        write_atomically(out / RESULT_LINES_FILE, written)
 
 
 def append(out: Path, result: Result) -> None:

@@ -52,18 +52,16 @@ def test_the_step_at_which_a_run_first_prefers_most_pairs() -> None:
 
 
 def test_the_pairs_of_the_package_differ_in_one_closing_bracket() -> None:
+    """A model that only knows which bracket is more frequent prefers half of them."""
     pairs = PairedPrompts().pairs
     assert len(pairs) == 40
+    kinds = {"(": (")", "round"), "[": ("]", "square"), "{": ("}", "curly")}
     for pair in pairs:
-        open_ones = []
-        for char in pair.prompt:
-            if char in "([{":
-                open_ones.append(char)
-            elif char in ")]}":
-                open_ones.pop()
-        assert pair.preferred == {"(": ")", "[": "]", "{": "}"}[open_ones[-1]]
-        assert pair.group == {"(": "round", "[": "square", "{": "curly"}[open_ones[-1]]
-        assert pair.other in set(")]}") - {pair.preferred}
+        [opening] = [char for char in pair.prompt if char in kinds]
+        assert (pair.preferred, pair.group) == kinds[opening]
+    both = [(pair.preferred, pair.other) for pair in pairs]
+    assert sorted(both) == sorted((other, preferred) for preferred, other in both)
+    assert len({pair.prompt for pair in pairs}) > 35
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.trainer.study.conftest import STEPS
 from tests.trainer.study.world import WORDS, config, drawn, tokenizer, write_checkpoint, write_data
 from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.model.transformer import Transformer
-from trainer.study import results, run, selection
+from trainer.study import registry, results, run, selection
 from trainer.study.analysis import Analysis, Study, Values
 from trainer.study.commands import app
 from trainer.study.registry import ANALYSES
@@ -100,6 +100,70 @@ def test_a_study_that_is_killed_goes_on_with_the_checkpoint_that_is_not_done(
         assert found == wanted, name
 
 
+def test_another_attempt_begins_with_what_the_earlier_one_has_left(
+    run_folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The earlier one had a damaged checkpoint; its folder stays as it is."""
+    run, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
+    shutil.copytree(run_folder / "checkpoints", run / "checkpoints")
+    weights = run / "checkpoints" / "step2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    given = ["--analyses", "paired_prompts,similarity", "--data", str(run_folder / "data")]
+    broken = invoke(*arguments(run, pairs, first, *given))
+    assert (broken.exit_code, broken.stderr.count("\n")) == (78, 1), broken.output
+    assert f"The checkpoint {run}/checkpoints/step2 is damaged" in broken.stderr
+    before = (first / "results.jsonl").read_bytes()
+    assert [(line["step"], line["analysis"]) for line in lines(first / "results.jsonl")] == [
+        (step, name) for step in (0, 1) for name in ("paired_prompts", "similarity")
+    ]
+    done = invoke(*arguments(run_folder, pairs, second, *given, "--resume", str(first)))
+    assert done.exit_code == 0, done.output
+    assert (second / "results.jsonl").read_bytes().startswith(before)
+    assert [line["step"] for line in lines(second / "metrics.jsonl")] == list(STEPS)
+    [of_step_2] = [
+        line["values"]
+        for line in lines(second / "results.jsonl")
+        if (line["step"], line["analysis"]) == (2, "similarity")
+    ]
+    assert (of_step_2["first_step"], of_step_2["previous_step"]) == (0, 1)
+    assert (first / "results.jsonl").read_bytes() == before
+    none = invoke(*arguments(run_folder, pairs, tmp_path / "third", "--resume", str(tmp_path / "none")))
+    assert none.stderr == f"--resume {tmp_path}/none is no folder; give that of an earlier attempt at this study.\n"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {
+            "positions": "learned",
+            "parallel_residual": False,
+            "attention": ["global", "local"],
+            "window": 4,
+            "tied_head": True,
+        },
+        {"norm": "rmsnorm", "activation": "swiglu", "parallel_residual": False, "kv_heads": 1, "rotary_pct": 1.0},
+        {"norms": "one", "rotary_layout": "interleaved", "head_bias": True, "rotary_pct": 0.5},
+        {"positions": "t5", "logit_scale": 1.0},
+    ],
+    ids=["GPT-Neo", "Llama", "GPT-J", "our own"],
+)
+def test_models_of_other_shapes(run_folder: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    settings = config(run_folder, **model)
+    write_checkpoint(tmp_path / "run", settings, 1, drawn(settings))
+    chosen = registry.choose(
+        "weights,similarity,induction,ngrams,logit_lens,tuned_lens,sources",
+        ["tuned_lens.steps=2", "sources.documents=2"],
+    )
+    found = run.run(selection.choose([tmp_path / "run"], None), chosen, run_folder / "data", tmp_path)
+    assert found.keys() == chosen.keys()
+    # Two ways to the same number, the second by logits with a gradient.
+    lens, tuned = (results.read(tmp_path)[at].values for at in (4, 5))
+    assert lens["final_loss"] == tuned["final_loss"]
+    read = next(value for name, value in tuned.items() if name == "kl")
+    assert isinstance(read, list)
+    assert all(value is not None and value >= -1e-6 for value in read)
+
+
 def test_what_a_study_writes(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
     folders = [str(run_folder / "checkpoints" / f"step{step}") for step in (4, 0)]
     done = invoke(folders[0], *arguments(Path(folders[1]), pairs, tmp_path)[1:])
@@ -123,7 +187,7 @@ def test_what_a_study_writes(run_folder: Path, pairs: Path, tmp_path: Path) -> N
 
 
 def test_all_analyses_in_one_study(run_folder: Path, pairs: Path, tmp_path: Path) -> None:
-    short = ["--set", "memorisation.prefix=8", "--set", "memorisation.continuation=8"]
+    short = ["--set", "memorisation.prefix=8", "--set", "memorisation.continuation=8", "--set", "tuned_lens.steps=2"]
     command = arguments(run_folder, pairs, tmp_path / "out", "--analyses", ",".join(ANALYSES), *short)
     done = invoke(*command)
     assert done.exit_code == 0, done.output
@@ -238,3 +302,7 @@ def test_results_of_something_else_are_kept(run_folder: Path, pairs: Path, tmp_p
         assert (result.exit_code, result.stderr.count("\n")) == (78, 1), result.output
         assert said in result.stderr
         assert path.read_text() == line
+    path.write_text(before)
+    elsewhere = invoke(*arguments(run_folder, changed, out, "--steps", "1"))
+    assert "paired_prompts of step 0 with another pairs_sha256" in elsewhere.stderr
+    assert path.read_text() == before
