@@ -276,15 +276,21 @@ async def lab(tmp_path: Path, judge: DiscordJudge | None) -> AsyncIterator[Lab]:
     assert wire_problems(made, judge) == []
 
 
+@pytest.fixture(scope="module")
+def bot_code() -> str:
+    """What the bot of `shared_lab` runs."""
+    return BOT
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_lab(
-    tmp_path_factory: pytest.TempPathFactory, judge: DiscordJudge | None
+    tmp_path_factory: pytest.TempPathFactory, judge: DiscordJudge | None, bot_code: str
 ) -> AsyncIterator[tuple[Lab, Channel]]:
     """A lab with a running bot and an active project: its allocation 1 is approved, allocation 2 is asked for."""
     made = Lab(tmp_path_factory.mktemp("lab"))
     await made.open()
     try:
-        await made.start_bot()
+        await made.start_bot(bot_code)
         channel = await made.activate()
         await made.approved(channel)
         await made.request(channel)

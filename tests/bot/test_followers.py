@@ -18,7 +18,7 @@ from projects.people import Actor
 from projects.projects import Outcome
 from sandbox.discord import permissions
 from sandbox.people import Channel
-from tests.bot.conftest import Lab
+from tests.bot.conftest import BOT, Lab
 from tests.bot.test_mentions import delivered, pinged
 from tests.bot.test_run_commands import launched, start
 from tests.discord_openapi import recorded
@@ -28,6 +28,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
 ROLE = "P1 followers"
+
+
+@pytest.fixture(scope="module")
+def bot_code() -> str:
+    """A bot that tries again after a quarter of a minute, instead of a whole one, what Discord has refused."""
+    return f"from bot.delivery import follower_roles; follower_roles.REFUSED_SECONDS = 15.0; {BOT}"
 
 
 async def held_by(lab: Lab, *names: str, role: str = ROLE, gone: bool = False) -> None:

@@ -179,7 +179,8 @@ async def test_a_ping_is_sent_once_though_the_answer_is_lost_and_the_bot_killed(
 
 async def test_no_text_of_anybody_pings_in_any_kind_of_entry(shared_lab: Shared) -> None:
     lab, _ = shared_lab
-    await lab.guild.enforce_limits(False)
+    for route in ("POST /channels/{channel_id}/messages", "PATCH /channels/{channel_id}/messages/{message_id}"):
+        await lab.guild.limit(route, 1000, 1.0)
     ada, grace = (lab.actor(name).discord_id for name in ("Ada", "Grace"))
     role = lab.guild.info["roles"]["reviewer"]
     typed = f"@everyone @here <@{grace}> <@!{ada}> <@&{role}> {{person:{grace}}} -# For <@{grace}>\n<@&{role}>"

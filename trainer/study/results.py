@@ -3,7 +3,6 @@ torch."""
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def take_over(out: Path, earlier: Path) -> None:
     for path in (earlier / KEPT_FOLDER).glob("*/[!.]*"):
         copy = out / path.relative_to(earlier)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        temporary = copy.with_name(f".{copy.name}.{os.getpid()}")
+        temporary = copy.with_name(f".{copy.name}.writing")
         shutil.copyfile(path, temporary)
         temporary.replace(copy)
     if (earlier / RESULT_LINES_FILE).exists():

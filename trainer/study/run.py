@@ -17,28 +17,28 @@ from trainer.schema import ConfigError
 from trainer.study import results
 from trainer.study.analysis import Analysis, Study
 from trainer.study.results import Result
-from trainer.study.selection import Chosen
+from trainer.study.selection import Chosen, Selection
 from trainer.study.shelf import Shelf
 
 Advance = Callable[[str, float], None]
 
 
 def run(
-    chosen: Sequence[Chosen],
+    selected: Selection,
     analyses: Mapping[str, Analysis],
     data: Path | None,
     out: Path,
     say: Callable[[str], None] = lambda message: None,
     advance: Advance = lambda name, share: None,
 ) -> dict[str, Any]:
-    """Run the analyses on the checkpoints and return what `results.json` then holds; see `summary`.
+    """Run the analyses on the selected checkpoints and return what `results.json` then holds; see `summary`.
 
     What `results.jsonl` in the folder `out` has is not computed again. `data` is the folder of prepared data that
-    analyses read, None for the run's own; `say` is told of each checkpoint,
-    `advance` a name and the share of it that was just done. Raises ConfigError, also where the folder holds results of
-    other checkpoints, settings or versions.
+    analyses read, None for the run's own; `say` is told of each checkpoint, `advance` an analysis and the share of its
+    work on all checkpoints that was just done. Raises ConfigError, also where the folder holds results of other
+    checkpoints, settings or versions.
     """
-    first = chosen[0].folder
+    chosen, first = selected
     data = data or data_of(first)
     settings = {name: analysis.model_dump(mode="json") | analysis.reads(data) for name, analysis in analyses.items()}
     studies = {
@@ -48,10 +48,10 @@ def run(
         for name, analysis in analyses.items()
     }
     found = {(result.step, result.analysis): result for result in results.read(out)}
-    for one in chosen:
-        for name, analysis in analyses.items():
-            if (one.step, name) in found:
-                _check(found[one.step, name], one, analysis, settings[name], out)
+    by_step = {one.step: one for one in chosen}
+    for result in found.values():
+        if result.analysis in analyses:
+            _check(result, by_step.get(result.step), analyses[result.analysis], settings[result.analysis], out)
     opened: OpenCheckpoint | None = None
     for number, one in enumerate(chosen, 1):
         left = [name for name in analyses if (one.step, name) not in found]
@@ -59,11 +59,12 @@ def run(
             say(f"step {one.step}: {', '.join(left)} (checkpoint {number} of {len(chosen)})")
             opened = open_checkpoint(one.folder, opened)
             for name in left:
-                study = replace(studies[name], advance=partial(advance, f"step {one.step}: {name}"))
+                study = replace(studies[name], advance=partial(_advance, advance, name, len(chosen)))
                 found[one.step, name] = _measure(one, opened, name, analyses[name], study, settings[name])
                 results.append(out, found[one.step, name])
         _log(out, [found[one.step, name] for name in analyses])
-        advance("checkpoints", 1 / len(chosen))
+        for name in analyses.keys() - left:
+            advance(name, 1 / len(chosen))
     content = summary(analyses, list(found.values()))
     write_atomically(out / RESULTS_FILE, json.dumps(content, indent=2) + "\n")
     return content
@@ -84,6 +85,11 @@ def summary(analyses: Mapping[str, Analysis], found: Sequence[Result]) -> dict[s
             "summary": analysis.summary(steps, [result.values for result in own]),
         }
     return content
+
+
+def _advance(advance: Advance, name: str, checkpoints: int, share: float) -> None:
+    """Tell of a share of an analysis's work on one of so many checkpoints."""
+    advance(name, share / checkpoints)
 
 
 def _digest(version: int, settings: Mapping[str, Any]) -> str:
@@ -107,10 +113,11 @@ def _measure(
     )
 
 
-def _check(result: Result, one: Chosen, analysis: Analysis, settings: Mapping[str, Any], out: Path) -> None:
-    """Raise ConfigError unless a result that is there is what the analysis would measure now."""
-    what = f"{out} holds {result.analysis} of step {one.step}"
-    if result.weights != one.weights:
+def _check(result: Result, one: Chosen | None, analysis: Analysis, settings: Mapping[str, Any], out: Path) -> None:
+    """Raise ConfigError unless a result that is there is what the analysis would measure now, of the chosen checkpoint
+    where it is `one`."""
+    what = f"{out} holds {result.analysis} of step {result.step}"
+    if one is not None and result.weights != one.weights:
         raise ConfigError(f"{what} with other weights than {one.folder}; give --out another folder.")
     if result.version != analysis.version:
         raise ConfigError(

@@ -1,6 +1,5 @@
 """What an analysis keeps from one checkpoint to the next, as files: a study that goes on after a kill finds it."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ class Shelf:
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a set of tensors. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{os.getpid()}"
+        # What a kill leaves of it is overwritten: one process at a time writes the folder.
+        temporary = self._folder / f".{name}.writing"
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, temporary)
         sync(temporary)
         temporary.replace(self._path(name))

@@ -302,3 +302,7 @@ def test_results_of_something_else_are_kept(run_folder: Path, pairs: Path, tmp_p
         assert (result.exit_code, result.stderr.count("\n")) == (78, 1), result.output
         assert said in result.stderr
         assert path.read_text() == line
+    path.write_text(before)
+    elsewhere = invoke(*arguments(run_folder, changed, out, "--steps", "1"))
+    assert "paired_prompts of step 0 with another pairs_sha256" in elsewhere.stderr
+    assert path.read_text() == before

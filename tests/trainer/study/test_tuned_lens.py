@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.trainer.study.world import config, measured, opened, study_of, zeros
+from tests.trainer.study.world import config, drawn, measured, opened, study_of, zeros
 from trainer.data.corpus import Corpus
-from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
+from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.study import texts
 from trainer.study.analysis import Study
 from trainer.study.logit_lens import LogitLens
@@ -38,7 +38,9 @@ def plain(checkpoint: OpenCheckpoint, study: Study, steps: int, batch: int, rate
 
         def divergence(ids: torch.Tensor, layer: int = layer, lens: nn.Linear = lens) -> torch.Tensor:
             streams = layers(ids)
-            said = functional.linear(model.head.norm(streams[layer] + lens(streams[layer])), model.head.weight)
+            said = functional.linear(
+                model.head.norm(streams[layer] + lens(streams[layer])), model.head.weight, model.head.bias
+            )
             meant = model.head(streams[2]).log_softmax(-1)
             total: torch.Tensor = (meant.exp() * (meant - said.log_softmax(-1))).sum(-1).mean()
             return total
@@ -55,7 +57,8 @@ def plain(checkpoint: OpenCheckpoint, study: Study, steps: int, batch: int, rate
 
 
 def test_the_lenses_are_those_of_a_plain_training(run_folder: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(run_folder / "checkpoints" / "step4")
+    settings = config(run_folder, head_bias=True)
+    checkpoint = opened(tmp_path, settings, drawn(settings))
     study = study_of(run_folder, tmp_path)
     before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
     found = measured(TunedLens(steps=6, batch=3, learning_rate=0.05, rows=4), checkpoint, study)
