@@ -15,7 +15,7 @@ from trainer.study.shelf import Shelf
 
 @dataclass(frozen=True)
 class Study:
-    """What an analysis may use beside the checkpoint: the folder of the study's `first` checkpoint, the prepared
+    """What an analysis may use beside the checkpoint: the folder of the run's `first` checkpoint, the prepared
     `data`, and a shelf in the study's folder, of this analysis with these settings, for what it needs again. `advance`
     is told the share of the analysis's work that was just done."""
 

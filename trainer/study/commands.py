@@ -34,17 +34,18 @@ def study(
     with one_sentence(), locked(out):
         try:
             with interruptible(), bars() as advance:
-                chosen = selection.choose(places, steps)
+                selected = selection.choose(places, steps)
+                steps_read = [one.step for one in selected.checkpoints]
                 made = registry.choose(analyses, settings)
                 if resume is not None:
                     results.take_over(out, resume)
                 from trainer.study.run import run
 
-                progress = Progress(out, len(chosen), shown=True)
-                append_event(out, Event.STARTED, step=chosen[0].step, steps=len(chosen), analyses=list(made))
-                found = run(chosen, made, data, out.absolute(), progress.stage, advance)
+                progress = Progress(out, len(steps_read), shown=True)
+                append_event(out, Event.STARTED, step=steps_read[0], steps=len(steps_read), analyses=list(made))
+                found = run(selected, made, data, out.absolute(), progress.stage, advance)
             Console().print(_table(found))
-            outcome = Outcome(status=Status.DONE, step=chosen[-1].step)
+            outcome = Outcome(status=Status.DONE, step=steps_read[-1])
         except (Exception, KeyboardInterrupt) as error:
             outcome = outcome_of(error)
         finish(out, outcome)

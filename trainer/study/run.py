@@ -17,28 +17,28 @@ from trainer.schema import ConfigError
 from trainer.study import results
 from trainer.study.analysis import Analysis, Study
 from trainer.study.results import Result
-from trainer.study.selection import Chosen
+from trainer.study.selection import Chosen, Selection
 from trainer.study.shelf import Shelf
 
 Advance = Callable[[str, float], None]
 
 
 def run(
-    chosen: Sequence[Chosen],
+    selected: Selection,
     analyses: Mapping[str, Analysis],
     data: Path | None,
     out: Path,
     say: Callable[[str], None] = lambda message: None,
     advance: Advance = lambda name, share: None,
 ) -> dict[str, Any]:
-    """Run the analyses on the checkpoints and return what `results.json` then holds; see `summary`.
+    """Run the analyses on the selected checkpoints and return what `results.json` then holds; see `summary`.
 
     What `results.jsonl` in the folder `out` has is not computed again. `data` is the folder of prepared data that
     analyses read, None for the run's own; `say` is told of each checkpoint, `advance` an analysis and the share of its
     work on all checkpoints that was just done. Raises ConfigError, also where the folder holds results of other
     checkpoints, settings or versions.
     """
-    first = chosen[0].folder
+    chosen, first = selected
     data = data or data_of(first)
     settings = {name: analysis.model_dump(mode="json") | analysis.reads(data) for name, analysis in analyses.items()}
     studies = {

@@ -22,6 +22,14 @@ class Chosen(NamedTuple):
     weights: str
 
 
+class Selection(NamedTuple):
+    """The checkpoints of a study, in the order of their steps, and the folder of the first one of all that are there,
+    which need not be among them."""
+
+    checkpoints: list[Chosen]
+    first: Path
+
+
 class _Written(NamedTuple):
     """What a checkpoint's metadata say of it."""
 
@@ -32,8 +40,8 @@ class _Written(NamedTuple):
     files: Mapping[str, str]
 
 
-def choose(places: Iterable[Path], steps: str | None) -> list[Chosen]:
-    """The checkpoints in `places`, in the order of their steps; where `steps` are given, such as `0,100-500`, those.
+def choose(places: Iterable[Path], steps: str | None) -> Selection:
+    """The checkpoints in `places`; where `steps` are given, such as `0,100-500`, those.
 
     A place is a step folder, or the folder of a run with all its checkpoints. All must have one model and one
     tokenizer. Raises ConfigError.
@@ -45,9 +53,10 @@ def choose(places: Iterable[Path], steps: str | None) -> list[Chosen]:
         if other.folder.absolute() != folder.absolute():
             raise ConfigError(f"{other.folder} and {folder} are both of step {one.step}; a study reads one run.")
     wanted = sorted(found) if steps is None else _wanted(steps, sorted(found))
-    chosen = [found[step] for step in wanted]
-    _check_alike(chosen)
-    return [Chosen(one.folder, one.step, one.tokens, _digest(one.files)) for one in chosen]
+    first = found[min(found)]
+    _check_alike(first, [found[step] for step in wanted])
+    chosen = [Chosen(one.folder, one.step, one.tokens, _digest(one.files)) for one in map(found.__getitem__, wanted)]
+    return Selection(chosen, first.folder)
 
 
 def _folders(place: Path) -> Sequence[Path]:
@@ -101,10 +110,9 @@ def _digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
 
 
-def _check_alike(chosen: Sequence[_Written]) -> None:
+def _check_alike(first: _Written, others: Sequence[_Written]) -> None:
     """Raise ConfigError unless the checkpoints have one model and one tokenizer."""
-    first = chosen[0]
-    for one in chosen[1:]:
+    for one in others:
         if one.model != first.model:
             raise ConfigError(f"{one.folder} has another model than {first.folder}; a study reads one run.")
         same_file = one.files.get("tokenizer.json") == first.files.get("tokenizer.json")

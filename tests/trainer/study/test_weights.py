@@ -9,6 +9,7 @@ import torch
 from tests.trainer.study.conftest import STEPS
 from tests.trainer.study.world import config, drawn, measured, study_of
 from trainer.evaluation.open_checkpoint import open_checkpoint
+from trainer.study import run, selection
 from trainer.study.weights import Weights, effective_rank, singular_values
 
 
@@ -31,6 +32,13 @@ def test_norms_distances_and_spectra_are_those_of_numpy(run_folder: Path, tmp_pa
         assert found["singular_values"][name] == pytest.approx(spectrum[:3], rel=1e-5)
         shares = spectrum / spectrum.sum()
         assert found["effective_ranks"][name] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+
+
+def test_the_distance_is_from_the_first_checkpoint_of_the_run(run_folder: Path, tmp_path: Path) -> None:
+    """Also where the study reads a later one alone."""
+    found = run.run(selection.choose([run_folder], "4"), {"weights": Weights()}, None, tmp_path)["weights"]
+    assert (found["steps"], found["values"]["first_step"]) == ([4], [0])
+    assert found["values"]["distance"][0] > 1
 
 
 def test_the_first_checkpoint_has_not_moved(run_folder: Path, tmp_path: Path) -> None:
