@@ -120,7 +120,7 @@ def test_the_runs_of_a_drained_host_go_on_or_go_back_to_the_queue(
     def is_renewed(before: datetime | None) -> bool:
         return attempt(lab, run, 1).lease_until != before
 
-    with supervised(lab, tmp_path, run, lease=30) as (supervisor, said):
+    with supervised(lab, tmp_path, run, lease=12) as (supervisor, said):
         drain(lab, processes.host(), pause=pause)
         if pause:
             assert supervisor.wait(PATIENCE) == 0
