@@ -136,7 +136,7 @@ def using(settings: Settings, session: Session, run: Run) -> str:
 
 
 def written(settings: Settings, db: Database, run: Run, folder: Path) -> Path:
-    """The file with the configuration of an attempt that writes `folder`; written anew for each attempt."""
+    """The file with the configuration of an attempt that writes `folder`, written for each attempt."""
     config = folder.parent / CONFIG_FILE
     with db.read() as session:
         config.write_text(using(settings, session, run))
