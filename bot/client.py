@@ -40,6 +40,7 @@ from bot.commands.study import study_group
 from bot.delivery.loop import Delivery
 from bot.server import CHANNELS, ROLES, Server
 from bot.tables import DiscordCommands
+from broker import catalogue
 from projects import cleaning
 from projects import log as log_format
 from projects.db.database import Database
@@ -124,6 +125,7 @@ class Bot(App):
         for module in (form, last_question, project_buttons, allocation_buttons, run_buttons, stoa_buttons):
             buttons.register(module.HANDLERS)
         self.add_dynamic_items(Button, DoIt, PostComparison)
+        await asyncio.to_thread(catalogue.read_built_in)  # the first suggestion of recipes has three seconds
         await self._register_commands()
 
     async def _register_commands(self) -> None:
