@@ -14,7 +14,7 @@ from broker.allocations import pools
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import Balance
 from broker.allocations.pools import Pool
-from broker.runs import runs, series
+from broker.runs import entries, runs, series
 from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured, Point
 from projects import lifecycle, membership
@@ -134,7 +134,7 @@ def furnish(session: Session, members: Sequence[int], *, projects: int, each: in
     for run_id in moving:
         run = runs.load(session, run_id)
         run.step, run.tokens = OLD_POINTS, OLD_POINTS * TOKENS_A_STEP
-        runs.tell(session, run, "run.queued", recipe=run.recipe, overrides={}, gpus=1, time_limit=run.time_limit)
+        entries.tell(session, run, "run.queued", recipe=run.recipe, overrides={}, gpus=1, time_limit=run.time_limit)
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("ANALYZE"))  # as it does by itself within minutes
     return list(moving)

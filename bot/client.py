@@ -36,6 +36,7 @@ from bot.commands.run.comparison_answers import PostComparison
 from bot.commands.stoa import buttons as stoa_buttons
 from bot.commands.stoa import setup as setting_up
 from bot.commands.stoa.commands import stoa
+from bot.commands.study import study_group
 from bot.delivery.loop import Delivery
 from bot.server import CHANNELS, ROLES, Server
 from bot.tables import DiscordCommands
@@ -117,7 +118,7 @@ class Bot(App):
         """Register the commands and the buttons."""
         await super().reload_server()
         guild = discord.Object(self.settings.guild_id)
-        for group in (project, allocation, run_group, catalogue_group, cluster_group, stoa):
+        for group in (project, allocation, run_group, study_group, catalogue_group, cluster_group, stoa):
             self.tree.add_command(group, guild=guild)
         self.tree.add_command(put_on_record, guild=guild)
         for module in (form, last_question, project_buttons, allocation_buttons, run_buttons, stoa_buttons):

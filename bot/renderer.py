@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from broker.plots.curve import Comparison, Curve, Standings
+from broker.plots.curve import Comparison, Curve, Panels, Standings
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -30,6 +30,10 @@ class Renderer:
     async def compare(self, comparison: Comparison) -> tuple[bytes, Standings]:
         """Draw several runs in one picture, as PNG, and say how they stand."""
         return await self._drawn(_compare, comparison)
+
+    async def panels(self, shown: Panels) -> bytes:
+        """Draw what a study or an evaluation has measured, as PNG."""
+        return await self._drawn(_panels, shown)
 
     async def _drawn(self, draw: Callable[[S], T], what: S) -> T:
         """Call `draw` in the process, or in a new one where the old one was killed."""
@@ -60,6 +64,12 @@ def _compare(comparison: Comparison) -> tuple[bytes, Standings]:
     from broker.plots import comparison_curves
 
     return comparison_curves.draw(comparison), comparison_curves.standings(comparison)
+
+
+def _panels(shown: Panels) -> bytes:
+    from broker.plots import panels
+
+    return panels.draw(shown)
 
 
 def _follow(parent: int) -> None:

@@ -134,6 +134,16 @@ def kept(session: Session, run_id: int) -> Sequence[int]:
     ).all()
 
 
+def readable(session: Session, run_id: int) -> Sequence[int]:
+    """The steps of the checkpoints of a run whose weights can be read, in order: on this disk, or open on the Hub."""
+    is_open = select(Repository.run_id).where(Repository.run_id == run_id, col(Repository.private).is_(False)).exists()
+    here = col(Publication.disk) == Disk.KEPT
+    on_hub = col(Publication.url).is_not(None) & is_open
+    return session.scalars(
+        select(Publication.step).where(Publication.run_id == run_id, here | on_hub).order_by(col(Publication.step))
+    ).all()
+
+
 def runs_kept() -> Select[int]:
     """The query for the runs with a complete checkpoint on this disk."""
     return select(Publication.run_id).where(Publication.disk == Disk.KEPT)

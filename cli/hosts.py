@@ -49,12 +49,14 @@ def show(name: HostName) -> None:
     """Show a host: its pools, GPUs or cores, versions, runs, and the queues that its worker takes messages from."""
     from broker.allocations import hosts
     from broker.runs import attempts, runs
+    from broker.runs.kinds.kind import kind_of
     from broker.scheduling import inspection
 
     with refusing(), database().read() as session:
         host, looked_after = hosts.named(session, name), attempts.open_on(session, name)
         cores = _cores(hosts.core_pools(session, name))
-        names = {each.run_id: runs.short_name(runs.load(session, each.run_id)) for each in looked_after}
+        found = [runs.load(session, each.run_id) for each in looked_after]
+        names = {run.id: kind_of(run).short_name(run) for run in found}
     queues = inspection.queues(name)
     table = Table(show_header=False)
     table.add_row("host", host.name)

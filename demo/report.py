@@ -80,6 +80,16 @@ async def write(stage: Stage, steps: Sequence[Step], *, seconds: float) -> None:
             "last": held_out[-1].value if held_out else None,
             "unigram_entropy": stage.run().unigram_entropy if stage.run_id else None,
         },
+        "evaluation": {
+            scored.task: {step: value for step, (value, _) in scored.values.items()}
+            for scored in (stage.run().evaluations if stage.run_id else ())
+            if scored.metric == "bits_per_byte"
+        },
+        "study": {
+            "steps": list(stage.study),
+            "accuracy": [share for share, _ in stage.study.values()],
+            "figure": stage.figure or None,
+        },
         "ledger": None
         if account is None
         else {"granted": account.granted, "reserved": account.reserved, "spent": account.spent, "left": account.left},

@@ -25,6 +25,9 @@ class Stage:
     run_id: int = 0
     repo: str = ""
     branches: list[str] = field(default_factory=list)
+    study: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """By step, the share of pairs whose right bracket the checkpoint prefers, with its standard error."""
+    figure: str = ""
 
     def person(self, name: str) -> Person:
         """Somebody of the sandbox's guild."""

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlmodel import select
 
 from broker.allocations import allocations
-from broker.runs import runs, series
-from broker.runs.runs import RunKind, RunState
+from broker.runs import results, runs, series
+from broker.runs.runs import RunKind, RunState, RunView
 from demo.stage import Stage
 from projects import projects
 from projects.db.columns import utcnow
@@ -255,6 +255,82 @@ async def sample(stage: Stage, console: Console) -> str:
     return f"{samples[0].spent} core-seconds; {_one_line(post)}"
 
 
+async def evaluate(stage: Stage, console: Console) -> str:
+    """Ada has the first and the last checkpoint evaluated on what the run kept out of its training: a run of its own,
+    whose results are posted and stay on the card of the run."""
+    first, last = (stage.run().checkpoints[number].step for number in (0, -1))
+    picture = (await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))).attachments[0].path
+    answer = await stage.person("Ada").command(
+        "run evaluate",
+        channel=stage.channel,
+        run=stage.run_id,
+        tasks="heldout",
+        steps=f"{first} {last}",
+        time_limit="15m",
+    )
+    _private(answer)
+    expect("is queued" in answer.text, f"the evaluation was not launched: {answer.text}")
+    evaluation = await _ended(stage, RunKind.EVALUATE)
+    scored = next(scored for scored in stage.run().evaluations if scored.metric == "bits_per_byte")
+    before, after = scored.values[first][0], scored.values[last][0]
+    expect(after < before, f"{scored.task} went from {before:.2f} to {after:.2f} bits per byte")
+    title = f"**Evaluation 1 of run {stage.run_id}**"
+    await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
+    await stage.guild.wait_for(
+        stage.channel,
+        lambda m: "**Evaluations**" in m.text and bool(m.attachments) and m.attachments[0].path != picture,
+    )
+    return f"{scored.task}: {before:.2f} → {after:.2f} bits per byte; {evaluation.spent} core-seconds"
+
+
+async def study(stage: Stage, console: Console) -> str:
+    """Ada asks all checkpoints which bracket they prefer to close with: a study, whose numbers answer the project's
+    question."""
+    answer = await stage.person("Ada").command(
+        "study start", channel=stage.channel, run=stage.run_id, analyses="paired_prompts", time_limit="15m"
+    )
+    _private(answer)
+    expect("is queued" in answer.text, f"the study was not launched: {answer.text}")
+    done = await _ended(stage, RunKind.STUDY)
+    with stage.database.read() as session:
+        measured = results.measured_by(session, done.id)
+    shares = next(scored.values for scored in measured if scored.metric == "preferred")
+    stage.study = {step: (share, stderr or 0.0) for step, (share, stderr) in shares.items()}
+    expect(list(stage.study) == [link.step for link in stage.run().checkpoints], f"it measured {list(stage.study)}")
+    title = f"**Study 1 of run {stage.run_id}**"
+    await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
+    shown = await stage.person("Ada").command("study show", channel=stage.channel, study=done.id)
+    expect(shown.message is not None and bool(shown.message.attachments), "the study has no picture")
+    assert shown.message is not None
+    stage.figure = str(shown.message.attachments[0].path)
+    return f"{_learnt(stage)} Its picture is {stage.figure}"
+
+
+def _learnt(stage: Stage) -> str:
+    """The answer to the project's question: the first step that prefers the right bracket in more than half of the
+    pairs, by two standard errors."""
+    beyond = [step for step, (share, stderr) in stage.study.items() if share - 2 * stderr > 0.5]
+    last, (share, _) = max(stage.study.items())
+    ends = f"at step {last} it prefers the right one in {share:.0%} of the pairs"
+    if not beyond:
+        return f"Up to step {last} this model does not tell closing brackets apart: {ends}."
+    return f"It tells closing brackets apart from step {min(beyond)} on: {ends}."
+
+
+async def _ended(stage: Stage, kind: RunKind) -> RunView:
+    """The only run of a kind, once it has finished."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with stage.database.read() as session:
+            [run] = runs.of_project(session, stage.project_id, kind=kind)
+        if run.state in runs.ENDED:
+            break
+        expect(time.monotonic() < until, f"run {run.id} is {run.state} since {PATIENCE:g} s")
+        await asyncio.sleep(0.5)
+    expect(run.state == RunState.FINISHED, f"run {run.id} {run.state}: {run.reason}")
+    return run
+
+
 async def ledger(stage: Stage, console: Console) -> str:
     """The ledger adds up."""
     answer = await stage.person("Grace").command(
@@ -273,9 +349,9 @@ async def complete(stage: Stage, console: Console) -> str:
     what is left of the allocation returns to its grant."""
     ada = stage.person("Ada")
     form = await ada.agree(await ada.command("project complete", channel=stage.channel))
-    learnt = "Brackets close by step 40 here, long before indentation settles: too early to tell orders of data apart."
+    learnt = _learnt(stage) if stage.study else "No study was made of the checkpoints."
     await ada.submit(form, {"Outcome": "Negative result", "What was learnt": learnt})
-    told = await stage.guild.wait_for("announcements", lambda m: "Brackets close by step 40" in m.text)
+    told = await stage.guild.wait_for("announcements", lambda m: learnt in m.text)
     for word in ("Ada", "Grace", stage.repo):
         expect(word in told.text, f"the announcement does not name {word}")
     await stage.guild.wait_for(stage.channel, lambda m: "is no longer needed and returns" in m.text)
@@ -318,6 +394,8 @@ STORY: tuple[tuple[str, Act], ...] = (
     ("the checkpoints are on the Hub", checkpoints),
     ("transformers opens them with the trainer's logits", open_checkpoints),
     ("a sample is posted", sample),
+    ("the first and the last checkpoint are evaluated", evaluate),
+    ("a study asks all checkpoints which bracket closes", study),
     ("the ledger adds up", ledger),
     ("the project is completed and announced", complete),
     ("the record is whole", verify),

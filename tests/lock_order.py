@@ -33,6 +33,7 @@ BELOW = {
     "attempts": "runs",
     "publications": "runs",
     "points": "runs",
+    "checkpoint_results": "runs",
     "payloads": "streams",
     "authorships": "streams",
 }

@@ -86,7 +86,8 @@ class Event(StrEnum):
     """The values of `event` in the lines of `events.jsonl`.
 
     STARTED, then any of PROGRESS (a stage of the set-up or of the run begins), WARNING, SPIKE, OVERFLOW (a step in fp16
-    was skipped), EVALUATION and CHECKPOINT, then one of FINISHED, STOPPED and FAILED.
+    was skipped), EVALUATION, CHECKPOINT and RESULT (all `results` of a checkpoint that `eval` has evaluated), then one
+    of FINISHED, STOPPED and FAILED.
     """
 
     STARTED = "started"
@@ -96,6 +97,7 @@ class Event(StrEnum):
     OVERFLOW = "overflow"
     EVALUATION = "evaluation"
     CHECKPOINT = "checkpoint"
+    RESULT = "result"
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -117,8 +119,10 @@ LOG_FILE = "trainer.log"
 """Standard output and standard error. Whoever starts the trainer writes it; the trainer does not."""
 SAMPLE_FILE = "sample.json"
 """The text that `generate` wrote."""
+RESULTS_FOLDER = "results"
+"""The results of `eval`, one file `step{N}.json` a checkpoint."""
 RESULTS_FILE = "results.json"
-"""The results of `eval`; of `study`, the series of each analysis over the steps."""
+"""The results of `study`: the series of each analysis over the steps."""
 RESULT_LINES_FILE = "results.jsonl"
 """One JSON object a checkpoint and analysis of `study`."""
 DATA_MANIFEST_FILE = "manifest.json"

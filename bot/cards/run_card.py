@@ -13,7 +13,8 @@ from bot.cards.card import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Card, sect
 from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
-from broker.runs.runs import ENDED, RunKind, RunState, RunView
+from broker.runs.kinds.kind import named
+from broker.runs.runs import ENDED, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for its turn"),
@@ -28,6 +29,8 @@ RUNS = {
 }
 PAUSABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 ROUNDED_SECONDS = 900
+MOST_TASKS = 5
+"""Tasks whose newest values a card shows."""
 
 
 def run_card(
@@ -53,7 +56,10 @@ def run_card(
         )
     more = [] if details is None else [_made(run, details)]
     comes = next_step.of_run(run)
-    parts = sections([_head(run, why), _progress(run), *shown, _costs(run, thread_id), *more, [comes]], marker)
+    evaluated = [_evaluated(run)] if run.evaluations else []
+    parts = sections(
+        [_head(run, why), _progress(run), *shown, *evaluated, _costs(run, thread_id), *more, [comes]], marker
+    )
     row = _buttons(run)
     return Card(*parts, *([row] if row else []), colour=RUNS[run.state][1], marker=marker)
 
@@ -75,17 +81,16 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
     about = [f"{name}={value}" for name, value in run.overrides.items()]
     about = [text.line(f"with {', '.join(about)}", 200)] if about else []
     if run.parent_id is not None:
-        about.append(f"forked from run {run.parent_id}")
+        about.append(f"{named(run.kind).of_parent} run {run.parent_id}")
     if run.sweep_id is not None:
         about.append(f"of sweep {run.sweep_id}")
     if run.attempt > 1:
         about.append(f"attempt {run.attempt}")
     if run.tags:
         about.append(text.tags(run.tags))
-    does = "prepares the data of " if run.kind == RunKind.PREPARE else ""
     return [
         f"### {emoji} {' '.join(filter(None, (f'Run {run.id}', text.run_name(run.name), word)))}",
-        f"{does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
+        f"{named(run.kind).does}**{text.line(run.recipe, 60)}** · {waits}by {text.line(run.requested_by, 60)} on "
         f"{text.gpus(run.gpus, run.nodes, run.unit)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         waits_for(why) if why is not None and run.state == RunState.QUEUED else "",
@@ -114,7 +119,7 @@ def _progress(run: RunView) -> Sequence[str]:
         speed.append(f"**ETA** {text.duration(run.eta)}")
     if run.state in ENDED and run.started_at is not None and run.ended_at is not None:
         speed.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
-    if run.kind == RunKind.PREPARE:
+    if not named(run.kind).trains:
         return [" · ".join(speed)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
@@ -123,6 +128,20 @@ def _progress(run: RunView) -> Sequence[str]:
         _spiked(run),
         " · ".join(speed),
     ]
+
+
+def _evaluated(run: RunView) -> Sequence[str]:
+    """The newest value of each task's first metric."""
+    lines: dict[str, str] = {}
+    for scored in run.evaluations:
+        step = max(scored.values)
+        value, stderr = scored.values[step]
+        error = "" if stderr is None else f" ±{stderr:.4f}"
+        said = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)} **{value:.4f}**{error} at step {step:,}"
+        lines.setdefault(scored.task, said)
+    shown = list(lines.values())[:MOST_TASKS]
+    more = f" · and {len(lines) - len(shown)} more tasks" if len(lines) > len(shown) else ""
+    return [f"**Evaluations** {' · '.join(shown)}{more}"]
 
 
 def _spiked(run: RunView) -> str:
@@ -183,7 +202,7 @@ def _commit(commit: str) -> str:
 
 def _buttons(run: RunView) -> ui.ActionRow[Any] | None:
     """The buttons that fit the run's state; None for a run that does not train."""
-    if run.kind != RunKind.TRAIN:
+    if not named(run.kind).trains:
         return None
     row: ui.ActionRow[Any] = ui.ActionRow()
     if run.state in PAUSABLE:

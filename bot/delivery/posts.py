@@ -112,11 +112,13 @@ def _milestone(kind: str, payload: Payload) -> bool:
     Of the runs of a sweep, the channel hears only what goes wrong; the end of the sweep tells of the others.
     """
     if "sweep" in payload:
-        return kind in ENDS_SWEEP and "sample" not in payload
+        return kind in ENDS_SWEEP and not payload.keys() & {"sample", "evaluation", "study"}
     if kind == "checkpoint.published":
         return bool(payload.get("first") or payload.get("final"))
     if "sample" in payload:
         return kind == "run.finished" and bool(payload.get("text"))
+    if payload.keys() & {"evaluation", "study"}:
+        return kind == "run.finished"
     return kind in ENDS_RUN
 
 

@@ -16,7 +16,8 @@ from broker.plots.curve_of_run import curve_of
 from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import runs
-from broker.runs.runs import ACTIVE, Run, RunKind, RunState, RunView
+from broker.runs.kinds.kind import kind_of, named
+from broker.runs.runs import ACTIVE, Run, RunState, RunView
 from projects.record import record, redaction
 
 RUNS_KEPT = 25
@@ -45,9 +46,9 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
         return await self.app.read(_active, self.project_id)
 
     async def view(self, number: int) -> RunView | None:
-        """The run; None for a sample, and for a run of a sweep."""
+        """The run; None where it has no card of its own."""
         run = await self.app.read(runs.view, number)
-        return None if run.kind == RunKind.SAMPLE or run.sweep_id is not None else run
+        return run if named(run.kind).has_card and run.sweep_id is None else None
 
     def is_active(self, view: RunView) -> bool:
         """Whether the run is queued, starting, running or stopping."""
@@ -89,7 +90,7 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
 
 def _told(run: RunView) -> tuple[object, ...]:
     """What of a run is shown soon once it changes."""
-    return run.state, run.attempt, run.checkpoints, run.name, run.tags
+    return run.state, run.attempt, run.checkpoints, run.name, run.tags, run.evaluations
 
 
 def _active(session: Session, project_id: int) -> set[int]:
@@ -103,6 +104,4 @@ def _newest(session: Session, project_id: int) -> list[int]:
     if not redaction.happened(session, record.project_stream(project_id)):
         query = query.limit(RUNS_KEPT)
     found = session.scalars(query)
-    return list(
-        dict.fromkeys(run.parent_id if run.kind == RunKind.SAMPLE and run.parent_id else run.id for run in found)
-    )
+    return list(dict.fromkeys(run.id if kind_of(run).has_card else run.parent_id or run.id for run in found))

@@ -7,13 +7,29 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """What evaluations have measured: points of (tokens, value, standard error or None), and what they measure."""
+
+    label: str
+    points: Sequence[tuple[int, float, float | None]]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """What a run has measured on the checkpoints of another, a panel each; its points are of (step, value, error)."""
+
+    title: str
+    panels: Sequence[Evaluated]
+
+
+@dataclass(frozen=True)
 class Curve:
     """One run's picture.
 
     `loss` and `held_out` are points of (tokens, nats per token); `checkpoints` are the tokens after which each
     checkpoint was written; `unigram_entropy` is in nats per token. `below` are the points of the second panel, and
     `below_label` names what they measure. `before` is the loss of the runs that this one was forked from, up to the
-    fork. With `log`, tokens have a logarithmic axis.
+    fork. With `log`, tokens have a logarithmic axis. Each of `evaluations` has a small panel.
     """
 
     title: str
@@ -25,6 +41,7 @@ class Curve:
     below_label: str = ""
     before: Sequence[tuple[int, float]] = ()
     log: bool = False
+    evaluations: Sequence[Evaluated] = ()
 
     @property
     def name(self) -> str:

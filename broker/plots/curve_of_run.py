@@ -6,10 +6,13 @@ from enum import StrEnum
 
 from sqlalchemy.orm import Session
 
-from broker.plots.curve import Curve
+from broker.plots.curve import Curve, Evaluated
 from broker.runs import runs, series
 from broker.runs.runs import RunView
 from broker.runs.series import Measured
+
+MOST_PANELS = 3
+"""Tasks whose results are drawn; a taller picture would be cut on a phone."""
 
 
 class Panel(StrEnum):
@@ -47,7 +50,18 @@ def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log:
         below_label=shown.label,
         before=_before(session, run.id),
         log=log,
+        evaluations=_evaluated(run, measured),
     )
+
+
+def _evaluated(run: RunView, measured: Sequence[Measured]) -> list[Evaluated]:
+    """The first metric of each task that was run on several checkpoints, for the first `MOST_PANELS` of them."""
+    found: dict[str, Evaluated] = {}
+    for scored in run.evaluations:
+        if len(scored.values) > 1 and scored.task not in found and len(found) < MOST_PANELS:
+            points = [(_tokens_at(measured, step), *value) for step, value in scored.values.items()]
+            found[scored.task] = Evaluated(f"{scored.task} · {scored.metric}", points)
+    return list(found.values())
 
 
 def _tokens_at(measured: Sequence[Measured], step: int) -> int:

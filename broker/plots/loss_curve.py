@@ -1,4 +1,4 @@
-"""Draws one run: its loss, and below it another series, such as the gradient norm."""
+"""Draws one run: its loss, and below it another series, such as the gradient norm, and what evaluations measured."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from matplotlib.transforms import Transform
 
 from broker.plots import canvas, points
 from broker.plots.canvas import DARK, Theme
-from broker.plots.curve import Curve
+from broker.plots.curve import Curve, Evaluated
 from broker.plots.points import Array
 
 MOST_TICKS = 20
@@ -25,19 +25,22 @@ LASTING = 0.01
 
 
 def draw(curve: Curve, theme: Theme = DARK) -> bytes:
-    """Draw a run as a PNG of 1000 × 625 pixels, or 1000 × 800 with the second panel."""
+    """Draw a run as a PNG of 1000 × 625 pixels, taller by 175 with the second panel and by 150 for each evaluation."""
     return canvas.png(figure(curve, theme))
 
 
 def figure(curve: Curve, theme: Theme = DARK) -> Figure:
     """The same picture as a matplotlib figure."""
     second = len(points.columns(curve.below)[0]) > 1
-    drawn = canvas.blank(800 if second else 625, theme)
-    heights = (3.6, 1) if second else (1,)
+    few = len(curve.evaluations)
+    drawn = canvas.blank((800 if second else 625) + 150 * few, theme)
+    heights = (3.6, *([1] * (few + second)))
     axes, *others = drawn.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _Panel(axes, curve, theme).draw()
     if second:
         _below(others[0], curve, theme)
+    for axes_of_task, evaluated in zip(others[second:], curve.evaluations, strict=True):
+        evaluation(axes_of_task, evaluated, theme)
     lowest = others[-1] if others else axes
     lowest.set_xlabel("tokens, log scale" if curve.log else "tokens", fontsize=canvas.NORMAL, color=theme.ink)
     return drawn
@@ -235,6 +238,19 @@ def _spread(ticks: Sequence[int], ends: Array, along: Array) -> Sequence[int]:
         if along[kept[-1]] - along[number] >= apart:
             kept.append(number)
     return [ticks[number] for number in reversed(kept)]
+
+
+def evaluation(axes: Axes, evaluated: Evaluated, theme: Theme) -> None:
+    """The values of a task over the tokens or steps of its checkpoints, with their standard errors."""
+    canvas.style(axes, theme, ticks=2)
+    at, values = points.columns([(tokens, value) for tokens, value, _ in evaluated.points])
+    errors = np.array([error or 0.0 for _, _, error in evaluated.points])
+    axes.errorbar(at, values, errors, fmt="o-", color=theme.cycle[0], markersize=5, linewidth=1.3, capsize=3)
+    low, high = (values - errors).min(), (values + errors).max()
+    room = 0.15 * (high - low) or 0.5 * abs(high) or 0.5
+    axes.set_ylim(low - room, high + room)
+    label = canvas.fitted(evaluated.label, canvas.SMALL, 800)
+    axes.set_title(label, fontsize=canvas.SMALL, loc="left", color=theme.muted, parse_math=False, pad=3)
 
 
 def _below(axes: Axes, curve: Curve, theme: Theme) -> None:

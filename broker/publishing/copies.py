@@ -20,7 +20,7 @@ from sqlmodel import col, select
 from broker import corpus_copies
 from broker.publishing import disk
 from broker.runs import folders, preparing
-from broker.runs.runs import ENDED, Run, RunKind
+from broker.runs.runs import ENDED, Run
 from projects.db.database import Database
 from projects.errors import DomainError
 from projects.settings import Settings
@@ -61,7 +61,7 @@ def _needed(settings: Settings, session: Session, names: Set[str]) -> Set[str]:
     """Which of some copies a run needs that has not ended."""
     needed: set[str] = set()
     known: set[tuple[str, str, int, str]] = set()
-    for run in session.scalars(select(Run).where(col(Run.state).not_in(ENDED), Run.kind != RunKind.SAMPLE)):
+    for run in session.scalars(select(Run).where(col(Run.state).not_in(ENDED))):
         needed |= _read_here(settings, run, names - needed)
         alike = (run.kind, run.recipe, run.pool_id, run.config)
         if alike not in known:

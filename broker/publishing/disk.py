@@ -212,7 +212,11 @@ def _remove(settings: Settings, publication: Publication) -> None:
 
 
 def _remove_data(settings: Settings, db: Database) -> None:
-    """Remove the data that attempts which are over had prepared, unless the catalogue or a pool names them."""
+    """Remove the data that attempts which are over had prepared, unless the catalogue or a pool names them.
+
+    While there is room, those of the newest attempt of a published run stay: what it was trained on can be looked at,
+    and its checkpoints evaluated on what it had held out.
+    """
     found: dict[tuple[int, int], list[Path]] = {}
     for folder in settings.runs_dir.glob(f"*/attempt-*/{DATA_FOLDER}"):
         _note(found, folder, folder.parents[1].name, folder.parent.name.removeprefix("attempt-"))
@@ -230,6 +234,11 @@ def _remove_data(settings: Settings, db: Database) -> None:
         # corpora. Runs that were launched with a retired corpus still read it.
         named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
         named |= {Path(path) for path in session.scalars(select(Corpus.path))}
+        published = select(Publication.run_id).where(col(Publication.url).is_not(None)).distinct()
+        told = set() if is_scarce(settings) else set(session.scalars(published))
+    for run_id in told & {run_id for run_id, _ in found}:
+        token = max(token for run, token in found if run == run_id)
+        named |= set(found[run_id, token])
     for run_id, token in over:
         for folder in found.get((run_id, token), ()):
             if folder not in named:

@@ -1,6 +1,8 @@
 """The Hugging Face Hub: a repository for each run, a branch `step{N}` for each checkpoint, the newest one on `main`."""
 
 import hashlib
+import os
+import shutil
 import ssl
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -128,6 +130,19 @@ class Hub:
         except FAILURES as error:
             raise _hub_error(error) from error
         return f"{self.endpoint}/{repo}"
+
+    def fetch(self, repo: str, revision: str, folder: Path) -> None:
+        """Download all files of a branch or commit into `folder`, which is there once it is whole. Raises HubError."""
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.api.snapshot_download(repo, revision=revision, local_dir=partial)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+            partial.rename(folder)
+        except FAILURES as error:
+            raise _hub_error(error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def read(self, repo: str, branch: str, name: str) -> tuple[str, str] | None:
         """The text of a file on a branch, and the branch's commit; None where somebody has removed it, or all of the

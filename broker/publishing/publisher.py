@@ -21,7 +21,7 @@ from broker.publications import Disk, Publication, Repository
 from broker.publishing import disk, fetched, forgetting
 from broker.publishing.hub import Hub, HubError
 from broker.publishing.model_card import write_card
-from broker.runs import runs, series
+from broker.runs import entries, runs, series
 from broker.runs.runs import DELAYED_AFTER, ENDED, Run
 from broker.store import DamagedError, StoreError
 from projects import projects
@@ -181,7 +181,7 @@ def _shown(session: Session, run_id: int, url: str, *, private: bool) -> None:
     if transition.write_where(session, Repository, *other, private=private, tries=0, not_before=utcnow()) is not None:
         kind = "checkpoints.withheld" if private else "checkpoints.released"
         count = len(publications.links(session, run_id))
-        runs.tell(session, runs.load(session, run_id), kind, url=url, count=count)
+        entries.tell(session, runs.load(session, run_id), kind, url=url, count=count)
 
 
 def _misplaced(session: Session) -> Sequence[int]:
@@ -255,7 +255,7 @@ def finish(session: Session, claimed: Claimed, uploaded: Uploaded) -> None:
         told |= {} if uploaded.tokens is None else {"tokens": uploaded.tokens}
         if (held_out := series.newest_until(session, run.id, "held_out", claimed.step)) is not None:
             told |= {"held_out": f"{held_out.value:.3f}", "held_out_step": held_out.step}
-        runs.tell(
+        entries.tell(
             session,
             run,
             "checkpoint.published",
@@ -300,9 +300,9 @@ def fail(
     if not noted:
         _came_late(session, claimed)
     elif lost:
-        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.lost", step=claimed.step, tries=tries)
+        entries.tell(session, runs.load(session, claimed.run_id), "checkpoint.lost", step=claimed.step, tries=tries)
     elif tries == DELAYED_AFTER:
-        runs.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
+        entries.tell(session, runs.load(session, claimed.run_id), "checkpoint.delayed", step=claimed.step, tries=tries)
 
 
 def _came_late(session: Session, claimed: Claimed) -> None:

@@ -16,7 +16,8 @@ from broker.allocations.pools import Pool
 from broker.allocations.reservations import ReservationView
 from broker.allocations.units import Amounts, Unit
 from broker.runners import registry
-from broker.runs import attempts, runs
+from broker.runs import attempts
+from broker.runs.kinds.kind import kind_of
 from broker.runs.runs import ACTIVE, Run, RunState
 from broker.scheduling import fairshare, snapshot
 from projects.projects import Project
@@ -105,7 +106,9 @@ def status(session: Session) -> Sequence[PoolStatus]:
     gpus = {row.id: row.gpus for row in session.execute(sizes)}
     available = pools.available(session)
     known, reserved = hosts.every(session), reservations.every(session)
-    under_way = {host: [runs.short_name(run) for run in found] for host, found in attempts.under_way(session).items()}
+    under_way = {
+        host: [kind_of(run).short_name(run) for run in found] for host, found in attempts.under_way(session).items()
+    }
     listed = []
     for pool in pools.every(session):
         held = [row for row in state.held if row.pool_id == pool.id]

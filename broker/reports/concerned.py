@@ -37,10 +37,13 @@ def person(session: Session, entry: EntryView) -> int | None:
 
 
 def _launcher(session: Session, entry: EntryView) -> int | None:
-    """Who launched the run that an entry tells the end of, or asked for the sample."""
+    """Who launched the run that an entry tells the end of, or asked for the sample, the evaluation or the study."""
     told = entry.payload or {}
     if "sample" in told:  # the lab itself takes one, without a prompt, at the end of each run
         return _asked(session, Run, told["sample"]) if "prompt" in told else None
+    for kind in ("evaluation", "study"):
+        if kind in told:
+            return _asked(session, Run, told[kind])
     run = session.get(Run, told["run"]) if "run" in told else None
     return run.requested_by if run is not None and _is_told(session, run, entry) else None
 
@@ -66,7 +69,7 @@ def _is_told(session: Session, run: Run, entry: EntryView) -> bool:
         told = json.loads(body or "{}")
         if (
             told.get("sweep") == run.sweep_id
-            and "sample" not in told
+            and not told.keys() & {"sample", "evaluation", "study"}
             and (entry.kind != "run.paused" or _wants_hours(told))
         ):
             newest[told["run"]] = number
@@ -118,7 +121,8 @@ def is_news(session: Session, entry: EntryView) -> bool:
     """Whether an entry is news for a project's followers: that it begins, reports, has its first run, or ends."""
     if entry.kind == "run.finished":
         told = entry.payload or {}
-        return not told.keys() & {"sample", "prepares", "sweep"} and _is_first(session, entry, told.get("run"))
+        of_other_kind = told.keys() & {"sample", "prepares", "evaluation", "study", "sweep"}
+        return not of_other_kind and _is_first(session, entry, told.get("run"))
     return entry.payload is not None and entry.kind in NEWS
 
 

@@ -13,7 +13,8 @@ from broker import configs, publications
 from broker.publications import Disk, Repository
 from broker.publishing import model_card
 from broker.runs import runs, series
-from broker.runs.runs import Run, RunKind, RunView
+from broker.runs.kinds.kind import named
+from broker.runs.runs import Run, RunView
 from projects.errors import InvalidError
 from trainer import contract
 from trainer.config import TrainConfig
@@ -44,7 +45,7 @@ class RunDetails:
 
 def details(session: Session, run: RunView) -> RunDetails:
     """What is known of a run; nothing of one that does not train."""
-    if run.kind != RunKind.TRAIN:
+    if not named(run.kind).trains:
         return RunDetails()
     row, repository = runs.load(session, run.id), session.get(Repository, run.id)
     metadata, config = _metadata(session, run.id), _config(row.config)

@@ -12,18 +12,20 @@ import structlog
 from rich import filesize
 from sqlmodel import select
 
-from broker import corpus_copies, publications
+from broker import corpus_copies
 from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
 from broker.corpus_copies import NoRoomError
 from broker.pieces import CARRIER
-from broker.publications import Disk, Publication
+from broker.publications import Disk, Publication, Repository
 from broker.publishing import copies
+from broker.publishing.hub import Hub, HubError
 from broker.runners import output, processes
-from broker.runs import folders, generation, preparing, runs
+from broker.runs import folders, inputs, preparing, runs
+from broker.runs.kinds.kind import kind_of
 from broker.runs.progress import Checkpoint
-from broker.runs.runs import Run, RunKind
+from broker.runs.runs import Run
 from broker.store import WHOLE, DamagedError, Store, StoreError
 from projects.db.database import Database
 from projects.settings import Settings
@@ -77,36 +79,66 @@ def earlier(
     return here
 
 
-def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, forks: bool, fetch: bool = True) -> None:
-    """Fetch from the store what an attempt reads of other runs, where it is not on this disk: the checkpoint that a
-    sample is of, or that a run begins with if it `forks` now, and the data that a run prepared.
+def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: bool, fetch: bool = True) -> None:
+    """Fetch what an attempt reads of other runs, where it is not on this disk: the checkpoints that it is about, or
+    that a run goes on from which `begins` now, from the store or the Hub; and the data that a run prepared, from the
+    store.
 
-    Without `fetch`, wait until it is whole in the store. Raises OSError where the store has lost or damaged it, and
-    NoCheckpointError where a sample's checkpoint is on another host's disk, and there is no store.
+    Without `fetch`, wait until it is whole in the store. Raises OSError where the store has lost or damaged it, or the
+    Hub does not give it, and NoCheckpointError where a checkpoint is on another host's disk alone.
     """
-    if not settings.store:
-        if run.kind == RunKind.SAMPLE:
-            _see_sampled(settings, db, run)
-        return
     with db.read() as session:
-        kept = None
-        if run.kind == RunKind.SAMPLE:
-            kept = publications.newest(session, run.parent_id or 0)
-        elif run.fork_step is not None and forks:
-            kept = session.get(Publication, (run.parent_id, run.fork_step))
-        mark = preparing.used(session, run) if run.kind == RunKind.TRAIN else ""
+        kept = kind_of(run).reads(session, run, begins=begins)
+        mark = preparing.used(session, run) if kind_of(run).trains else ""
         maker, token = preparing.attempt_of(mark) if mark else (0, 0)
-        owners = {each: runs.load(session, each).request_id for each in (kept and kept.run_id, maker) if each}
-    if kept is not None:
-        target = folders.on_disk(settings, kept.run_id, kept.folder)
-        place = folders.in_store(kept.run_id, owners[kept.run_id], kept.folder)
-        if place is not None:
-            folders.own(settings, kept.run_id, owners[kept.run_id])
-            _bring(settings, place, target, hold, fetch=fetch)
-    if mark:
+        makers = {*(checkpoint.run_id for checkpoint in kept), *([maker] if mark else [])}
+        owners = {each: runs.load(session, each).request_id for each in makers}
+    for checkpoint in kept:
+        _bring_checkpoint(settings, db, run, checkpoint, owners[checkpoint.run_id], hold, fetch=fetch)
+    if mark and settings.store:
         folders.own(settings, maker, owners[maker])
         attempt = stores.attempt_folder(maker, owners[maker], token)
         _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
+
+
+def _bring_checkpoint(
+    settings: Settings, db: Database, run: Run, checkpoint: Publication, owner: str, hold: Hold, *, fetch: bool
+) -> None:
+    """Fetch a checkpoint of another run, where it is not on this disk; a trainer needs all of it, which the Hub has
+    not."""
+    target = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
+    place = folders.in_store(checkpoint.run_id, owner, checkpoint.folder)
+    on_hub = fetch and checkpoint.url is not None and not kind_of(run).trains
+    if settings.store and place is not None:
+        folders.own(settings, checkpoint.run_id, owner)
+        try:
+            _bring(settings, place, target, hold, fetch=fetch)
+        except FileNotFoundError:
+            if not on_hub:
+                raise
+    if target.is_dir() or not fetch or kind_of(run).trains:
+        return
+    if on_hub:
+        folders.own(settings, checkpoint.run_id, owner)
+        _from_hub(settings, db, checkpoint, target)
+        return
+    with db.read() as session:
+        host = inputs.writer(session, checkpoint)
+    if host not in ("", processes.host()):
+        raise NoCheckpointError(
+            f"the checkpoint of step {checkpoint.step:,} of run {checkpoint.run_id} lies on the disk of “{host}” "
+            f"alone, and run {run.id} was started on “{processes.host()}”"
+        )
+
+
+def _from_hub(settings: Settings, db: Database, checkpoint: Publication, target: Path) -> None:
+    """Fetch what of a checkpoint is published, as anybody may; raises OSError where the Hub does not give it."""
+    with db.read() as session:
+        repo = session.get_one(Repository, checkpoint.run_id).name
+    try:
+        Hub(settings).fetch(repo, checkpoint.hub_commit or f"step{checkpoint.step}", target)
+    except HubError as error:
+        raise OSError(f"step {checkpoint.step:,} of {repo} cannot be fetched from the Hub: {error}") from error
 
 
 def bring_corpora(settings: Settings, db: Database, run: Run, hold: Hold, tell: Hold, *, fetch: bool = True) -> None:
@@ -174,19 +206,6 @@ def _fetch_copy(
         if not copies.remove_unneeded(settings, db, at_once=True):
             raise
         fetch()
-
-
-def _see_sampled(settings: Settings, db: Database, sample: Run) -> None:
-    """Raise NoCheckpointError where the checkpoint that a sample is of is not on this disk."""
-    with db.read() as session:
-        kept, place = publications.newest(session, sample.parent_id or 0), generation.place(session, sample)
-    if kept is None or place in ("", processes.host()):
-        return
-    if not folders.on_disk(settings, kept.run_id, kept.folder).is_dir():
-        raise NoCheckpointError(
-            f"the checkpoint of run {sample.parent_id} lies on the disk of “{place}” alone, and the sample was started "
-            f"on “{processes.host()}”"
-        )
 
 
 def _bring(settings: Settings, place: str, target: Path, hold: Hold, *, fetch: bool) -> None:

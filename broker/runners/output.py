@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import structlog
 from broker.end_reasons import EndReason
 from broker.runners import causes
 from broker.runners.causes import Room
-from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress, Spike
+from broker.runs.progress import Checkpoint, Ending, PreparedData, Progress, Result, Spike
 from broker.runs.series import Measured
 from projects import text
 from trainer import contract
@@ -26,6 +26,8 @@ MOST_BYTES = 4 * 2**20
 MOST_COUNT = 2**53
 """The largest whole number that a float holds exactly; a column of the database holds it too."""
 UNREADABLE = (OSError, ValueError, RecursionError)
+RESULT_FIELDS = frozenset(Result._fields) - {"step"}
+LONGEST_NAME = 200
 MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
 
 log = structlog.get_logger()
@@ -67,6 +69,15 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
             Spike(event["step"], float(event["loss"]), float(event["usual"]))
             for event in events
             if event["event"] == Event.SPIKE
+        ],
+        results=[
+            *(
+                Result(event["step"], **result)
+                for event in events
+                if event["event"] == Event.RESULT
+                for result in event["results"]
+            ),
+            *(result for line in metrics if "loss" not in line for result in _studied(line)),
         ],
         more=more_metrics or more_events,
     )
@@ -211,8 +222,36 @@ def _is_event(event: dict[str, Any]) -> bool:
             return _is_metric(event)
         case Event.SPIKE:
             return _is_count(event.get("step")) and _is_finite(event.get("loss")) and _is_finite(event.get("usual"))
+        case Event.RESULT:
+            results = event.get("results")
+            return _is_count(event.get("step")) and isinstance(results, list) and all(map(_is_result, results))
         case other:
             return isinstance(other, str)
+
+
+def _studied(line: dict[str, Any]) -> Iterator[Result]:
+    """The numbers of a checkpoint that a study has written as `ANALYSIS.NAME`, each with its standard error."""
+    for key, value in line.items():
+        analysis, dot, name = key.partition(".")
+        if dot and not key.endswith("_stderr") and _is_finite(value) and len(key) <= LONGEST_NAME:
+            yield Result(line["step"], analysis, name, float(value), _finite(line.get(f"{key}_stderr")))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if _is_finite(value) else None
+
+
+def _is_result(result: Any) -> bool:
+    """Whether a result has exactly what one has, each of its type, and short names."""
+    if not isinstance(result, dict) or set(result) != RESULT_FIELDS:
+        return False
+    names = (result["task"], result["metric"], result["version"])
+    return (
+        all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
+        and _is_finite(result["value"])
+        and (result["stderr"] is None or _is_finite(result["stderr"]))
+        and all(result[name] is None or _is_count(result[name]) for name in ("documents", "shots"))
+    )
 
 
 def _is_inside(path: str) -> bool:

@@ -28,6 +28,7 @@ def spawn(settings: Settings, run_id: int, token: int, owner: str = "", after: i
         "STOA_STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "STOA_OUTAGE_SECONDS": str(settings.outage_seconds),
         "STOA_MAX_ATTEMPTS": str(settings.max_attempts),
+        "STOA_HUB_ENDPOINT": settings.hub_endpoint,
         "STOA_DISK_FLOOR_GIB": str(settings.disk_floor_gib),
         **stores.environment(settings),
     }

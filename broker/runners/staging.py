@@ -10,6 +10,7 @@ from broker.end_reasons import EndReason
 from broker.runners import causes, elsewhere
 from broker.runners.elsewhere import NoCheckpointError
 from broker.runners.trainer_command import trainer_command
+from broker.runs.kinds.kind import Start
 from broker.runs.progress import Checkpoint, Ending
 from broker.runs.runs import Run
 from projects.db.database import Database
@@ -68,9 +69,10 @@ class Staging:
 
         def work() -> Staged:
             before = elsewhere.earlier(self.settings, self.db, run, token, self._hold, fetch=not in_store)
-            elsewhere.bring(self.settings, self.db, run, self._hold, forks=not before, fetch=not in_store)
+            elsewhere.bring(self.settings, self.db, run, self._hold, begins=not before, fetch=not in_store)
             elsewhere.bring_corpora(self.settings, self.db, run, self._hold, self._tell, fetch=not in_store)
-            command = trainer_command(self.settings, self.db, run, folder, before, nodes, in_store=in_store)
+            start = Start(self.settings, self.db, run, folder, before, nodes, in_store)
+            command = trainer_command(start)
             return Staged(before, command)
 
         try:

@@ -36,6 +36,7 @@ from broker.runners.processes import Process
 from broker.runners.staging import AskedToStop, Staged, Staging, UnstartedError, not_started
 from broker.runs import attempts, folders, leases, preparing, runs, settlement
 from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.kinds.kind import kind_of
 from broker.runs.leases import StaleError, TakenOverError
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunKind
@@ -139,9 +140,8 @@ class Supervisor:
         self.prepares = preparing.folder(self.settings, run) if run.kind == RunKind.PREPARE else None
         self.nodes = nodes.count(pool, run.gpus)
         each = memory_each(pool, run.gpus // self.nodes)
-        self.room = (
-            Room(run.gpus, self.nodes, pool.is_cpu, each, host_bytes(pool)) if run.kind == RunKind.TRAIN else None
-        )
+        trains = kind_of(run).trains
+        self.room = Room(run.gpus, self.nodes, pool.is_cpu, each, host_bytes(pool)) if trains else None
         spec = JobSpec(
             gpus=run.gpus,
             nodes=self.nodes,

@@ -18,7 +18,7 @@ from broker.allocations.ledger import LedgerRow, Movement
 from broker.allocations.pools import Pool
 from broker.runners import registry
 from broker.runners.processes import Process
-from broker.runs import runs
+from broker.runs import entries, runs
 from broker.runs.runs import Run, RunState
 from projects.db.columns import Base, foreign_key, integer, timestamp, utcnow
 from projects.errors import ConflictError
@@ -104,7 +104,7 @@ def admit(session: Session, run_id: int, devices: Sequence[int]) -> int:
         )
     )
     session.flush()
-    runs.tell(session, run, "run.starting", reserved=seconds)
+    entries.tell(session, run, "run.starting", reserved=seconds)
     return run.token
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.runs import runs
+from broker.runs.kinds import kind
 from broker.runs.runs import Run, RunKind, RunView
 from broker.runs.series import Point
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -30,7 +31,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
     views = runs.views(session, ids)
     for view in views:
-        if view.kind != RunKind.TRAIN:
+        if not kind.named(view.kind).trains:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
     return views
 
@@ -94,7 +95,7 @@ def _name(view: RunView, alike: Sequence[RunView]) -> str:
 def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     """The run and the newest other runs of its project with a curve; raises ConflictError and NotFoundError."""
     run = runs.load(session, run_id)
-    if run.kind != RunKind.TRAIN:
+    if not kind.kind_of(run).trains:
         raise ConflictError(f"Run {run_id} does not train; only runs that do can be compared.")
     measured = select(Point.run_id).where(Point.series == "loss")
     others = session.scalars(

@@ -14,9 +14,10 @@ from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.ledger import BALANCE_LEFT, Balance
 from broker.allocations.pools import Pool
 from broker.end_reasons import EndReason
-from broker.runs import attempts, estimates, launching, runs, settlement, sweeps
+from broker.runs import attempts, entries, estimates, launching, runs, settlement, sweeps
+from broker.runs.kinds.kind import kind_of
 from broker.runs.launching import LONGEST_TIME_LIMIT, Receipt
-from broker.runs.runs import ACTIVE, ENDED, Run, RunKind, RunState
+from broker.runs.runs import ACTIVE, ENDED, Run, RunState
 from projects import people, projects, quotas, rights
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -75,7 +76,7 @@ def suspend(
         else:
             runs.move(session, run, RunState.STOPPING, **values)
         why = "" if by else reason
-        runs.tell(session, run, "run.stopping", by=by, why=why, end_reason=end_reason, stops_as=RunState.PAUSED)
+        entries.tell(session, run, "run.stopping", by=by, why=why, end_reason=end_reason, stops_as=RunState.PAUSED)
     else:
         raise ConflictError(f"Run {run.id} is {run.state}; only one that waits or runs can be paused.")
 
@@ -118,7 +119,7 @@ def preempt(session: Session, run_ids: Sequence[int], for_run: int) -> None:
         )
         about: dict[str, Any] = {"for_run": for_run, "for_project": waiting.project_id}
         stops_as, end_reason = RunState.QUEUED, EndReason.PREEMPTED
-        runs.tell(session, run, "run.stopping", end_reason=end_reason, stops_as=stops_as, **about)
+        entries.tell(session, run, "run.stopping", end_reason=end_reason, stops_as=stops_as, **about)
 
 
 def resume(
@@ -147,7 +148,7 @@ def resume(
     pool = session.get_one(Pool, allocation.pool_id)
     nodes.check(pool, count)
     host_memory = run.host_memory
-    if run.kind == RunKind.TRAIN:
+    if kind_of(run).trains:
         config = estimates.config_of(run)
         launching.check_fit(config, count, pool)
         host_memory = launching.host_memory(config, count, pool)
@@ -166,14 +167,14 @@ def resume(
         pool_id=pool.id,
         queued_at=utcnow(),
     )
-    runs.tell(session, run, "run.resumed", by=person, gpus=count, time_limit=seconds, step=run.step)
+    entries.tell(session, run, "run.resumed", by=person, gpus=count, time_limit=seconds, step=run.step)
     return launching.receipt(session, run)
 
 
 def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
     """The numbers of the pool's GPUs that the run's configuration fits, each with whether it is the present one."""
     run = runs.load(session, run_id)
-    if run.kind != RunKind.TRAIN:
+    if not kind_of(run).trains:
         return [(run.gpus, True)]
     config = estimates.config_of(run)
     pool = session.get_one(Pool, run.pool_id)
@@ -189,7 +190,7 @@ def resumable_on(session: Session, run_id: int) -> list[tuple[int, bool]]:
 def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     """Extend the time limit by a time such as “30m”; a running run reserves the cost at once. Raises DomainError."""
     run, person = _of_member(session, actor, run_id)
-    if run.kind != RunKind.PREPARE:
+    if not kind_of(run).can_be_extended:
         _require_training(run)
     seconds = launching.parse_time_limit(time)
     if run.state not in ACTIVE - {RunState.STOPPING} | {RunState.PAUSED}:
@@ -208,7 +209,7 @@ def extend(session: Session, actor: Actor, run_id: int, time: str) -> Receipt:
     run.time_limit += seconds
     session.flush()
     quotas.check_project(session, QuotaKind.RUN_CHANGE, run.project_id)
-    runs.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
+    entries.tell(session, run, "run.extended", by=person, seconds=seconds, time_limit=run.time_limit)
     return launching.receipt(session, run)
 
 
@@ -321,7 +322,7 @@ def revive(session: Session, run_id: int) -> bool:
     runs.move(session, run, RunState.QUEUED, reason="", end_reason=None, unfunded=False, queued_at=utcnow())
     why = "its allocation can pay for it again"
     seconds = attempts.remaining(session, run)
-    runs.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
+    entries.tell(session, run, "run.resumed", why=why, gpus=run.gpus, time_limit=seconds, step=run.step)
     return True
 
 
@@ -356,15 +357,15 @@ def _cancel(session: Session, run: Run, end_reason: EndReason, reason: str, *, b
     told: dict[str, Any] = {"by": by, "why": "" if by else reason, "end_reason": end_reason}
     if run.state in (RunState.QUEUED, RunState.PAUSED):
         runs.move(session, run, RunState.CANCELLED, ended_at=utcnow(), **values)
-        runs.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
+        entries.tell(session, run, "run.cancelled", spent=runs.spent(session, run.id), **told)
         sweeps.tell_if_over(session, run)
     elif run.state == RunState.STOPPING and run.stops_as != RunState.CANCELLED:
         ends = {"stops_as": RunState.CANCELLED, "unfunded": False, **values}
         transition.write_as_seen(session, run, ends, ["state", "token"], name=f"Run {run.id}")
-        runs.tell(session, run, "run.stopping", **told)
+        entries.tell(session, run, "run.stopping", **told)
     elif run.state in ACTIVE and run.state != RunState.STOPPING:
         runs.move(session, run, RunState.STOPPING, stops_as=RunState.CANCELLED, **values)
-        runs.tell(session, run, "run.stopping", **told)
+        entries.tell(session, run, "run.stopping", **told)
     else:
         raise ConflictError(f"Run {run.id} is already {run.state}.")
 
@@ -376,7 +377,5 @@ def makes_way(run: Run) -> bool:
 
 def _require_training(run: Run) -> None:
     """Raise ConflictError unless the run trains."""
-    if run.kind == RunKind.PREPARE:
-        raise ConflictError(f"{runs.what_it_is(run)}, and would begin again; let it end, or cancel it.")
-    if run.kind != RunKind.TRAIN:
-        raise ConflictError(f"{runs.what_it_is(run)}, over in moments; let it end.")
+    if not kind_of(run).trains:
+        raise ConflictError(f"{kind_of(run).what_it_is(run)}, {kind_of(run).not_paused}.")

@@ -15,6 +15,7 @@ from broker import configs
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit
 from broker.runs import series
+from broker.runs.kinds.kind import kind_of
 from broker.runs.runs import Run, RunKind
 from broker.runs.series import Point
 from projects.errors import InvalidError
@@ -55,10 +56,8 @@ def estimate(session: Session, run: Run) -> Estimate:
     The rate is that of the newest measured run with the same recipe and number of GPUs; failing that, of the nearest
     one on the pool, assuming the same FLOPs per second on each GPU.
     """
-    if run.kind == RunKind.PREPARE:
-        return Estimate(None, "a preparation takes as long as its recipe has data")
-    if run.kind != RunKind.TRAIN:
-        return Estimate(None, "a sample takes as long as its text")
+    if not kind_of(run).trains:
+        return Estimate(None, kind_of(run).takes)
     config = config_of(run)
     flops = float(dry_run.flops_per_token(config))
     nearest = _nearest(_measured(session, run.pool_id), run.recipe, run.gpus, flops)

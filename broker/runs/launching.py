@@ -15,8 +15,9 @@ from broker.allocations import allocations, corpora, ledger, nodes, payers, pool
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit
-from broker.runs import estimates, naming, preparing, readings
-from broker.runs.runs import Run, RunKind, RunState, load, tell, what_it_is
+from broker.runs import entries, estimates, naming, preparing, readings
+from broker.runs.kinds.kind import kind_of
+from broker.runs.runs import Run, RunKind, RunState, load
 from projects import parse, projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
@@ -185,9 +186,9 @@ def tell_queued(session: Session, run: Run, *, by: Person) -> None:
     asked |= {key: said for key, said in (("name", run.name), ("tags", run.tags)) if said}
     origin = origin_of(run.parent_id, run.fork_step)
     if origin is None:
-        tell(session, run, "run.queued", by=by, **asked)
+        entries.tell(session, run, "run.queued", by=by, **asked)
     else:
-        tell(session, run, "run.forked", by=by, parent=origin.run_id, from_step=origin.step, **asked)
+        entries.tell(session, run, "run.forked", by=by, parent=origin.run_id, from_step=origin.step, **asked)
 
 
 def quote(session: Session, order: Order) -> Quote:
@@ -438,8 +439,8 @@ def _promised(session: Session, allocation_id: int) -> int:
 
 def _trained(session: Session, run_id: int) -> Run:
     run = load(session, run_id)
-    if run.kind != RunKind.TRAIN:
-        raise ConflictError(f"{what_it_is(run)}; only a run that trains can be run again.")
+    if not kind_of(run).trains:
+        raise ConflictError(f"{kind_of(run).what_it_is(run)}; only a run that trains can be run again.")
     return run
 
 

@@ -16,10 +16,11 @@ from sqlmodel import col, select
 from broker import configs, publications
 from broker.allocations import hosts, ledger
 from broker.runners.processes import Process
-from broker.runs import attempts, runs, series
+from broker.runs import attempts, entries, runs, series
 from broker.runs.attempts import Attempt, AttemptState
+from broker.runs.kinds.kind import kind_of
 from broker.runs.progress import Checkpoint, Progress, Spike
-from broker.runs.runs import Run, RunKind, RunState
+from broker.runs.runs import Run, RunState
 from broker.runs.series import Measured, Point
 from projects.db import transition
 from projects.db.columns import utcnow
@@ -153,9 +154,9 @@ def started(
     if run.state == RunState.STARTING:
         runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
         again: dict[str, Any] = {}
-        if token > 1 and run.kind == RunKind.TRAIN and found is not None:
+        if token > 1 and kind_of(run).trains and found is not None:
             again["from_step"] = found[-1].step if found else None
-        runs.tell(session, run, "run.started", **again)
+        entries.tell(session, run, "run.started", **again)
 
 
 def take_over(
@@ -297,6 +298,7 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
     if progress.unigram_entropy is not None:
         run.unigram_entropy = progress.unigram_entropy
     session.flush()
+    kind_of(run).measured(session, run, progress.results)
 
 
 def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
@@ -315,7 +317,7 @@ def tell_spikes(session: Session, run: Run, spikes: Sequence[Spike]) -> None:
     for spike in spikes:
         if all(abs(spike.step - step) > quiet for step in known):
             loss, usual = f"{spike.loss:.3f}", f"{spike.usual:.3f}"
-            runs.tell(session, run, "run.spiked", step=spike.step, loss=loss, usual=usual)
+            entries.tell(session, run, "run.spiked", step=spike.step, loss=loss, usual=usual)
         known.append(spike.step)
 
 

@@ -6,8 +6,9 @@ import re
 from sqlalchemy.orm import Session
 
 from broker import publications
-from broker.runs import attempts, runs
-from broker.runs.runs import Run, RunKind
+from broker.runs import attempts, entries, runs
+from broker.runs.kinds.kind import kind_of
+from broker.runs.runs import Run
 from projects import quotas, rights, text
 from projects.errors import ConflictError, ForbiddenError, InvalidError
 from projects.people import Actor, Person
@@ -54,8 +55,8 @@ def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tag
     if name is None and tags is None:
         raise InvalidError(f"Say the new name, the new tags, or both; {NOTHING} takes them away.")
     run = runs.load(session, run_id)
-    if run.kind != RunKind.TRAIN:
-        raise ConflictError(f"{runs.what_it_is(run)}; only a run that trains has a name.")
+    if not kind_of(run).trains:
+        raise ConflictError(f"{kind_of(run).what_it_is(run)}; only a run that trains has a name.")
     attempts.lock(session, run_id)
     session.refresh(run)
     project = session.get_one(Project, run.project_id)
@@ -72,5 +73,5 @@ def rename(session: Session, actor: Actor, run_id: int, *, name: str | None, tag
     quotas.check(session, actor, QuotaKind.RUN_CHANGE, run.project_id)
     run.name, run.tags = now
     session.flush()
-    runs.tell(session, run, "run.named", by=person, name=run.name, tags=run.tags)
+    entries.tell(session, run, "run.named", by=person, name=run.name, tags=run.tags)
     return run

@@ -18,10 +18,13 @@ from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
 from broker.catalogue import CatalogueEntry, CatalogueKind, CatalogueState
 from broker.runners import registry
+from broker.runs.kinds.kind import kind_of
 from broker.runs.progress import PreparedData
 from broker.runs.runs import ENDED, Run, RunKind
+from projects.db.database import Database
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.settings import Settings
+from trainer.contract import CONFIG_FILE
 
 
 def check(session: Session, recipe: str, pool: Callable[[], Pool]) -> None:
@@ -132,9 +135,17 @@ def using(settings: Settings, session: Session, run: Run) -> str:
     return configs.with_prepared_data(run.config, settings.data_dir / entry.prepared)
 
 
+def written(settings: Settings, db: Database, run: Run, folder: Path) -> Path:
+    """The file with the configuration of an attempt that writes `folder`, written for each attempt."""
+    config = folder.parent / CONFIG_FILE
+    with db.read() as session:
+        config.write_text(using(settings, session, run))
+    return config
+
+
 def copied(session: Session, run: Run) -> Sequence[Corpus]:
     """What the run reads of the store's corpora, as its pool lacks them; raises NotFoundError where one is gone."""
-    if run.kind == RunKind.SAMPLE or used(session, run):
+    if not kind_of(run).reads_corpora or used(session, run):
         return []
     return corpora.copied(session, run.pool_id, configs.read(run.config))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker.end_reasons import EndReason
 from broker.runs import series
@@ -31,6 +32,20 @@ class Spike:
     usual: float
 
 
+class Result(NamedTuple):
+    """A metric of a task on the checkpoint of a step, with its standard error where there is one, on so many
+    `documents` after so many examples, `shots`, by this version of the task."""
+
+    step: int
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    documents: int | None = None
+    shots: int | None = None
+    version: str = ""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a supervisor read of the trainer's output since its last renewal.
@@ -47,6 +62,7 @@ class Progress:
     points: Sequence[series.Measured] = ()
     checkpoints: Sequence[Checkpoint] = ()
     spikes: Sequence[Spike] = ()
+    results: Sequence[Result] = ()
     more: bool = False
 
 

@@ -17,7 +17,8 @@ from broker.allocations.ledger import Account, Balance, LedgerRow, Movement
 from broker.allocations.pools import Grant, Pool
 from broker.allocations.units import Unit
 from broker.end_reasons import EndReason
-from broker.runs import series
+from broker.runs import results, series
+from broker.runs.results import Scored
 from projects import people
 from projects.db import transition
 from projects.db.columns import (
@@ -36,7 +37,6 @@ from projects.db.columns import (
 from projects.errors import NotFoundError
 from projects.people import Person
 from projects.projects import Project
-from projects.record import record
 
 SAMPLE_TIME_LIMIT = 600
 """Seconds: a model of many billion weights takes minutes to load."""
@@ -71,11 +71,13 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
 
 
 class RunKind(StrEnum):
-    """What a run does: train a model, generate a sample from a checkpoint, or prepare a recipe's data."""
+    """What a run does. Each kind is a module of that name in `broker/runs/kinds/`."""
 
     TRAIN = "train"
     SAMPLE = "sample"
     PREPARE = "prepare"
+    EVALUATE = "evaluate"
+    STUDY = "study"
 
 
 class Sweep(Base, table=True):
@@ -164,7 +166,7 @@ class CheckpointLink:
 @dataclass(frozen=True)
 class RunView:
     """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token. `stages` has the last
-    step of each of its stages, if it has any."""
+    step of each of its stages, if it has any, and `evaluations` what was measured on its checkpoints."""
 
     id: int
     kind: RunKind
@@ -205,6 +207,7 @@ class RunView:
     spike_step: int | None = None
     name: str = ""
     tags: tuple[str, ...] = ()
+    evaluations: tuple[Scored, ...] = ()
 
     @property
     def stage(self) -> int:
@@ -217,18 +220,6 @@ class RunView:
         if self.state != RunState.RUNNING or not self.rate or not self.step:
             return None
         return round(self.tokens / self.step * (self.total_steps - self.step) / self.rate)
-
-
-def what_it_is(run: Run) -> str:
-    """The beginning of a sentence that refuses what only a training run can do."""
-    if run.kind == RunKind.PREPARE:
-        return f"Run {run.id} prepares the data of “{run.recipe}”"
-    return f"Run {run.id} is a sample of run {run.parent_id}"
-
-
-def short_name(run: Run) -> str:
-    """What lists of runs call it, such as “run 7”, “run 8 (a sample of run 7)”."""
-    return f"run {run.id}" + (f" (a sample of run {run.parent_id})" if run.kind == RunKind.SAMPLE else "")
 
 
 def load(session: Session, run_id: int) -> Run:
@@ -259,6 +250,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
     names = people.marked(session, *(row[0].reason for row in rows))
     paid = spent_by(session, run_ids)
     published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
+    evaluated = results.of_runs(session, run_ids)
     found = {
         run.id: RunView(
             id=run.id,
@@ -300,6 +292,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             spike_step=spike_step,
             name=run.name,
             tags=tuple(run.tags.split()),
+            evaluations=tuple(evaluated.get(run.id, ())),
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }
@@ -419,35 +412,13 @@ def move(session: Session, run: Run, to: RunState, **values: object) -> None:
     transition.move(session, run, to, TRANSITIONS, values, name=f"Run {run.id}", seen=["token"])
 
 
-def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
-    """Append an entry about the run to its project's record.
-
-    A sample is told as the `nth` of the run it samples from, a preparation with the recipe that it `prepares`, and both
-    a run of a sweep and its samples with their `sweep`.
-    """
-    about: dict[str, int | None] = {"run": run.id, "attempt": run.token}
-    sweep_id = run.sweep_id if run.kind == RunKind.TRAIN else _sweep_of(session, run.parent_id)
-    if sweep_id is not None:
-        about["sweep"] = sweep_id
-    if run.kind == RunKind.SAMPLE:
-        about |= {"run": run.parent_id, "sample": run.id, "nth": _nth(session, run)}
-        if run.prompt:
-            told["prompt"] = run.prompt
-    elif run.kind == RunKind.PREPARE:
-        told["prepares"] = run.recipe
-    if names := people.marked(session, why):
-        told["named"] = [{"id": discord_id, "name": name} for discord_id, name in names.items()]
-        why = people.spelt(why, names)
-    record.append(session, record.project_stream(run.project_id), kind, by=by, why=why, **about, **told)
-
-
-def _nth(session: Session, sample: Run) -> int:
-    """The number of a sample under its run, from 1."""
-    earlier = select(func.count()).where(
-        Run.parent_id == sample.parent_id, Run.kind == RunKind.SAMPLE, col(Run.id) <= sample.id
-    )
+def nth(session: Session, run: Run) -> int:
+    """The number of a run among those of its kind under its parent, from 1."""
+    earlier = select(func.count()).where(Run.parent_id == run.parent_id, Run.kind == run.kind, col(Run.id) <= run.id)
     return session.scalars(earlier).one()
 
 
-def _sweep_of(session: Session, run_id: int | None) -> int | None:
-    return None if run_id is None else session.get_one(Run, run_id).sweep_id
+def sweep_of_parent(session: Session, run: Run) -> Mapping[str, int]:
+    """The sweep of the run's parent, as entries have it; nothing where that is in none."""
+    sweep_id = session.get_one(Run, run.parent_id).sweep_id
+    return {} if sweep_id is None else {"sweep": sweep_id}

@@ -10,11 +10,11 @@ from broker import publications
 from broker.allocations import ledger, payers
 from broker.allocations.pools import Pool
 from broker.end_reasons import INFRASTRUCTURE, EndReason
-from broker.runs import attempts, leases, preparing, runs, sweeps
+from broker.runs import attempts, entries, leases, runs, sweeps
 from broker.runs.attempts import OPEN, Attempt, AttemptState
-from broker.runs.generation import SEED, TEMPERATURE, generate_at_end
+from broker.runs.kinds.kind import kind_of
 from broker.runs.progress import Ending, Progress
-from broker.runs.runs import ENDED, Run, RunKind, RunState
+from broker.runs.runs import ENDED, Run, RunState
 from projects.db import transition
 from projects.db.columns import utcnow
 from projects.people import Person
@@ -81,11 +81,8 @@ def settle(
         _refund(session, run, attempt, ending.reason)
     leases.tell_spikes(session, run, progress.spikes)
     if ending.status == Status.DONE:
-        if run.kind == RunKind.PREPARE:
-            preparing.made(session, run, ending.prepared)
         _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, ending)
-        if run.kind == RunKind.TRAIN:
-            generate_at_end(session, run)
+        kind_of(run).finished(session, run, ending)
     elif run.state == RunState.STOPPING:
         goes_on = run.stops_as != RunState.CANCELLED
         if ending.status > 0 and ending.status != Status.STOPPED and not (goes_on and ending.transient):
@@ -147,8 +144,7 @@ def expire(
     _refund(session, run, lost, reason)
     if run.state == RunState.STOPPING:
         _stop(session, run, not_before=stopped_by)
-    elif run.kind == RunKind.SAMPLE and lost.host:
-        why = f"its host “{lost.host}” was lost; ask for another sample"
+    elif why := kind_of(run).not_retried(run, lost.host):
         _end(session, run, RunState.FAILED, EndReason.LEASE_EXPIRED, why)
     else:
         _retry(session, run, EndReason.LEASE_EXPIRED, reason, stopped_by, most)
@@ -164,7 +160,7 @@ def _refund(session: Session, run: Run, attempt: Attempt, why: str, **told: Any)
     attempt.refunded = seconds
     run.used -= seconds // run.gpus
     session.flush()
-    runs.tell(session, run, "run.refunded", why=why, seconds=seconds, **told)
+    entries.tell(session, run, "run.refunded", why=why, seconds=seconds, **told)
 
 
 def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_before: datetime, most: int) -> None:
@@ -184,7 +180,7 @@ def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_b
     if not_before > utcnow():
         reason = f"{reason.removesuffix('.')}; the next attempt begins after {not_before:%T} UTC"
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
-    runs.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
+    entries.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
 
 
 def _failed_in_a_row(session: Session, run: Run) -> tuple[int, int]:
@@ -230,21 +226,15 @@ def _wait_again(session: Session, run: Run, **values: object) -> None:
     reason = f"Preempted for run {other.id} of project P{other.project_id}; continues from step {step:,} {free}"
     pays = payers.successor(session, run.allocation_id)
     runs.move(session, run, RunState.QUEUED, reason=reason, end_reason=None, allocation_id=pays, **values)
-    runs.tell(session, run, "run.preempted", for_run=other.id, for_project=other.project_id, step=step)
+    entries.tell(session, run, "run.preempted", for_run=other.id, for_project=other.project_id, step=step)
 
 
 def tell_paused(session: Session, run: Run, *, by: Person | None = None) -> None:
     """Append the entry that the run is paused."""
     spent = runs.spent(session, run.id)
-    runs.tell(session, run, "run.paused", by=by, why=run.reason, end_reason=run.end_reason, step=run.step, spent=spent)
-
-
-def _drawn(run: Run, ending: Ending | None) -> dict[str, Any]:
-    """How a finished sample was drawn: from the checkpoint of which step, at which temperature, by which seed."""
-    if run.kind != RunKind.SAMPLE or ending is None:
-        return {}
-    how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": SEED}
-    return how if ending.sample_step is None else how | {"from_step": ending.sample_step}
+    entries.tell(
+        session, run, "run.paused", by=by, why=run.reason, end_reason=run.end_reason, step=run.step, spent=spent
+    )
 
 
 def _end(
@@ -257,7 +247,7 @@ def _end(
     runs.move(session, run, to, reason=reason, end_reason=end_reason, ended_at=utcnow(), sample=sample)
     spent = runs.spent(session, run.id)
     kind = {RunState.TIMED_OUT: "run.timed_out"}.get(to, f"run.{to}")
-    runs.tell(
+    entries.tell(
         session,
         run,
         kind,
@@ -266,6 +256,6 @@ def _end(
         step=run.step,
         spent=spent,
         text=sample,
-        **_drawn(run, ending),
+        **(kind_of(run).told_at_end(session, run, ending) if ending else {}),
     )
     sweeps.tell_if_over(session, run)

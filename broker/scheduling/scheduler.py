@@ -25,10 +25,11 @@ from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runners.shim import since_boot
-from broker.runs import attempts, control, generation, runs, settlement
+from broker.runs import attempts, control, inputs, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
+from broker.runs.kinds.kind import kind_of
 from broker.runs.leases import StaleError
-from broker.runs.runs import Run, RunKind
+from broker.runs.runs import Run
 from broker.scheduling import backfill, decisions, host_memory, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
 from broker.scheduling.decisions import Keeper
@@ -258,7 +259,7 @@ class Scheduler:
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
-            sampling = {} if self.settings.store else self._sampling_places(session, unclaimed)
+            sampling = {} if self.settings.store else self._places_of_inputs(session, unclaimed)
             if self.settings.store:  # any publisher reads from the store what lies on a host that is away
                 there = {host.name for host in hosts.every(session) if not host.is_away}
                 places = {run_id: host for run_id, host in places.items() if host in there}
@@ -278,13 +279,15 @@ class Scheduler:
                 log.warning("the queue could not be reached; trying again", error=str(error))
 
     @staticmethod
-    def _sampling_places(session: Session, unclaimed: Sequence[Attempt]) -> Mapping[int, str]:
-        """The inbox of the host that has a sample's checkpoint on its disk, where it is there and serves the pool."""
+    def _places_of_inputs(session: Session, unclaimed: Sequence[Attempt]) -> Mapping[int, str]:
+        """The inbox of the host that has the checkpoints which a run is about on its disk, where that is there and
+        serves the pool."""
         found: dict[int, str] = {}
-        samples = [one for one in unclaimed if runs.load(session, one.run_id).kind == RunKind.SAMPLE]
-        known = hosts.every(session) if samples else []
-        for one in samples:
-            host = generation.place(session, runs.load(session, one.run_id))
+        waiting = [(one, runs.load(session, one.run_id)) for one in unclaimed]
+        about_others = [(one, run) for one, run in waiting if not kind_of(run).trains]
+        known = hosts.every(session) if about_others else []
+        for one, run in about_others:
+            host = inputs.host(session, run)
             serving = hosts.of_pool(known, session.get_one(Pool, one.pool_id))
             if any(other.name == host and not (other.is_away or other.is_drained) for other in serving):
                 found[one.run_id] = tasks.inbox(host)

@@ -23,7 +23,7 @@ from broker.publishing.retention import Looked
 from broker.runners import carrier, host_home, processes, reaper, registry, spawning
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
-from broker.runs.runs import RunKind
+from broker.runs.kinds.kind import kind_of
 from broker.scheduling import worker_host
 from projects import health
 from projects.db import clock
@@ -243,7 +243,7 @@ def start_attempt(run_id: int, token: int) -> None:
                 return
             run = runs.load(session, run_id)
             bound = registry.named(session.get_one(Pool, run.pool_id).runner).bound_to_host
-            waits = bound and run.kind != RunKind.SAMPLE  # two that write one sample do no harm
+            waits = bound and not kind_of(run).may_overlap
             outlives = (processes.boot_id(), settings.outage_seconds) if waits else None
             lease = settings.lease_seconds
             if not leases.claim(session, run_id, token, host=host, lease_seconds=lease, outlives=outlives):

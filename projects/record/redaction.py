@@ -26,7 +26,7 @@ REMOVED = "[removed]"
 
 # By table, the keys of a payload that hold ids of its rows; an entry that names no row is about its project.
 ABOUT = {
-    "runs": ("run", "sample"),
+    "runs": ("run", "sample", "evaluation", "study"),
     "allocations": ("allocation",),
     "allocation_changes": ("change",),
     "catalogue_entries": ("entry",),

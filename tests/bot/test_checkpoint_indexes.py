@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from bot.delivery import checkpoint_indexes, posts
 from bot.delivery.checkpoint_indexes import MOST
-from broker.runs import runs
+from broker.runs import entries, runs
 from projects import updates
 from projects.record import redaction
 from projects.record.record import EntryView
@@ -29,7 +29,7 @@ def publish(session: Session, run: int, *steps: int, **more: object) -> None:
     for step in steps:
         at: dict[str, Any] = {"tokens": 1000 * step, "held_out": "6.500", "held_out_step": step, "held": False} | more
         url = f"https://hub.example.org/lab/p1-run-{run}/tree/step{step}"
-        runs.tell(session, runs.load(session, run), "checkpoint.published", step=step, url=url, first=False, **at)
+        entries.tell(session, runs.load(session, run), "checkpoint.published", step=step, url=url, first=False, **at)
 
 
 async def indexes(lab: Lab, thread: str, run: int) -> list[Message]:

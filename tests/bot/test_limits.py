@@ -230,7 +230,10 @@ def test_posts(kind: str, said: str) -> None:
         assert text.length(shown) <= 4000
         assert shown.splitlines()[-1] == "-# P1 · record 12 · 00112233"
         assert "GPU-seconds" not in shown
-    for other in ({"sample": 2}, {"prepares": said}):
+    evaluation = {"evaluation": 3, "nth": 1, "tasks": [said] * 20, "steps": list(range(10**9, 10**9 + 200))}
+    evaluation |= {"results": [[said, said, 10**9, 1e-9, 1e-9]] * 60, "more_results": 10**6}
+    study = {"study" if key == "evaluation" else key: value for key, value in evaluation.items()}
+    for other in ({"sample": 2}, {"prepares": said}, evaluation, study):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
     of_cpus = replace(told, payload=payload | {"unit": "core"})

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from broker import publications
 from broker.runners.processes import Process
-from broker.runs import attempts, leases, runs, settlement
+from broker.runs import attempts, entries, leases, runs, settlement
 from broker.runs.progress import Ending, Progress, Spike
 from broker.runs.series import Measured
 from projects import lifecycle
@@ -114,4 +114,4 @@ def publish(session: Session, step: int, *, first: bool, final: bool) -> None:
     publications.add(session, 1, step, f"/tmp/step{step}")
     session.get_one(publications.Publication, (1, step)).url = f"{URL}{step}"
     run = runs.load(session, 1)
-    runs.tell(session, run, "checkpoint.published", step=step, url=f"{URL}{step}", first=first, final=final)
+    entries.tell(session, run, "checkpoint.published", step=step, url=f"{URL}{step}", first=first, final=final)

@@ -19,7 +19,7 @@ from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
 from broker.runs import attempts, control, leases, runs, settlement
-from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
@@ -438,6 +438,70 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert said(await ada.command("run resume", run=other)).endswith(answers.GOES_ON_WITHOUT_CARD)
     cancelled = await ada.agree(await ada.command("run cancel", run=other))
     assert cancelled.text == f"Run {other} has been asked to stop; /run sample asks for another."
+    assert "Traceback" not in lab.log
+
+
+async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    run = await launched(lab, channel, name="Evaluated")
+    refused = said(await ada.command("run evaluate", run=run, tasks="heldout"))
+    assert refused == f"Run {run} has no checkpoint here or open on the Hub to read."
+    token = start(lab, run)
+    lab.call(leases.renew, run, token, 1.0, progress(1, 20, (16, 20)), lease_seconds=600)
+    lab.call(settlement.settle, run, token, 2.0, Progress(0, 0), Ending(0), 3)
+
+    refused = said(await ada.command("run evaluate", run=run, tasks="heldout", steps="17"))
+    assert refused == f"Run {run} has no checkpoint of step 17 here or open on the Hub; the nearest are 16, 20."
+    offered = await ada.complete("run evaluate", "steps", "", run=run)
+    assert [value for _, value in offered] == ["last", "all", "20", "16"]
+    queued = said(await ada.command("run evaluate", run=run, tasks="heldout, arc_easy", steps="all", time_limit="6m"))
+    evaluation = lab.call(runs.of_project, 1, kind=RunKind.EVALUATE)[0]
+    assert queued.startswith(f"Run {evaluation.id}, an evaluation of run {run}, is queued; its results are posted")
+    assert "It will cost 0.1 core-hours at most. The allocation has" in queued
+    card = await card_of(lab, channel, run, "has finished")
+    thread = card.thread_id or ""
+    launch_of_it = f"launches evaluation 1 of run {run}: `heldout`, `arc_easy` on steps 16, 20, in at most 6 min."
+    await lab.guild.wait_for(thread, lambda m: launch_of_it in m.text)
+
+    token = start(lab, evaluation.id)
+    results = [
+        Result(step, task, metric, value, stderr)
+        for task, metric, stderr in (("heldout_docs", "bits_per_byte", None), ("arc_easy", "acc", 0.02))
+        for step, value in ((16, 0.625), (20, 0.5))
+    ]
+    lab.call(leases.renew, evaluation.id, token, 1.0, Progress(0, 0, results=results), lease_seconds=600)
+    lab.call(settlement.settle, evaluation.id, token, 2.0, Progress(0, 0), Ending(0), 3)
+    for place in (thread, channel.id):
+        post = await lab.guild.wait_for(place, lambda m: f"📐 **Evaluation 1 of run {run}**" in m.text)
+        assert "arc_easy acc: 0.6250 ±0.0200 at step 16, 0.5000 ±0.0200 at step 20" in post.text
+        assert "heldout_docs bits_per_byte: 0.6250 at step 16, 0.5000 at step 20" in post.text
+    newest = "**Evaluations** `arc_easy` acc **0.5000** ±0.0200 at step 20 · `heldout_docs` bits_per_byte **0.5000**"
+    await lab.guild.wait_for(channel.id, lambda m: newest in m.text.replace("\\", ""))
+    shown = await ada.command("run show", run=run)
+    assert shown.message is not None
+    assert newest in shown.text.replace("\\", "")
+    of_it = (await ada.command("run show", run=evaluation.id)).text
+    assert f"Run {evaluation.id} has finished" in of_it
+    assert f"an evaluation of run {run}" in of_it
+    drawn = await ada.command("study show", study=evaluation.id)
+    assert drawn.message is not None
+    assert "arc_easy acc: 0.625 at step 16 → 0.5 at step 20 (2 steps)" in drawn.text
+    assert [file.filename for file in drawn.message.attachments] == [f"study-{evaluation.id}.png"]
+    refused = said(await ada.command("study show", study=run))
+    assert refused == f"Run {run} has measured nothing on the checkpoints of another run."
+    names = await ada.complete("study start", "analyses", "weights, ind", run=run)
+    assert names == [("weights, induction", "weights, induction")]
+    queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
+    assert f", a study of run {run}, is queued" in queued
+    studied = f"launches study 1 of run {run}: `weights`, `induction` on steps 16, 20, in at most 6 min."
+    await lab.guild.wait_for(thread, lambda m: studied in m.text)
+    again = await ada.command("run config", run=evaluation.id)
+    assert again.ephemeral
+    assert said(await ada.command("run pause", run=evaluation.id)) == (
+        f"Run {evaluation.id} is an evaluation of run {run}, and its results are saved as they come; let it end, or "
+        "cancel it."
+    )
     assert "Traceback" not in lab.log
 
 

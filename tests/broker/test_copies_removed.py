@@ -19,6 +19,7 @@ from broker.publishing import copies
 from broker.runners import elsewhere
 from broker.runners.staging import AskedToStop
 from broker.runners.trainer_command import trainer_command
+from broker.runs.kinds.kind import Start
 from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from projects.db.database import Database
@@ -125,7 +126,7 @@ def test_what_a_trainer_reads_stays_though_its_pool_has_got_it_meanwhile(
     token = lab.start(run)
     copy = bring(lab, conf, run)
     (conf.runs_dir / str(run)).mkdir(parents=True)
-    trainer_command(conf, lab.db, lab.row(run), conf.runs_dir / str(run) / f"attempt-{token}", [])
+    trainer_command(Start(conf, lab.db, lab.row(run), conf.runs_dir / str(run) / f"attempt-{token}"))
     add(lab, LACKS, tmp_path / "data" / "**" / "*.jsonl")
     scarce = conf.model_copy(update={"disk_floor_gib": FULL})
     assert remove(lab, scarce) == 0

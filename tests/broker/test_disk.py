@@ -18,6 +18,7 @@ from broker.publications import Disk, Publication
 from broker.publishing import disk
 from broker.reports import why
 from broker.runs import attempts, runs
+from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.scheduling.scheduler import Scheduler
@@ -142,6 +143,21 @@ def test_the_data_of_an_attempt_go_once_it_is_over(lab: Lab, conf: Settings, run
     disk.tidy(conf, lab.db)
     assert not second.exists()
     assert runs_of_another.exists()
+
+
+def test_the_newest_data_of_a_published_run_stay_while_there_is_room(lab: Lab, conf: Settings, run: int) -> None:
+    write(lab, conf, run, 0, 1, 2)
+    publish(lab, run, [0])
+    lab.settle(run, 1, 1, Ending(0))
+    first, second = (conf.runs_dir / str(run) / f"attempt-{token}" / "data" for token in (1, 2))
+    for folder in (first, second):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lab.db.write() as session:
+        session.add(Attempt(run_id=run, token=2, pool_id=1, devices="", state=AttemptState.ENDED, reserved=0))
+    disk.tidy(conf, lab.db)
+    assert (first.exists(), second.exists()) == (False, True)
+    disk.tidy(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
+    assert not second.exists()
 
 
 def test_nothing_outside_the_runs_is_removed(lab: Lab, conf: Settings, run: int, tmp_path: Path) -> None:

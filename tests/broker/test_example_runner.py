@@ -37,7 +37,7 @@ from nice_runner import NiceRunner
 from projects.settings import get_settings
 
 registry.RUNNERS["nice"] = NiceRunner
-staging.trainer_command = lambda *given, **_: [sys.executable, "-c", sys.argv[3], str(given[3])]
+staging.trainer_command = lambda start: [sys.executable, "-c", sys.argv[3], str(start.folder)]
 supervisor.Supervisor(get_settings(), int(sys.argv[1]), int(sys.argv[2])).run()
 """
 

@@ -116,7 +116,7 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     assert clear(lab, conf) == 0
     for fetch in (True, False):
         with pytest.raises(OSError, match=f"the store has lost {data}"):
-            elsewhere.bring(conf, lab.db, lab.row(run), pytest.fail, forks=False, fetch=fetch)
+            elsewhere.bring(conf, lab.db, lab.row(run), pytest.fail, begins=False, fetch=fetch)
 
     assert not any(cleared(lab, made)), "more may come"
     Store(conf).write(f"{Path(early).parent}/outcome.json", b"{}")

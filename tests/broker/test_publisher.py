@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import tracemalloc
 import urllib.error
@@ -25,22 +26,25 @@ from PIL import Image
 from pydantic import SecretStr
 from safetensors.numpy import save_file
 from sqlalchemy import text, update
+from sqlmodel import col
 from typer.testing import CliRunner
 
 from broker import configs, publications
-from broker.publications import Publication, Repository
+from broker.publications import Disk, Publication, Repository
 from broker.publishing import forgetting, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.hub import HubError
 from broker.publishing.model_card import write_card
 from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
-from broker.runs import naming, runs
+from broker.runners import elsewhere
+from broker.runs import evaluations, naming, runs
 from broker.runs.progress import Checkpoint, Progress
 from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
+from projects.errors import NotFoundError
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
@@ -822,6 +826,34 @@ def test_a_card_never_tells_of_another_step_than_the_weights_beside_it(
     assert main == hub.read(repo(conf, run), "README.md", "step2")
     assert "\nStep 2 of" in main
     assert "Grace" not in main
+
+
+def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
+    lab: Lab, conf: Settings, hub: Hub, run: int
+) -> None:
+    write(lab, conf, run, 0, 1)
+    publish(lab, conf, run)
+    told = Path(row(lab, run, 0).folder)
+    files = {path.name: path.read_bytes() for path in told.iterdir() if path.is_file()}
+    shutil.rmtree(told)
+    with lab.db.write() as session:
+        session.execute(update(Publication).where(col(Publication.step) == 0).values(disk=Disk.GONE))
+        evaluation = evaluations.launch(session, ADA, "ask", run, tasks="heldout", steps="0", time_limit="10m").run_id
+    of_anybody = conf.model_copy(update={"hub_token": SecretStr("")})
+    away = of_anybody.model_copy(update={"hub_endpoint": "http://127.0.0.1:9"})
+    with pytest.raises(OSError, match=f"step 0 of {repo(conf, run)} cannot be fetched from the Hub: "):
+        elsewhere.bring(away, lab.db, lab.row(evaluation), pytest.fail, begins=True)
+    elsewhere.bring(of_anybody, lab.db, lab.row(evaluation), pytest.fail, begins=True)
+    [fetched] = conf.runs_dir.glob(f"{run}/attempt-1/checkpoints/*")
+    assert fetched.name == "step0"
+    found = {path.name: path.read_bytes() for path in fetched.iterdir() if path.is_file()}
+    assert found.items() >= {name: data for name, data in files.items() if name in PUBLISHED - {"README.md"}}.items()
+    assert not [path for path in fetched.iterdir() if path.is_dir()]
+
+    with lab.db.write() as session:
+        session.get_one(Repository, run).private = True
+        with pytest.raises(NotFoundError, match="has no checkpoint of step 0 here or open on the Hub; the nearest"):
+            evaluations.launch(session, ADA, "held", run, tasks="heldout", steps="0", time_limit="10m")
 
 
 def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:

@@ -82,8 +82,8 @@ def test_a_sample_on_another_host_ends_with_the_host_that_has_the_checkpoint(
 ) -> None:
     with lab.db.read() as session:
         row = runs.load(session, sample)
-    with pytest.raises(NoCheckpointError, match=f"the checkpoint of run {parent} lies on the disk of “two” alone"):
-        elsewhere.bring(settings(tmp_path), lab.db, row, pytest.fail, forks=False)
+    with pytest.raises(NoCheckpointError, match=f"step 10 of run {parent} lies on the disk of “two” alone"):
+        elsewhere.bring(settings(tmp_path), lab.db, row, pytest.fail, begins=False)
 
 
 def test_a_sample_is_shown_with_its_host_and_ends_when_that_is_lost(lab: Lab, parent: int, sample: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlmodel import col, select
 
 from broker.allocations import allocations, pools, requests
-from broker.runs import runs
+from broker.runs import entries, runs
 from projects import lifecycle, membership, moderation, people, projects, updates
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -68,7 +68,7 @@ def test_what_cards_show_of_a_blanked_entry_goes_too(db: Database) -> None:
     with db.write() as session:
         row = runs.load(session, run)
         row.sample, row.prompt = "The number is 555.", "Call me:"
-        runs.tell(session, row, "run.finished", text=row.sample, prompt=row.prompt)
+        entries.tell(session, row, "run.finished", text=row.sample, prompt=row.prompt)
     with db.write() as session:
         requests.report(session, ADA, allocation, "The number is 555.")
     redact(db, OMAR, stream, 1)

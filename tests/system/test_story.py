@@ -59,6 +59,15 @@ def test_the_demo_plays_to_its_end(played: tuple[Path, subprocess.CompletedProce
     assert [step["name"] for step in report["steps"][1:]] == [name for name, _ in story.STORY]
     assert report["loss"]["last"] < report["loss"]["unigram_entropy"] - story.CLEARLY < report["loss"]["first"]
     assert str(round(report["loss"]["unigram_entropy"], 2)) in done.stdout
+    for task, values in report["evaluation"].items():
+        assert task.startswith("heldout_")
+        assert values["40"] < values["0"]
+    assert len([task for task in report["evaluation"] if task.startswith("heldout_")]) == 2
+    study = report["study"]
+    assert study["steps"] == [int(branch.removeprefix("step")) for branch in report["hub"]["branches"]]
+    assert all(0 <= share <= 1 for share in study["accuracy"])
+    assert f"{study['accuracy'][-1]:.0%} of the pairs" in report["channels"]["announcements"][0]["content"]
+    assert Path(study["figure"]).read_bytes().startswith(b"\x89PNG")
     ledger = report["ledger"]
     assert ledger["granted"] == ledger["reserved"] + ledger["spent"] + ledger["left"]
     assert ledger["spent"] > 0

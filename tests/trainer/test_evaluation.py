@@ -33,20 +33,21 @@ from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
 from trainer.model.transformer import shapes
+from trainer.schema import ConfigError
 
 HARNESS = Path(lm_eval.tasks.__file__).parent
 WINDOW = 32
 TEXT = "def main(arguments):\n    return [argument.strip() for argument in arguments if argument]\n"
 
 
-def write_checkpoint(config: TrainConfig, data: Path, folder: Path) -> None:
+def write_checkpoint(config: TrainConfig, data: Path, folder: Path, step: int = 3, scale: float = 3) -> None:
     """A checkpoint with weights large enough to tell one token from another."""
     folder.mkdir(parents=True)
     family, read = save_load.family(config), save_load.fresh(config)
-    weights = ((name, read("weight", name) * 3) for name in shapes(config.model, config.vocabulary, WINDOW))
+    weights = ((name, read("weight", name) * scale) for name in shapes(config.model, config.vocabulary, WINDOW))
     exported = (pair for name, weight in weights for pair in family.export(name, weight).items())
     save_load.write_tensors(folder, save_load.WEIGHTS, exported)
-    save_load.write_description(config, folder, 3, {}, data)
+    save_load.write_description(config, folder, step, {}, data)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +294,49 @@ def test_eval_of_every_kind_of_task_is_that_of_the_harness_own_model(
         assert numbers
         assert {key: found["results"][name][key] for key in numbers} == pytest.approx(numbers, abs=1e-4, rel=1e-4)
     assert found["checkpoint"] == {"path": str(checkpoint), "step": 3}
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+    assert json.loads((tmp_path / "out" / "results" / "step3.json").read_text()) == found
+
+
+def test_several_checkpoints_are_evaluated_each_as_by_itself(
+    checkpoint: Path, config: TrainConfig, tasks: Path, tmp_path: Path
+) -> None:
+    second, out = tmp_path / "run" / "checkpoints" / "step7", tmp_path / "out"
+    write_checkpoint(config, checkpoint.parents[1] / "data", second, step=7, scale=2)
+    common = ("--tasks", "local_choice,local_text", "--include-path", tasks)
+    apart = [json.loads(run("eval", folder, *common, "--json").stdout) for folder in (checkpoint, second)]
+    together = run("eval", checkpoint, second, *common, "--out", out)
+    assert together.exit_code == 0, together.stderr
+    for found in apart:
+        kept = json.loads((out / "results" / f"step{found['checkpoint']['step']}.json").read_text())
+        assert kept["results"] == found["results"]
+        assert kept["versions"] == found["versions"]
+    *events, last = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    assert [(event["event"], event["step"]) for event in events] == [("result", 3), ("result", 7)]
+    for event, found in zip(events, apart, strict=True):
+        [accuracy] = [row for row in event["results"] if (row["task"], row["metric"]) == ("local_choice", "acc")]
+        assert accuracy["value"] == found["results"]["local_choice"]["acc,none"]
+        assert accuracy["stderr"] == found["results"]["local_choice"]["acc_stderr,none"]
+        assert accuracy["documents"] == found["n-samples"]["local_choice"]["effective"]
+    assert (last["event"], json.loads((out / "outcome.json").read_text())["status"]) == ("finished", 0)
+    assert apart[0]["results"] != apart[1]["results"]
+
+    refused = run("eval", checkpoint, tmp_path / "run", *common, "--out", out)
+    assert refused.exit_code == 78
+    assert json.loads((out / "outcome.json").read_text())["status"] == 78
+
+
+def test_a_checkpoint_opens_without_what_only_training_needs(checkpoint: Path, tmp_path: Path) -> None:
+    published = tmp_path / "step3"
+    shutil.copytree(checkpoint, published)
+    how = json.loads((published / "how.json").read_text())
+    how["files"]["trainer/optimizer.safetensors"] = "not published"
+    (published / "how.json").write_text(json.dumps(how))
+    assert open_checkpoint(published).step == 3
+    weights = bytearray((published / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (published / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not what was written"):
+        open_checkpoint(published)
 
 
 def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint: Path, config: TrainConfig) -> None:

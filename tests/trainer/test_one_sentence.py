@@ -105,6 +105,7 @@ def test_a_folder_that_another_command_writes_is_left_alone(
 
 
 def test_the_results_of_an_evaluation_leave_the_outcome_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yml").touch()
     (tmp_path / "outcome.json").write_text("{}")
     run.invoke(app, ["eval", str(tmp_path), "--tasks", "heldout", "--out", str(tmp_path)])
     assert (tmp_path / "outcome.json").read_text() == "{}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.contract import CHECKPOINT_METADATA_FILE
+from trainer.contract import CHECKPOINT_METADATA_FILE, TRAINER_FOLDER
 from trainer.schema import ConfigError
 
 
@@ -41,6 +41,13 @@ def verify(folder: Path, metadata: dict[str, Any]) -> None:
     """Raise ConfigError unless every file of the checkpoint has the checksum that its metadata say."""
     if found := files.find_damage(folder, metadata.get("files", {})):
         raise ConfigError(_damaged(folder, found))
+
+
+def verify_weights(folder: Path, metadata: dict[str, Any]) -> None:
+    """Raise ConfigError unless every file has its checksum, but for what only training needs: that is not published."""
+    listed = metadata.get("files", {})
+    needed = {name: told for name, told in listed.items() if not name.startswith(f"{TRAINER_FOLDER}/")}
+    verify(folder, metadata | {"files": needed})
 
 
 def _damaged(folder: Path, problem: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -244,6 +245,7 @@ def named_weights(name: str) -> dict[str, dict[str, float]]:
     return dict(_mixture_file(name).get("weights", {}))
 
 
+@cache
 def _mixture_file(name: str) -> dict[str, Any]:
     if name not in mixture_names():
         raise ValueError(f"There is no mixture {name!r}; the mixtures are {', '.join(mixture_names())}.")

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainer.contract import RESULTS_FILE, Outcome, Status
+from trainer.contract import CONFIG_FILE, Outcome, Status
 from trainer.exits import finish, interruptible, one_sentence, outcome_of
-from trainer.files import write_atomically
 from trainer.folder_lock import locked
 from trainer.progress import bars
 from trainer.schema import ConfigError
@@ -21,7 +20,9 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step f
 
 @app.command("eval")
 def evaluate(
-    folder: Checkpoint,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT…", help="Step folders, each evaluated by itself.")
+    ],
     tasks: Annotated[
         str,
         typer.Option(help="Names of lm-evaluation-harness, with commas; heldout: bits per byte of each source."),
@@ -33,32 +34,43 @@ def evaluate(
     ] = None,
     include_path: Annotated[Path | None, typer.Option(help="A folder with task files of your own.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, max=1_000, help="Examples before each question.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A folder for results.json.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for results/step{N}.json.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
 ) -> None:
-    """Evaluate a checkpoint with lm-evaluation-harness."""
+    """Evaluate checkpoints with lm-evaluation-harness, one after the other."""
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    with one_sentence(), contextlib.ExitStack() as stack:
+
+    def work() -> int:
+        """Evaluate all checkpoints; the step of the last one."""
         if not names:
             raise ConfigError("--tasks names no task; give names with commas between, such as heldout.")
-        if out is not None:
-            stack.enter_context(locked(out, removes_outcome=False))
-        from trainer.evaluation.open_checkpoint import open_checkpoint
-
-        opened = open_checkpoint(folder)
         from trainer.evaluation import evaluate as lm_eval
 
-        found = lm_eval.find_tasks(names, data or opened.data, include_path)
+        settings = lm_eval.Settings(limit=limit, shots=num_fewshot, rows=batch_size, include=include_path)
+        step = 0
         with bars() as advance:
-            results = lm_eval.evaluate(
-                opened, found, limit=limit, shots=num_fewshot, rows=batch_size, include=include_path, advance=advance
-            )
-        if out is not None:
-            write_atomically(out / RESULTS_FILE, lm_eval.as_json(results))
-        if json:
-            print(lm_eval.as_json(results), end="")
-        else:
-            Console().print(lm_eval.as_table(results))
+            for results in lm_eval.evaluate_each(folders, names, data, settings, advance):
+                step = results["checkpoint"]["step"]
+                if out is not None:
+                    lm_eval.save(results, out)
+                if json:
+                    print(lm_eval.as_json(results), end="", flush=True)
+                else:
+                    Console().print(lm_eval.as_table(results))
+        return step
+
+    with one_sentence(), contextlib.ExitStack() as stack:
+        if out is None:
+            work()
+            return
+        of_training = (out / CONFIG_FILE).exists()  # the outcome of a training run stays
+        stack.enter_context(locked(out, removes_outcome=not of_training))
+        try:
+            with interruptible():
+                outcome = Outcome(status=Status.DONE, step=work())
+        except (Exception, KeyboardInterrupt) as error:
+            outcome = outcome_of(error)
+        finish(out, outcome, writes=not of_training)
 
 
 @app.command()

@@ -4,12 +4,14 @@ import contextlib
 import difflib
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval
 from datasets.exceptions import DatasetNotFoundError
@@ -21,16 +23,44 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
+from trainer.contract import RESULTS_FOLDER, Event
 from trainer.evaluation import task_files
 from trainer.evaluation.lm_eval_model import CheckpointLM
-from trainer.evaluation.open_checkpoint import OpenCheckpoint
+from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.tasks import heldout
+from trainer.events import append_event
 from trainer.exits import FailedError
+from trainer.files import write_atomically
 from trainer.schema import ConfigError
 
 Results = dict[str, Any]
 """What the harness returns: `results` by task and `metric,filter`, versions, shots, samples, settings. We add
 `checkpoint`, its path and step."""
+
+
+class Row(NamedTuple):
+    """A result: a metric of a task on some documents, with its standard error where the harness knows one."""
+
+    task: str
+    metric: str
+    value: Any
+    stderr: Any
+    documents: int | None
+    shots: int | None
+    version: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tasks are run. `limit` is the number of documents of each task, `shots` that of examples before each
+    question, `rows` the batch size; None leaves each to the task or to the length. `include` is the folder of the
+    user's own task files."""
+
+    limit: int | None = None
+    shots: int | None = None
+    rows: int | None = None
+    include: Path | None = None
+
 
 _OUT_OF_REACH = (
     ConnectionError,
@@ -76,32 +106,48 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
     return list(found.values())
 
 
+def evaluate_each(
+    folders: Sequence[Path],
+    names: Iterable[str],
+    data: Path | None,
+    settings: Settings,
+    advance: Callable[[str, float], None],
+) -> Iterator[Results]:
+    """The results of each checkpoint in turn; one model is in memory at a time.
+
+    The tasks are found once, `heldout` in the prepared folder `data`, or in that of the first checkpoint's run. Raises
+    what `find_tasks` and `evaluate` do.
+    """
+    found: list[Task | Group] = []
+    for folder in folders:
+        opened = open_checkpoint(folder)
+        found = found or find_tasks(names, data or opened.data, settings.include)
+        several = f"step {opened.step:,}: " if len(folders) > 1 else ""
+        yield evaluate(opened, found, settings, lambda stage, share, several=several: advance(several + stage, share))  # type: ignore[misc]
+        del opened
+
+
 def evaluate(
     opened: OpenCheckpoint,
     tasks: list[Task | Group],
-    *,
-    limit: int | None,
-    shots: int | None,
-    rows: int | None,
-    include: Path | None,
+    settings: Settings,
     advance: Callable[[str, float], None],
 ) -> Results:
     """Run the tasks on the checkpoint.
 
-    `limit` is the number of documents of each task, `shots` that of examples before each question, `rows` the batch
-    size; None leaves each to the task or to the length. `include` is the folder of the user's own task files. `advance`
-    is told a stage and the share of it that was just done. Raises ConfigError if the harness cannot run the user's own
-    tasks, and FailedError for others.
+    `advance` is told a stage and the share of it that was just done. Raises ConfigError if the harness cannot run the
+    user's own tasks, and FailedError for others.
     """
-    model = CheckpointLM(opened, rows, advance)
+    include = settings.include
+    model = CheckpointLM(opened, settings.rows, advance)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a fork beside torch's threads might wait for ever
     with _quiet():
         try:
             results: Results = lm_eval.simple_evaluate(
                 model=model,
                 tasks=tasks,
-                num_fewshot=shots,
-                limit=limit,
+                num_fewshot=settings.shots,
+                limit=settings.limit,
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=False),
             )
@@ -116,6 +162,34 @@ def evaluate(
     return {"checkpoint": {"path": str(opened.folder.absolute()), "step": opened.step}, **results}
 
 
+def save(results: Results, out: Path) -> None:
+    """Write a checkpoint's results into the folder `out`, and append one event with all of them. Raises OSError."""
+    step = results["checkpoint"]["step"]
+    (out / RESULTS_FOLDER).mkdir(exist_ok=True)
+    write_atomically(out / RESULTS_FOLDER / f"step{step}.json", as_json(results))
+    known = [row for row in rows(results) if _finite(row.value) is not None]
+    measured = [row._replace(value=_finite(row.value), stderr=_finite(row.stderr))._asdict() for row in known]
+    append_event(out, Event.RESULT, step=step, results=measured)
+
+
+def rows(results: Results) -> Iterator[Row]:
+    """The results, a row a task and metric; groups come last."""
+    for task, metrics in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in metrics.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            yield Row(
+                task=task,
+                metric=metric if kind == "none" else f"{metric} ({kind})",
+                value=value,
+                stderr=metrics.get(f"{metric}_stderr,{kind}"),
+                documents=results["n-samples"].get(task, {}).get("effective"),
+                shots=results["n-shot"].get(task),
+                version=str(results.get("versions", {}).get(task, "")),
+            )
+
+
 def as_json(results: Results) -> str:
     """The results as JSON text."""
     return json.dumps(results, indent=2, ensure_ascii=False, default=handle_non_serializable) + "\n"
@@ -127,16 +201,9 @@ def as_table(results: Results) -> Table:
     for name in ("task", "docs", "shots", "metric", "value", "stderr"):
         is_text = name in ("task", "metric")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text, overflow="fold")
-    for task, metrics in {**results["results"], **results.get("groups", {})}.items():
-        documents = results["n-samples"].get(task, {}).get("effective", "")
-        for key, value in metrics.items():
-            metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr"):
-                continue
-            error = metrics.get(f"{metric}_stderr,{kind}")
-            name = metric if kind == "none" else f"{metric} ({kind})"
-            shots = str(results["n-shot"].get(task, ""))
-            table.add_row(task, str(documents), shots, name, _number(value), _number(error))
+    for row in rows(results):
+        documents, shots = ("" if each is None else str(each) for each in (row.documents, row.shots))
+        table.add_row(row.task, documents, shots, row.metric, _number(row.value), _number(row.stderr))
     return table
 
 
@@ -197,6 +264,11 @@ def _lacking(group: str, task: str, known: list[str]) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _finite(value: Any) -> float | None:
+    """The value, where it is a number other than NaN and the infinities."""
+    return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
 def _number(value: Any) -> str:

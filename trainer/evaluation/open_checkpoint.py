@@ -105,7 +105,7 @@ def open_checkpoint(folder: Path, before: OpenCheckpoint | None = None) -> OpenC
     model.eval().to(device)
     if model.rotary:
         model.rotary.to(device)
-    metadata.verify(folder, made)
+    metadata.verify_weights(folder, made)
     begin = bpe.begin_of_text(tokenizer, folder)
     return OpenCheckpoint(
         folder=folder,

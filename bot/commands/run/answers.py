@@ -18,10 +18,11 @@ from broker.allocations.units import in_hours
 from broker.reports.run_plan import Preview
 from broker.reports.why import Why
 from broker.runs import runs
+from broker.runs.kinds.kind import kind_of
 from broker.runs.launching import Quote, Receipt
 from broker.runs.logs import Log
 from broker.runs.readings import OFTEN
-from broker.runs.runs import RunKind, RunView
+from broker.runs.runs import RunView
 from projects.db.columns import utcnow
 from projects.errors import ConflictError
 
@@ -134,8 +135,16 @@ def launched(receipt: Receipt) -> Card:
 
 def resumed(receipt: Receipt, run: runs.Run) -> str:
     """The answer to whoever resumes a run. A run of a sweep, and a sample, has no card of its own."""
-    has_card = run.sweep_id is None and run.kind != RunKind.SAMPLE
+    has_card = run.sweep_id is None and kind_of(run).has_card
     return f"{told(receipt)}\n{GOES_ON if has_card else GOES_ON_WITHOUT_CARD}"
+
+
+def reads(receipt: Receipt, what: str, run_id: int) -> str:
+    """The answer to whoever launches an evaluation or a study of a run."""
+    return (
+        f"Run {receipt.run_id}, {what} of run {run_id}, is queued; its results are posted in the thread of run "
+        f"{run_id} and stay on its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
+    )
 
 
 def discarded() -> Card:
@@ -208,7 +217,7 @@ def waits(why: Why) -> str:
 def configured(run: runs.Run) -> str:
     """The text above the attached configuration. Raises ConflictError where the run has none."""
     if not run.config:
-        raise ConflictError(f"Run {run.id} is a sample of run {run.parent_id}, whose configuration it uses.")
+        raise ConflictError(f"{kind_of(run).what_it_is(run)}, whose configuration it uses.")
     changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
     asked = f" with {changed}" if changed else ""
     return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."

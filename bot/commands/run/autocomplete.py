@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, launching, runs
+from broker.runs import control, launching, on_checkpoints, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -262,6 +262,20 @@ async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
         return [(f"step {step:,} of run {about.run}", step) for step in reversed(kept) if typed.strip() in str(step)]
 
     return await _choices(interaction, look, refused=context.whole_number(typed) or 0)
+
+
+async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The words for a run's newest checkpoint and for all of them, and the steps of those that can be read."""
+
+    def look(session: Session, about: About) -> list[tuple[str, str]]:
+        if about.run is None:
+            raise NotFoundError(NO_RUN)
+        readable = publications.readable(session, about.run)
+        words = [("last: the newest checkpoint", on_checkpoints.LAST), (f"all {len(readable)}", on_checkpoints.ALL)]
+        steps = [(f"step {step:,} of run {about.run}", str(step)) for step in reversed(readable)]
+        return [choice for choice in [*words, *steps] if typed.strip().lower() in choice[0]]
+
+    return await _choices(interaction, look, refused=typed or "✗")
 
 
 def with_steps(overrides: str, steps: int | None) -> str:

@@ -16,17 +16,11 @@ from broker.allocations import allocations
 from broker.allocations.units import Unit
 from broker.reports import endings, run_plan, sweep_plan
 from broker.runs import comparison, control, generation, logs, runs, sweep_control
-from broker.runs.runs import RunKind, RunState
+from broker.runs.kinds.kind import kind_of
+from broker.runs.runs import RunState
 from projects import lifecycle
 from projects.people import Actor
 from projects.rights import Act
-
-AGAIN = {
-    RunKind.TRAIN: "/run rerun launches it again",
-    RunKind.SAMPLE: "/run sample asks for another",
-    RunKind.PREPARE: "/catalogue prepare launches it again",
-}
-"""What starts a run again that was cancelled."""
 
 
 async def pause(interaction: Interaction, run_id: int) -> None:
@@ -145,7 +139,7 @@ async def _cancel(interaction: Interaction, run_id: int) -> None:
     await interaction.response.defer()
     await interaction.client.write(control.cancel, actor(interaction), run_id)
     run = await interaction.client.read(runs.load, run_id)
-    await last_question.answer(interaction, f"Run {run_id} has been asked to stop; {AGAIN[RunKind(run.kind)]}.")
+    await last_question.answer(interaction, f"Run {run_id} has been asked to stop; {kind_of(run).again}.")
 
 
 async def _cancel_sweep(interaction: Interaction, sweep_id: int) -> None:

@@ -1,4 +1,4 @@
-"""`/run …`: launch, show, pause, resume, fork, sample from and compare runs, and sweeps of them."""
+"""`/run …`: launch, show, pause, resume, fork, sample from, evaluate and compare runs, and sweeps of them."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, launching, naming, runs
+from broker.runs import comparison, control, evaluations, launching, naming, on_checkpoints, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -339,6 +339,43 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
 async def sample(interaction: Interaction, run: int | None = None) -> None:
     """Open the form of a prompt."""
     await buttons.sample(interaction, await context.run_of(interaction, run))
+
+
+@run.command(name="evaluate", description="Run tasks of lm-evaluation-harness on checkpoints of a run")
+@app_commands.describe(
+    tasks="Their names, such as heldout, lambada_openai; heldout is bits per byte of each source",
+    run=RUN,
+    steps="The steps of the checkpoints, such as 10 20 30; last by default, or all",
+    time_limit="How long it may take, such as 45m or 2h; 30m by default",
+    shots="Examples before each question; each task's own number by default",
+    limit="Documents of each task, for a trial; all by default",
+)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
+@app_commands.autocomplete(steps=run_autocomplete.evaluable_steps, time_limit=run_autocomplete.durations)
+async def evaluate(
+    interaction: Interaction,
+    tasks: str,
+    run: int | None = None,
+    steps: str = on_checkpoints.LAST,
+    time_limit: str = "30m",
+    shots: int | None = None,
+    limit: int | None = None,
+) -> None:
+    """Queue the evaluation, and say what it will cost at most."""
+    await acknowledge(interaction)
+    run_id, who = await context.run_of(interaction, run), actor(interaction)
+    receipt = await interaction.client.write(
+        evaluations.launch,
+        who,
+        str(interaction.id),
+        run_id,
+        tasks=tasks,
+        steps=steps,
+        time_limit=time_limit,
+        shots=shots,
+        limit=limit,
+    )
+    await errors.reply(interaction, answers.reads(receipt, "an evaluation", run_id))
 
 
 @run.command(name="compare", description="Overlay the loss curves of up to six runs")

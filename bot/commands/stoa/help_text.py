@@ -48,6 +48,8 @@ NEEDS: Mapping[str, Act] = {
     "run rerun": Act.USE_COMPUTE,
     "run name": Act.USE_COMPUTE,
     "run sample": Act.USE_COMPUTE,
+    "run evaluate": Act.USE_COMPUTE,
+    "study start": Act.USE_COMPUTE,
     "catalogue prepare": Act.USE_COMPUTE,
     "catalogue accept": Act.DECIDE_CATALOGUE,
     "catalogue decline": Act.DECIDE_CATALOGUE,
@@ -74,7 +76,7 @@ HEADINGS: Mapping[Role, str] = {
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
     ("Projects", ("project", "Put on record")),
     ("Compute", ("allocation", "cluster")),
-    ("Runs", ("run",)),
+    ("Runs", ("run", "study")),
     ("Recipes and data", ("catalogue",)),
     ("The lab", ("stoa",)),
 )

@@ -1,7 +1,8 @@
 """Entries about runs, sweeps and checkpoints: `run.…`, `sweep.…`, `checkpoint.…` and `checkpoints.…`.
 
 A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
-and its entries have `sample`. The entries of a sweep's runs have `sweep`.
+and its entries have `sample`; or it evaluates or studies checkpoints, and its entries have `evaluation` or `study`. The
+entries of a sweep's runs have `sweep`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,13 @@ from bot import text
 from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
+MEASURES = frozenset({"evaluation", "study"})
+"""What entries are about that measure something on checkpoints of a run."""
+MOST_LISTED = 6
+"""Tasks and steps that are named one by one."""
+MOST_RESULTS = 1200
+"""The longest text of results, in characters."""
+
 
 @entry("run.queued")
 def queued(p: Payload) -> str:
@@ -17,6 +25,11 @@ def queued(p: Payload) -> str:
         return f"✍️ {by(p)} asks for {_sample(p)}, which continues:\n{text.block(p['prompt'], LONGEST_QUOTE)}"
     if "sample" in p:
         return f"✍️ The last checkpoint of run {p['run']} will write a short text, {_sample(p)}."
+    if p.keys() & MEASURES:
+        return (
+            f"📐 {by(p)} launches {_measuring(p)}: {_tasks(p)} on {_steps(p)}, in at most "
+            f"{text.duration(p['time_limit'])}. It waits for its turn."
+        )
     if "prepares" in p:
         return (
             f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
@@ -48,7 +61,8 @@ def started(p: Payload) -> str:
 
 @entry("run.requeued")
 def requeued(p: Payload) -> str:
-    goes_on = "start over" if "prepares" in p else "resume from its last checkpoint"
+    goes_on = "resume from its last checkpoint" if trains(p) else "start over"
+    goes_on = "go on with the checkpoints that are left" if p.keys() & MEASURES else goes_on
     return f"🔁 {_run(p)} was interrupted and will {goes_on}.{why(p)}"
 
 
@@ -57,7 +71,7 @@ def stopping(p: Payload) -> str:
     if p.get("stops_as") == "queued":
         return f"🔀 {_run(p)} makes way for {_other(p)}: it writes a checkpoint, and waits for its turn again."
     what = "pause" if p.get("stops_as") == "paused" else "stop"
-    first = "" if "prepares" in p else "; it writes a checkpoint first"
+    first = "" if not trains(p) else "; it writes a checkpoint first"
     return f"✋ {by(p)} asks {_run(p).lower()} to {what}{first}.{why(p)}"
 
 
@@ -115,6 +129,8 @@ def finished(p: Payload) -> str:
         return f"{asked}\nThe model continues:\n{text.block(p['text'], LONGEST_QUOTE)}"
     if "sample" in p:
         return f"✍️ {_titled(p)}\n{text.block(p['text'], LONGEST_QUOTE)}"
+    if p.keys() & MEASURES:
+        return f"📐 **{_run(p)}** · {_tasks(p)}, after {_spent(p)}{_results(p)}"
     if "prepares" in p:
         return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
     return f"🏁 {_run(p)} is finished{_at_step(p)}, after {_spent(p)}."
@@ -224,13 +240,15 @@ def checkpoints_withheld(p: Payload) -> str:
 
 
 def trains(p: Payload) -> bool:
-    """Whether an entry is about a run that trains, and not about a sample or the preparation of data."""
-    return not p.keys() & {"sample", "prepares"}
+    """Whether an entry is about a run that trains, and not about one of another kind."""
+    return not p.keys() & {"sample", "prepares", *MEASURES}
 
 
 def _run(p: Payload) -> str:
     """What the entry is about, at the beginning of a sentence."""
     about = f"Run {p['run']} of sweep {p['sweep']}" if "sweep" in p else f"Run {p['run']}"
+    if p.keys() & MEASURES:
+        return _measuring(p).capitalize()
     return _sample(p).capitalize() if "sample" in p else about
 
 
@@ -238,6 +256,38 @@ def _sample(p: Payload) -> str:
     """A sample by its number under its run; older entries have none."""
     nth = f"sample {p['nth']}" if "nth" in p else "a sample"
     return f"{nth} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
+
+
+def _measuring(p: Payload) -> str:
+    """An evaluation or a study by its number under its run."""
+    [kind] = p.keys() & MEASURES
+    return f"{kind} {p['nth']} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
+
+
+def _tasks(p: Payload) -> str:
+    """The tasks of an evaluation, or the analyses of a study; of many, the first ones and a count."""
+    tasks = p["tasks"] if "tasks" in p else p["analyses"]
+    named = ", ".join(text.code(task, 60) for task in tasks[:MOST_LISTED])
+    return f"{named} and {more} more" if (more := len(tasks[MOST_LISTED:])) else named
+
+
+def _steps(p: Payload) -> str:
+    """The steps that an evaluation or a study is about; of many, the first and the last."""
+    steps = [f"{step:,}" for step in p["steps"]]
+    if len(steps) > MOST_LISTED:
+        return f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}"
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {', '.join(steps)}"
+
+
+def _results(p: Payload) -> str:
+    """The results of an evaluation or a study, a line a task and metric with its values by step."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for task, metric, step, value, stderr in p["results"]:
+        error = "" if stderr is None else f" ±{stderr:.4f}"
+        found.setdefault((task, metric), []).append(f"{value:.4f}{error} at step {step:,}")
+    lines = [f"{task} {metric}: {', '.join(values)}" for (task, metric), values in found.items()]
+    rest = f"\nand {text.count(p['more_results'], 'more result')}" if p["more_results"] else ""
+    return f"\n{text.block(chr(10).join(lines), MOST_RESULTS)}{rest}" if lines else ""
 
 
 def _titled(p: Payload) -> str:
@@ -277,7 +327,7 @@ def _prepared(p: Payload) -> str:
 
 def _at_step(p: Payload) -> str:
     """The step that the run has reached; nothing for a run that prepares data, which has no steps."""
-    return "" if "prepares" in p else f" at step {p['step']:,}"
+    return f" at step {p['step']:,}" if trains(p) or "sample" in p else ""
 
 
 def _spent(p: Payload) -> str:

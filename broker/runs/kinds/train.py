@@ -1,0 +1,57 @@
+"""Training: the only kind of run that writes checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from broker.publications import Publication
+from broker.runs import folders, preparing
+from broker.runs.kinds import sample
+from broker.runs.kinds.kind import Kind, Start
+from broker.runs.progress import Ending
+from broker.runs.runs import Run
+
+
+class Train(Kind):
+    """Trains a model by a recipe, from its first step, from its own last checkpoint, or from that of another run."""
+
+    trains = True
+    of_parent = "forked from"
+    again = "/run rerun launches it again"
+
+    def what_it_is(self, run: Run) -> str:
+        return f"Run {run.id} trains a model"
+
+    def command(self, start: Start) -> list[str]:
+        run = start.run
+        config = preparing.written(start.settings, start.db, run, start.folder)
+        arguments = ["train", str(config), "--out", str(start.folder), "--gpus", str(run.gpus // start.nodes)]
+        if start.before:
+            return [*arguments, "--resume", start.before[-1].folder]
+        return arguments if run.fork_step is None else [*arguments, "--fork", self._origin(start)]
+
+    def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
+        kept = (
+            session.get(Publication, (run.parent_id, run.fork_step)) if begins and run.fork_step is not None else None
+        )
+        return [] if kept is None else [kept]
+
+    def about(self, session: Session, run: Run) -> Mapping[str, Any]:
+        return {} if run.sweep_id is None else {"sweep": run.sweep_id}
+
+    def finished(self, session: Session, run: Run, ending: Ending) -> None:
+        sample.queue_at_end(session, run)
+
+    def _origin(self, start: Start) -> str:
+        """The checkpoint that a fork goes on from, as the trainer reads it: FOLDER@STEP."""
+        run = start.run
+        with start.db.read() as session:
+            kept = session.get(Publication, (run.parent_id, run.fork_step))
+        folder = None if kept is None else folders.on_disk(start.settings, kept.run_id, kept.folder)
+        if folder is None or not (start.in_store or folder.is_dir()):
+            raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
+        return f"{folder.parents[1]}@{run.fork_step}"
+
+
+KIND = Train()

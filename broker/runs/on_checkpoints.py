@@ -1,0 +1,120 @@
+"""Runs about checkpoints of another run, such as evaluations: which checkpoints, who pays, and how they are queued."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import yaml
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+from sqlmodel import select
+
+from broker import publications
+from broker.allocations import payers
+from broker.allocations.allocations import Allocation
+from broker.runs import entries, launching, runs
+from broker.runs.kinds.kind import kind_of
+from broker.runs.launching import Receipt
+from broker.runs.runs import Run, RunKind
+from projects import projects, quotas, rights, text
+from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.people import Actor
+from projects.projects import Project
+from projects.quotas import QuotaKind
+
+MOST_STEPS = 200
+LAST, ALL = "last", "all"
+"""The steps of a run by a word: its newest checkpoint, or each that is on this disk or open on the Hub."""
+
+
+def launch(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    run_id: int,
+    kind: RunKind,
+    ask: Callable[[list[int]], BaseModel],
+    *,
+    steps: str,
+    time_limit: str,
+) -> Receipt:
+    """Queue a run of a kind about checkpoints of another run, on one GPU of the pool of the allocation that pays.
+
+    `ask` makes its configuration of the steps. A repeat of the same request returns the same run. Raises DomainError.
+    """
+    earlier = session.scalars(select(Run).where(Run.request_id == request_id)).one_or_none()
+    if earlier is not None:
+        return launching.receipt(session, earlier)
+    parent = runs.load(session, run_id)
+    if not kind_of(parent).trains:
+        raise ConflictError(f"{kind_of(parent).what_it_is(parent)}; only a run that trains has checkpoints.")
+    project = session.get_one(Project, parent.project_id)
+    person = rights.hold_member(session, actor, project)
+    chosen = parse_steps(session, parent, steps)
+    asked = ask(chosen)
+    seconds = launching.parse_time_limit(time_limit)
+    pays = _paying(session, project, parent, seconds)
+    session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
+    _check_readable(session, parent, chosen)
+    quotas.check(session, actor, QuotaKind.LAUNCH)
+    run = Run(
+        request_id=request_id,
+        kind=kind,
+        project_id=project.id,
+        allocation_id=pays.id,
+        pool_id=pays.pool_id,
+        requested_by=person.id,
+        parent_id=parent.id,
+        recipe=parent.recipe,
+        overrides={},
+        config=yaml.safe_dump(asked.model_dump(), sort_keys=False),
+        total_steps=0,
+        gpus=1,
+        time_limit=seconds,
+    )
+    session.add(run)
+    session.flush()
+    quotas.check_project(session, QuotaKind.LAUNCH, project.id)
+    entries.tell(session, run, "run.queued", by=person, recipe=parent.recipe, gpus=1, time_limit=seconds)
+    return launching.receipt(session, run)
+
+
+def parse_steps(session: Session, run: Run, typed: str) -> list[int]:
+    """The steps of a run's checkpoints as typed: “all”, “last”, or numbers. Raises InvalidError, NotFoundError and
+    ConflictError."""
+    kept = list(publications.readable(session, run.id))
+    if not kept:
+        raise ConflictError(f"Run {run.id} has no checkpoint here or open on the Hub to read.")
+    words = re.split(r"[\s,;]+", text.cleaned(typed).strip(" ,;").lower())
+    if words == [LAST]:
+        return kept[-1:]
+    if words == [ALL]:
+        steps = kept
+    elif all(re.fullmatch(r"[0-9]{1,15}", word) for word in words):
+        steps = sorted(set(map(int, words)))
+    else:
+        raise InvalidError(f"Steps are written like 10 20 30; or say {LAST} or {ALL}.")
+    if len(steps) > MOST_STEPS:
+        raise InvalidError(f"One run takes at most {MOST_STEPS} checkpoints; these are {len(steps)}.")
+    _check_readable(session, run, steps)
+    return steps
+
+
+def _check_readable(session: Session, run: Run, steps: Sequence[int]) -> None:
+    """Raise NotFoundError, which names the nearest ones, for a step without a checkpoint that can be read."""
+    kept = publications.readable(session, run.id)
+    for step in steps:
+        if step not in kept:
+            nearest = sorted(sorted(kept, key=lambda other: abs(other - step))[:3])
+            raise NotFoundError(
+                f"Run {run.id} has no checkpoint of step {step:,} here or open on the Hub; the nearest are "
+                f"{', '.join(f'{other:,}' for other in nearest) or 'none'}."
+            )
+
+
+def _paying(session: Session, project: Project, run: Run, seconds: int) -> Allocation:
+    """The allocation that pays: that of the other run while it is good. Raises ConflictError without one."""
+    if not projects.may_compute(project):
+        raise ConflictError(f"“{project.title}” is {project.stage}; runs are looked into while a project is under way.")
+    allocation = payers.spendable(session, project, payers.payer(session, run.allocation_id, seconds))
+    launching.check_left(session, allocation.id, 1, seconds)
+    return allocation

@@ -1,0 +1,61 @@
+"""Studies: members have analyses run over checkpoints of a run, one after the other."""
+
+import yaml
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from broker.runs import on_checkpoints
+from broker.runs.launching import Receipt
+from broker.runs.on_checkpoints import ALL
+from broker.runs.runs import Run, RunKind
+from projects import text
+from projects.errors import InvalidError
+from projects.people import Actor
+from trainer.schema import ConfigError
+from trainer.study import registry
+
+ANALYSES = tuple(registry.ANALYSES)
+"""The names of the analyses."""
+
+
+class Study(BaseModel):
+    """What a study runs, as its configuration says it."""
+
+    analyses: list[str]
+    steps: list[int]
+
+
+def launch(
+    session: Session,
+    actor: Actor,
+    request_id: str,
+    run_id: int,
+    *,
+    analyses: str,
+    steps: str = ALL,
+    time_limit: str = "30m",
+) -> Receipt:
+    """Queue a study; `on_checkpoints.launch` says the rest."""
+
+    def ask(chosen: list[int]) -> Study:
+        return Study(analyses=parse_analyses(analyses), steps=chosen)
+
+    return on_checkpoints.launch(
+        session, actor, request_id, run_id, RunKind.STUDY, ask, steps=steps, time_limit=time_limit
+    )
+
+
+def what(run: Run) -> Study:
+    """What a study runs."""
+    return Study.model_validate(yaml.safe_load(run.config))
+
+
+def parse_analyses(typed: str) -> list[str]:
+    """Names of analyses as typed, such as “induction, weights”; raises InvalidError."""
+    names = ",".join(text.cleaned(typed).replace(",", " ").split())
+    if not names:
+        raise InvalidError(f"Name an analysis; there are {', '.join(ANALYSES)}.")
+    try:
+        return registry.named(names)
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error

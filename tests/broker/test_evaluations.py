@@ -1,0 +1,225 @@
+"""Evaluations and studies: what members may ask for, what an attempt runs, and what becomes of the results."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from sqlalchemy import update
+from sqlmodel import col
+
+from broker.plots.curve_of_run import curve_of
+from broker.publications import Publication
+from broker.runners import output
+from broker.runs import evaluations, runs, studies
+from broker.runs.kinds.kind import Start, kind_of
+from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.runs import Run, RunState
+from broker.runs.series import Measured
+from projects.errors import ConflictError, DomainError, InvalidError
+from tests.broker.lab import ADA, ROSA, Lab, settings
+from trainer import contract
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to-add-a-kind-of-run.md"
+TASK = {"task": "heldout_docs", "metric": "bits_per_byte", "documents": 9, "shots": 0, "version": "1.0"}
+
+
+@pytest.fixture
+def trained(lab: Lab, tmp_path: Path) -> int:
+    """A run that has left checkpoints of the steps 10, 20 and 30 here."""
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project)
+    token = lab.start(run, 0)
+    attempt = tmp_path / "runs" / str(run) / "attempt-1"
+    kept = [Checkpoint(step, str(contract.checkpoint_folder(attempt, step))) for step in (10, 20, 30)]
+    points = [Measured("loss", step, step * 100, 5.0) for step in (10, 20, 30)]
+    lab.renew(run, token, 5, Progress(0, 0, step=30, tokens=3000, points=points, checkpoints=kept))
+    lab.settle(run, token, 5, Ending(75))
+    lab.pause(run)
+    return run
+
+
+def evaluate(lab: Lab, run: int, **asked: object) -> int:
+    """The number of an evaluation that Ada asks for."""
+    wanted = {"tasks": "heldout, arc_easy", "steps": "all", "time_limit": "10m"} | asked
+    with lab.db.write() as session:
+        return evaluations.launch(session, ADA, f"ask {wanted}", run, **wanted).run_id  # type: ignore[arg-type]
+
+
+def command(lab: Lab, run: int, home: Path, out: Path | None = None) -> list[str]:
+    """What an attempt gives to the trainer."""
+    return kind_of(lab.row(run)).command(Start(settings(home), lab.db, lab.row(run), out or home / "out"))
+
+
+def told(step: int, value: object, **changes: object) -> str:
+    """The line of a trainer that has evaluated a step."""
+    result = TASK | {"value": value, "stderr": None} | changes
+    return json.dumps({"time": 1.0, "event": "result", "step": step, "results": [result]}) + "\n"
+
+
+def test_an_evaluation_runs_the_tasks_on_the_checkpoints_that_are_left(lab: Lab, trained: int, tmp_path: Path) -> None:
+    run = evaluate(lab, trained, shots=2, limit=50)
+    assert evaluate(lab, trained, shots=2, limit=50) == run
+    folders = [str(tmp_path / f"runs/{trained}/attempt-1/checkpoints/step{step}") for step in (10, 20, 30)]
+    options = ["--tasks=heldout,arc_easy", "--out", str(tmp_path / "out"), "--num-fewshot=2", "--limit=50"]
+    assert command(lab, run, tmp_path) == ["eval", *folders, *options]
+
+    attempt = tmp_path / "attempt"
+    attempt.mkdir()
+    (attempt / "events.jsonl").write_text(told(10, 2.5, stderr=0.25) + told(20, 2.0))
+    token = lab.start(run, 0)
+    lab.renew(run, token, 60, output.read(attempt, 0, 0))
+    lab.settle(run, token, 60, Ending(75, "its host is being drained"))
+    assert lab.run(run).state == RunState.QUEUED
+    assert command(lab, run, tmp_path) == ["eval", folders[2], *options]
+
+    token = lab.start(run, 0)
+    (attempt / "events.jsonl").write_text(told(30, 1.5))
+    lab.renew(run, token, 60, output.read(attempt, 0, 0))
+    lab.settle(run, token, 60, Ending(0))
+    view = lab.run(trained)
+    [scored] = view.evaluations
+    assert scored == ("heldout_docs", "bits_per_byte", {10: (2.5, 0.25), 20: (2.0, None), 30: (1.5, None)})
+    with lab.db.read() as session:
+        [panel] = curve_of(session, view).evaluations
+    assert panel.label == "heldout_docs · bits_per_byte"
+    assert panel.points == [(1000, 2.5, 0.25), (2000, 2.0, None), (3000, 1.5, None)]
+
+    project = lab.row(trained).project_id
+    about = {"run": trained, "evaluation": run, "nth": 1, "tasks": ["heldout", "arc_easy"], "steps": [10, 20, 30]}
+    queued = lab.payloads(project, "run.queued")[-1]
+    assert queued.items() >= about.items()
+    finished = lab.payloads(project, "run.finished")[-1]
+    assert finished.items() >= about.items()
+    assert finished["results"][0] == ["heldout_docs", "bits_per_byte", 10, 2.5, 0.25]
+    assert finished["more_results"] == 0
+    assert lab.run(run).spent > 0
+
+
+def test_a_later_evaluation_of_a_checkpoint_counts(lab: Lab, trained: int, tmp_path: Path) -> None:
+    for number, value in enumerate((2.5, 1.25)):
+        run = evaluate(lab, trained, steps="20", time_limit=f"{10 + number}m")
+        token = lab.start(run, 0)
+        attempt = tmp_path / str(run)
+        attempt.mkdir()
+        (attempt / "events.jsonl").write_text(told(20, value))
+        lab.renew(run, token, 5, output.read(attempt, 0, 0))
+        lab.settle(run, token, 5, Ending(0))
+    [scored] = lab.run(trained).evaluations
+    assert scored.values == {20: (1.25, None)}
+
+
+def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
+    lab: Lab, trained: int, tmp_path: Path
+) -> None:
+    with lab.db.write() as session:
+        run = studies.launch(
+            session, ADA, "ask", trained, analyses="weights paired_prompts", steps="10 30", time_limit="9m"
+        ).run_id
+    folders = [str(tmp_path / f"runs/{trained}/attempt-1/checkpoints/step{step}") for step in (10, 30)]
+    first, second = (tmp_path / "runs" / str(run) / f"attempt-{token}" for token in (1, 2))
+    first.mkdir(parents=True)
+    begins = ["study", *folders, "--analyses", "paired_prompts,weights", "--out"]
+    assert command(lab, run, tmp_path, first) == [*begins, str(first)]
+    data = tmp_path / "runs" / str(trained) / "attempt-2" / "data"
+    data.mkdir(parents=True)
+    (first / "results.jsonl").touch()
+    assert command(lab, run, tmp_path, second) == [*begins, str(second), "--resume", str(first), "--data", str(data)]
+
+    token = lab.start(run, 0)
+    numbers = {"paired_prompts.preferred": 0.75, "paired_prompts.preferred_stderr": 0.1, "paired_prompts.pairs": 24}
+    lines = [{"step": step, "tokens": step * 100, "time": 1.0} | numbers for step in (10, 30)]
+    (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lab.renew(run, token, 60, output.read(first, 0, 0))
+    lab.settle(run, token, 60, Ending(0))
+    preferred, pairs = lab.run(trained).evaluations
+    assert preferred == ("paired_prompts", "preferred", {10: (0.75, 0.1), 30: (0.75, 0.1)})
+    assert pairs == ("paired_prompts", "pairs", {10: (24.0, None), 30: (24.0, None)})
+    told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
+    assert (told["study"], told["nth"], told["analyses"]) == (run, 1, ["paired_prompts", "weights"])
+
+    for typed, said in (("", "Name an analysis; there are paired_prompts"), ("wieghts", "do you mean weights")):
+        with lab.db.write() as session, pytest.raises(InvalidError, match=said):
+            studies.launch(session, ADA, f"ask {typed}", trained, analyses=typed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"tasks": " , "}, "Name one to 20 tasks, such as heldout, lambada_openai."),
+        ({"tasks": "../../etc/passwd"}, "“../../etc/passwd” is no name of a task"),
+        ({"tasks": "--data=/"}, "“--data=/” is no name of a task"),
+        ({"tasks": "📐 @everyone"}, "“📐” is no name of a task"),
+        ({"tasks": "a" * 4000}, "is no name of a task"),
+        ({"steps": "11"}, "has no checkpoint of step 11 here or open on the Hub; the nearest are 10, 20, 30."),
+        ({"steps": "-1"}, "Steps are written like 10 20 30; or say last or all."),
+        ({"time_limit": "now"}, "A time limit is written like 45m"),
+        ({"time_limit": "90h"}, "left"),
+        ({"shots": -1}, "The number of examples before each question is from 0 to 100, not -1."),
+        ({"limit": 0}, "The number of documents of each task is from 1 to 1,000,000, not 0."),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    lab: Lab, trained: int, asked: dict[str, object], said: str
+) -> None:
+    before = lab.everything()
+    with pytest.raises(DomainError, match=said.replace("(", r"\(")):
+        evaluate(lab, trained, **asked)
+    assert lab.everything() == before
+
+
+def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: Lab, trained: int) -> None:
+    run = evaluate(lab, trained, steps="last")
+    with pytest.raises(ConflictError, match=f"Run {run} is an evaluation of run {trained}; only a run that trains has"):
+        evaluate(lab, run)
+    with pytest.raises(ConflictError, match="saved as they come; let it end, or cancel it"):
+        lab.pause(run)
+    assert lab.run(run).state == RunState.QUEUED
+    with lab.db.write() as session, pytest.raises(DomainError):
+        evaluations.launch(session, ROSA, "rosa", trained, tasks="heldout")
+    with lab.db.write() as session:
+        session.execute(update(Publication).where(col(Publication.run_id) == trained).values(disk="cleared"))
+    with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to read"):
+        evaluate(lab, trained, steps="10")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": float("nan")},
+        {"value": "2.5"},
+        {"task": 7},
+        {"task": "a" * 201},
+        {"stderr": "small"},
+        {"documents": -1},
+        {"more": 1},
+    ],
+)
+def test_a_result_of_another_form_is_left_out(tmp_path: Path, changes: dict[str, object]) -> None:
+    (tmp_path / "events.jsonl").write_text(told(10, **{"value": 2.5, **changes}) + told(20, 2.0))
+    assert [result.step for result in output.read(tmp_path, 0, 0).results] == [20]
+
+
+def test_the_kinds_of_run_are_all_there() -> None:
+    for kind in runs.RunKind:
+        row = runs.Run(kind=kind, id=7, parent_id=3, recipe="demo")  # type: ignore[call-arg]
+        assert "7" in kind_of(row).what_it_is(row)
+
+
+def test_the_kind_of_the_document_gives_its_command(
+    lab: Lab, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert code is not None
+    module = ModuleType("broker.runs.kinds.likeliest")
+    exec(compile(code[1], DOCUMENT, "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    run = evaluate(lab, trained, steps="last")
+    with lab.db.write() as session:
+        session.execute(update(Run).where(col(Run.id) == run).values(kind="likeliest", prompt="Once upon a time"))
+    newest = tmp_path / f"runs/{trained}/attempt-1/checkpoints/step30"
+    likeliest = ["--prompt=Once upon a time", "--temperature=0", "--out", str(tmp_path / "out")]
+    assert command(lab, run, tmp_path) == ["generate", str(newest), *likeliest]
