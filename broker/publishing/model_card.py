@@ -33,9 +33,12 @@ EVENTS_FILE = "events.out.tfevents.0.stoa"
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
 """SPDX identifiers in lower case that the Hub knows as licences; for any other it wants `other` and a name."""
+MOST_RESULTS = 40
+"""Results of evaluations and studies that a card has, at most."""
 LOSS_ROWS = 12
 """Rows of the card's table of losses, at most."""
 _STEP = re.compile(r"^Step ([0-9]+) of [0-9]+(?:, after ([0-9,]+) tokens)?\. Each checkpoint is a branch", re.MULTILINE)
+_RESULTS = re.compile(r"^model-index:\n(?:[- ].*\n?)+", re.MULTILINE)
 _RUN_TAGS = re.compile(r"^- Tags: (.*)$", re.MULTILINE)
 _TAGS = re.compile(r"^tags:\n(?:- .*\n)+", re.MULTILINE)
 
@@ -85,6 +88,9 @@ def renewed(session: Session, run_id: int, repo: str, said: str) -> str:
     before, tags = _TAGS.search(front), _TAGS.search(now)
     if before and tags:
         front = front.replace(before[0], tags[0] + _added(before[0], tags[0], head), 1)
+    results, known = _RESULTS.search(front), _RESULTS.search(now)
+    if results and known:
+        front = front.replace(results[0], known[0], 1)
     return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
 
 
@@ -146,6 +152,9 @@ def _card(
     parent = session.get(publications.Repository, row.parent_id) if row.parent_id else None
     measured = _held_out(session, run_id, step)
     held_out = measured[-1] if measured else None
+    evaluated = [
+        (scored.task, scored.metric, *scored.values[step]) for scored in run.evaluations if step in scored.values
+    ][:MOST_RESULTS]
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
     licence = project.licence.lower()
     card = ModelCard.from_template(
@@ -158,11 +167,12 @@ def _card(
             tags=list(dict.fromkeys(("stoa", run.recipe, *run.tags))),
             datasets=[source["dataset"] for source in sources if source["dataset"]] or None,
             base_model=parent.name if parent else None,
-            model_name=repo if held_out else None,
-            eval_results=[_result(held_out)] if held_out else None,
+            model_name=repo if held_out or evaluated else None,
+            eval_results=[*([_result(held_out)] if held_out else []), *map(_evaluated, evaluated)] or None,
         ),
         template_path=str(TEMPLATE),
         contract=contract,
+        evaluated=evaluated,
         data_manifest=DATA_MANIFEST_FILE,
         facts=_facts(session, row, metadata, held_out),
         fork_step=row.fork_step,
@@ -228,6 +238,19 @@ def _result(held_out: Measured) -> EvalResult:
         metric_type="loss",
         metric_name="held-out loss (nats per token)",
         metric_value=round(held_out.value, 4),
+    )
+
+
+def _evaluated(row: tuple[str, str, float, float | None]) -> EvalResult:
+    """A result of an evaluation or a study as the Hub's metadata has results."""
+    task, metric, value, _ = row
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=task,
+        dataset_name=task,
+        metric_type=metric,
+        metric_name=metric,
+        metric_value=float(f"{value:.6g}"),
     )
 
 

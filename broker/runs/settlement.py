@@ -74,6 +74,8 @@ def settle(
         events_read=progress.events_read,
     )
     run = runs.load(session, run_id)
+    if ending.status == Status.DONE and (others := kind_of(run).renews_cards_of(run)):
+        publications.renew_cards(session, others, at_once=False)  # locks repositories, and so comes before the ledger
     leases.charge(session, run, attempt, elapsed)
     leases.save_progress(session, run, progress, attempt)
     ledger.release(session, run.allocation_id, run_id, token)
@@ -81,8 +83,9 @@ def settle(
         _refund(session, run, attempt, ending.reason)
     leases.tell_spikes(session, run, progress.spikes)
     if ending.status == Status.DONE:
-        _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, ending)
         kind_of(run).finished(session, run, ending)
+        _end(session, run, RunState.FINISHED, EndReason.DONE, ending.reason, ending)
+        kind_of(run).followed(session, run)
     elif run.state == RunState.STOPPING:
         goes_on = run.stops_as != RunState.CANCELLED
         if ending.status > 0 and ending.status != Status.STOPPED and not (goes_on and ending.transient):

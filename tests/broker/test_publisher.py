@@ -39,7 +39,7 @@ from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
 from broker.runners import elsewhere
 from broker.runs import evaluations, naming, runs
-from broker.runs.progress import Checkpoint, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
@@ -854,6 +854,33 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
         session.get_one(Repository, run).private = True
         with pytest.raises(NotFoundError, match="has no checkpoint of step 0 here or open on the Hub; the nearest"):
             evaluations.launch(session, ADA, "held", run, tasks="heldout", steps="0", time_limit="10m")
+
+
+def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
+    lab: Lab, conf: Settings, hub: Hub, run: int
+) -> None:
+    write(lab, conf, run, 1, 2)
+    lab.renew(run, 1, 0, Progress(0, 0, points=[Measured("held_out", 0, 0, 4.0)]))
+    publish(lab, conf, run)
+    before = hub.read(repo(conf, run), "README.md", "step1")
+    with lab.db.write() as session:
+        evaluation = evaluations.launch(session, ADA, "ask", run, tasks="arc_easy", steps="2", time_limit="9m").run_id
+    token = lab.start(evaluation, 1)
+    results = [Result(2, "arc_easy", "acc", 0.4375, 0.0125), Result(2, "arc_easy", "acc_norm", 0.5)]
+    lab.renew(evaluation, token, 1, Progress(0, 0, results=results))
+    lab.settle(evaluation, token, 1, Ending(0))
+    assert waiting(lab)
+    publish(lab, conf, run)
+    said = hub.read(repo(conf, run), "README.md", "step2")
+    assert r"- Evaluated: arc\_easy acc 0.4375 ± 0.0125" in said
+    assert r"- Evaluated: arc\_easy acc\_norm 0.5000" in said
+    card = hub.api.model_info(repo(conf, run), revision="step2").card_data
+    assert card is not None
+    assert card.eval_results is not None
+    told = [(result.dataset_type, result.metric_type, result.metric_value) for result in card.eval_results]
+    assert told == [("held-out", "loss", 4.0), ("arc_easy", "acc", 0.4375), ("arc_easy", "acc_norm", 0.5)]
+    assert hub.read(repo(conf, run), "README.md", "step1") == before, "it is of another step"
+    assert hub.commits(repo(conf, run), "step1") == ["step 1"]
 
 
 def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:

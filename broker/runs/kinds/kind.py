@@ -88,8 +88,15 @@ class Kind(ABC):
         """What the entry of its end says besides, once it has finished."""
         return {}
 
+    def renews_cards_of(self, run: Run) -> Sequence[int]:
+        """The runs whose model cards say something else once it has finished."""
+        return []
+
     def finished(self, session: Session, run: Run, ending: Ending) -> None:  # noqa: B027
-        """What its good end brings about, in the same transaction."""
+        """What its good end brings about, in the same transaction, before the end is told."""
+
+    def followed(self, session: Session, run: Run) -> None:  # noqa: B027
+        """What is queued after its good end, in the same transaction."""
 
     def not_retried(self, run: Run, host: str) -> str:
         """Why it is not queued again after its `host` was lost; empty where it is."""

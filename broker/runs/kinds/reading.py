@@ -46,6 +46,9 @@ class Reading(Kind):
     def measured(self, session: Session, run: Run, results: Sequence[Result]) -> None:
         saved.save(session, run.id, run.parent_id or 0, results)
 
+    def renews_cards_of(self, run: Run) -> Sequence[int]:
+        return [run.parent_id or 0]
+
     def told(self, session: Session, run: Run, name: str) -> dict[str, Any]:
         """What its entries say of it: it is told as the `nth` of its parent, under its `name`."""
         nth = runs.nth(session, run)

@@ -9,7 +9,6 @@ from broker.publications import Publication
 from broker.runs import folders, preparing
 from broker.runs.kinds import sample
 from broker.runs.kinds.kind import Kind, Start
-from broker.runs.progress import Ending
 from broker.runs.runs import Run
 
 
@@ -40,7 +39,7 @@ class Train(Kind):
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         return {} if run.sweep_id is None else {"sweep": run.sweep_id}
 
-    def finished(self, session: Session, run: Run, ending: Ending) -> None:
+    def followed(self, session: Session, run: Run) -> None:
         sample.queue_at_end(session, run)
 
     def _origin(self, start: Start) -> str:
