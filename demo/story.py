@@ -274,7 +274,7 @@ async def evaluate(stage: Stage, console: Console) -> str:
     scored = next(scored for scored in stage.run().evaluations if scored.metric == "bits_per_byte")
     before, after = scored.values[first][0], scored.values[last][0]
     expect(after < before, f"{scored.task} went from {before:.2f} to {after:.2f} bits per byte")
-    title = f"**Evaluation 1 of run {stage.run_id}**"
+    title = f"**Evaluation 1 of run {stage.run_id} "
     await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
     await stage.guild.wait_for(
         stage.channel,
@@ -297,7 +297,7 @@ async def study(stage: Stage, console: Console) -> str:
     shares = next(scored.values for scored in measured if scored.metric == "preferred")
     stage.study = {step: (share, stderr or 0.0) for step, (share, stderr) in shares.items()}
     expect(list(stage.study) == [link.step for link in stage.run().checkpoints], f"it measured {list(stage.study)}")
-    title = f"**Study 1 of run {stage.run_id}**"
+    title = f"**Study 1 of run {stage.run_id} "
     await stage.guild.wait_for(stage.channel, lambda m: title in m.text)
     shown = await stage.person("Ada").command("study show", channel=stage.channel, study=done.id)
     expect(shown.message is not None and bool(shown.message.attachments), "the study has no picture")
@@ -307,9 +307,11 @@ async def study(stage: Stage, console: Console) -> str:
 
 
 def _learnt(stage: Stage) -> str:
-    """The answer to the project's question: the first step that prefers the right bracket in more than half of the
-    pairs, by two standard errors."""
-    beyond = [step for step, (share, stderr) in stage.study.items() if share - 2 * stderr > 0.5]
+    """The answer to the project's question: the step from which on more than half of the pairs, by two standard errors,
+    have their right bracket preferred."""
+    beyond: list[int] = []
+    for step, (share, stderr) in stage.study.items():
+        beyond = [*beyond, step] if share - 2 * stderr > 0.5 else []
     last, (share, _) = max(stage.study.items())
     ends = f"at step {last} it prefers the right one in {share:.0%} of the pairs"
     if not beyond:

@@ -140,7 +140,7 @@ def _evaluated(run: RunView) -> Sequence[str]:
         said = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)} **{value:.4f}**{error} at step {step:,}"
         lines.setdefault(scored.task, said)
     shown = list(lines.values())[:MOST_TASKS]
-    more = f" · and {len(lines) - len(shown)} more tasks" if len(lines) > len(shown) else ""
+    more = " · and more" if len(lines) > len(shown) else ""
     return [f"**Evaluations** {' · '.join(shown)}{more}"]
 
 

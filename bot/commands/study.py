@@ -63,8 +63,17 @@ async def start(
     await errors.reply(interaction, run_answers.reads(receipt, "a study", run_id))
 
 
+async def measuring(interaction: Interaction, typed: str) -> list[Choice[int]]:
+    """The newest studies and evaluations, of the project that the command is about or of all."""
+    project_id = await context.project_so_far(interaction)
+    found = await interaction.client.read(on_checkpoints.newest, project_id)
+    named = [(text.bounded(f"{name}: {about}", 100), number) for number, name, about in found]
+    return [Choice(name=name, value=number) for name, number in named if typed.strip().lower() in name.lower()][:25]
+
+
 @study_group.command(name="show", description="Show what a study or an evaluation has measured, step by step")
-@app_commands.describe(study="Its number, which its post in the thread of its run has")
+@app_commands.describe(study="Its number as a run, which its posts have")
+@app_commands.autocomplete(study=measuring)
 async def show(interaction: Interaction, study: int) -> None:
     """Draw its numbers over the steps, and list them."""
     await acknowledge(interaction)

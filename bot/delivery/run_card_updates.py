@@ -17,7 +17,7 @@ from broker.reports import why
 from broker.reports.why import Why
 from broker.runs import runs
 from broker.runs.kinds.kind import kind_of, named
-from broker.runs.runs import ACTIVE, Run, RunState, RunView
+from broker.runs.runs import ACTIVE, Run, RunKind, RunState, RunView
 from projects.record import record, redaction
 
 RUNS_KEPT = 25
@@ -55,7 +55,7 @@ class RunCardUpdater(LiveCardUpdater[RunView]):
         return view.state in ACTIVE
 
     def has_changed(self, view: RunView, shown: RunView) -> bool:
-        """Whether the run is in another state or attempt, is called otherwise, or has another checkpoint."""
+        """Whether the run is in another state or attempt, is called otherwise, or has another checkpoint or result."""
         return _told(shown) != _told(view)
 
     def has_advanced(self, view: RunView, shown: RunView) -> bool:
@@ -94,7 +94,8 @@ def _told(run: RunView) -> tuple[object, ...]:
 
 
 def _active(session: Session, project_id: int) -> set[int]:
-    moving = select(Run.id).where(Run.project_id == project_id, col(Run.state).in_(ACTIVE))
+    shown = [kind for kind in RunKind if named(kind).has_card]
+    moving = select(Run.id).where(Run.project_id == project_id, col(Run.state).in_(ACTIVE), col(Run.kind).in_(shown))
     return set(session.scalars(moving.where(col(Run.sweep_id).is_(None))))
 
 

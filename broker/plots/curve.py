@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluations have measured: points of (tokens, value, standard error or None), and what they measure."""
+    """What evaluations have measured: points of (tokens or step, value, standard error or
+    None), and what they measure."""
 
     label: str
     points: Sequence[tuple[int, float, float | None]]

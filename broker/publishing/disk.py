@@ -1,7 +1,7 @@
 """Disk space: removing checkpoints and data that are no longer needed here, and pausing runs on a nearly full disk.
 
 A checkpoint is removed once it is on the Hub or whole in the store, and not needed here. Needed are the newest
-checkpoints of a run, from which it goes on, and all checkpoints of a run while a fork or a sample of it has not ended.
+checkpoints of a run, from which it goes on, and all checkpoints of a run while a run that reads it has not ended.
 On a scarce disk the checkpoints of ended runs are removed too.
 
 Data that an attempt has prepared are removed when the attempt is over, as the next one prepares its own; data that the
@@ -21,10 +21,11 @@ from sqlmodel import col, select
 
 from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
-from broker.publications import Disk, Publication
+from broker.publications import Disk, Publication, Repository
 from broker.runs import folders, runs
 from broker.runs.attempts import Attempt, AttemptState
-from broker.runs.runs import ENDED, Run
+from broker.runs.kinds.kind import named
+from broker.runs.runs import ENDED, Run, RunKind
 from broker.store import Store, StoreError
 from projects.db.columns import utcnow
 from projects.db.database import Database
@@ -120,6 +121,7 @@ def tidy(settings: Settings, db: Database) -> int:
     if leaving:
         log.info("checkpoints that are safe elsewhere were removed here", count=len(leaving))
     _remove_copies(settings, db)
+    _remove_hub_copies(settings, db)
     _remove_data(settings, db)
     return len(leaving)
 
@@ -196,6 +198,20 @@ def _remove_copies(settings: Settings, db: Database) -> None:
             shutil.rmtree(places[run_id, step], ignore_errors=True)
 
 
+def _remove_hub_copies(settings: Settings, db: Database) -> None:
+    """Remove what was fetched from the Hub of runs that no unended run reads."""
+    places = list((settings.home / folders.HUB_COPIES).glob("*"))
+    if not places:
+        return
+    with db.read() as session:
+        read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
+        names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
+        needed = {folders.hub_copy(settings, name, 0).parent for name in names}
+    for place in places:
+        if place not in needed:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def mark(session: Session, run_id: int, step: int, disk: Disk) -> None:
     """Say where the folder of a checkpoint is. The run's row is locked."""
     session.execute(
@@ -232,17 +248,24 @@ def _remove_data(settings: Settings, db: Database) -> None:
         ).all()
         # Read after the attempts: the transaction that ends an attempt also enters its data into the catalogue or the
         # corpora. Runs that were launched with a retired corpus still read it.
-        named = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
-        named |= {Path(path) for path in session.scalars(select(Corpus.path))}
+        kept = {settings.data_dir / prepared for prepared in session.scalars(select(CatalogueEntry.prepared))}
+        kept |= {Path(path) for path in session.scalars(select(Corpus.path))}
         published = select(Publication.run_id).where(col(Publication.url).is_not(None)).distinct()
         told = set() if is_scarce(settings) else set(session.scalars(published))
+        readers = (col(Run.state).not_in(ENDED), col(Run.kind).in_(_readers()))
+        told |= {run_id for run_id in session.scalars(select(Run.parent_id).where(*readers)) if run_id is not None}
     for run_id in told & {run_id for run_id, _ in found}:
         token = max(token for run, token in found if run == run_id)
-        named |= set(found[run_id, token])
+        kept |= set(found[run_id, token])
     for run_id, token in over:
         for folder in found.get((run_id, token), ()):
-            if folder not in named:
+            if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _readers() -> list[RunKind]:
+    """The kinds of run that read the data which their parent has prepared."""
+    return [kind for kind in RunKind if named(kind).reads_parents_data]
 
 
 def _note(found: dict[tuple[int, int], list[Path]], folder: Path, run_id: str, token: str) -> None:

@@ -138,7 +138,11 @@ class Hub:
         try:
             self.api.snapshot_download(repo, revision=revision, local_dir=partial)
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
-            partial.rename(folder)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another has fetched it meanwhile
+                    raise
         except FAILURES as error:
             raise _hub_error(error) from error
         finally:

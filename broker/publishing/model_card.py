@@ -17,7 +17,7 @@ from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
 from broker.publishing import metrics, tensorboard
-from broker.runs import naming, runs, series
+from broker.runs import naming, results, runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
 from projects import projects
@@ -38,7 +38,7 @@ MOST_RESULTS = 40
 LOSS_ROWS = 12
 """Rows of the card's table of losses, at most."""
 _STEP = re.compile(r"^Step ([0-9]+) of [0-9]+(?:, after ([0-9,]+) tokens)?\. Each checkpoint is a branch", re.MULTILINE)
-_RESULTS = re.compile(r"^model-index:\n(?:[- ].*\n?)+", re.MULTILINE)
+_RESULTS = re.compile(r"^model-index:\n(?:(?:- |  ).*\n)+", re.MULTILINE)
 _RUN_TAGS = re.compile(r"^- Tags: (.*)$", re.MULTILINE)
 _TAGS = re.compile(r"^tags:\n(?:- .*\n)+", re.MULTILINE)
 
@@ -88,9 +88,9 @@ def renewed(session: Session, run_id: int, repo: str, said: str) -> str:
     before, tags = _TAGS.search(front), _TAGS.search(now)
     if before and tags:
         front = front.replace(before[0], tags[0] + _added(before[0], tags[0], head), 1)
-    results, known = _RESULTS.search(front), _RESULTS.search(now)
-    if results and known:
-        front = front.replace(results[0], known[0], 1)
+    told, known = _RESULTS.search(front), _RESULTS.search(now)
+    if told and known:
+        front = front.replace(told[0], known[0], 1)
     return f"{front}{title}{now.partition(title)[2].partition(section)[0]}{section}{below}"
 
 
@@ -153,7 +153,7 @@ def _card(
     measured = _held_out(session, run_id, step)
     held_out = measured[-1] if measured else None
     evaluated = [
-        (scored.task, scored.metric, *scored.values[step]) for scored in run.evaluations if step in scored.values
+        (scored.task, scored.metric, *scored.values[step]) for scored in results.of_step(session, run_id, step)
     ][:MOST_RESULTS]
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
     licence = project.licence.lower()

@@ -19,7 +19,7 @@ from broker.allocations.pools import Pool
 from broker.corpus_copies import NoRoomError
 from broker.pieces import CARRIER
 from broker.publications import Disk, Publication, Repository
-from broker.publishing import copies
+from broker.publishing import copies, disk
 from broker.publishing.hub import Hub, HubError
 from broker.runners import output, processes
 from broker.runs import folders, inputs, preparing, runs
@@ -104,11 +104,14 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: boo
 def _bring_checkpoint(
     settings: Settings, db: Database, run: Run, checkpoint: Publication, owner: str, hold: Hold, *, fetch: bool
 ) -> None:
-    """Fetch a checkpoint of another run, where it is not on this disk; a trainer needs all of it, which the Hub has
+    """Fetch a checkpoint of another run, where it is not on this disk. Who trains on needs all of it, which the Hub has
     not."""
     target = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
     place = folders.in_store(checkpoint.run_id, owner, checkpoint.folder)
-    on_hub = fetch and checkpoint.url is not None and not kind_of(run).trains
+    with db.read() as session:
+        repository, host = session.get(Repository, checkpoint.run_id), inputs.writer(session, checkpoint)
+    reads = fetch and not kind_of(run).trains
+    on_hub = reads and checkpoint.url is not None and repository is not None and not repository.private
     if settings.store and place is not None:
         folders.own(settings, checkpoint.run_id, owner)
         try:
@@ -116,25 +119,25 @@ def _bring_checkpoint(
         except FileNotFoundError:
             if not on_hub:
                 raise
-    if target.is_dir() or not fetch or kind_of(run).trains:
+    if target.is_dir() or not reads:
         return
-    if on_hub:
-        folders.own(settings, checkpoint.run_id, owner)
-        _from_hub(settings, db, checkpoint, target)
-        return
-    with db.read() as session:
-        host = inputs.writer(session, checkpoint)
-    if host not in ("", processes.host()):
+    if on_hub and repository is not None:
+        _from_hub(settings, checkpoint, repository.name)
+    elif host not in ("", processes.host()):
         raise NoCheckpointError(
             f"the checkpoint of step {checkpoint.step:,} of run {checkpoint.run_id} lies on the disk of “{host}” "
             f"alone, and run {run.id} was started on “{processes.host()}”"
         )
 
 
-def _from_hub(settings: Settings, db: Database, checkpoint: Publication, target: Path) -> None:
-    """Fetch what of a checkpoint is published, as anybody may; raises OSError where the Hub does not give it."""
-    with db.read() as session:
-        repo = session.get_one(Repository, checkpoint.run_id).name
+def _from_hub(settings: Settings, checkpoint: Publication, repo: str) -> None:
+    """Fetch what of a checkpoint is published, as anybody may; raises OSError where the Hub does not give it, or the
+    disk has no room."""
+    target = folders.hub_copy(settings, repo, checkpoint.step)
+    if target.is_dir():
+        return
+    if disk.is_low(settings):
+        raise OSError(f"the disk has no room for step {checkpoint.step:,} of {repo}, which is on the Hub alone")
     try:
         Hub(settings).fetch(repo, checkpoint.hub_commit or f"step{checkpoint.step}", target)
     except HubError as error:

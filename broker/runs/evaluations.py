@@ -66,7 +66,7 @@ def parse_tasks(typed: str) -> list[str]:
     if names == [""] or len(names) > MOST_TASKS:
         raise InvalidError(f"Name one to {MOST_TASKS} tasks, such as heldout, lambada_openai.")
     for name in names:
-        if not re.fullmatch(r"\w[\w.:+*-]*", name, re.ASCII) or len(name) > LONGEST_TASK:
+        if not re.fullmatch(r"\w[\w.:+-]*", name, re.ASCII) or len(name) > LONGEST_TASK:
             raise InvalidError(f"“{name[:60]}” is no name of a task; one is written like lambada_openai.")
     return names
 

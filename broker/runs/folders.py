@@ -8,6 +8,7 @@ from projects.settings import Settings
 from trainer import contract
 
 OWNER_FILE = "owner"
+HUB_COPIES = "hub_copies"
 
 
 def of_run(settings: Settings, run_id: int) -> Path:
@@ -45,6 +46,11 @@ def of_checkpoint(root: Path, run_id: int, told: str) -> Path:
 def on_disk(settings: Settings, run_id: int, told: str) -> Path:
     """Where a checkpoint is, or would be, on this disk, whose folder on its own host was `told`."""
     return Path(told) if Path(told).is_dir() else of_checkpoint(settings.runs_dir, run_id, told)
+
+
+def hub_copy(settings: Settings, repo: str, step: int) -> Path:
+    """Where the published part of a checkpoint is, or would be, that this host has fetched from the Hub."""
+    return settings.home / HUB_COPIES / repo.replace("/", "--") / f"step{step}"
 
 
 def token_of(told: str) -> int | None:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 import yaml
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
-from sqlmodel import select
+from sqlmodel import col, select
 
 from broker import publications
 from broker.allocations import payers
 from broker.allocations.allocations import Allocation
+from broker.allocations.pools import Pool
+from broker.runners import registry
 from broker.runs import entries, launching, runs
 from broker.runs.kinds.kind import kind_of
 from broker.runs.launching import Receipt
+from broker.runs.results import CheckpointResult
 from broker.runs.runs import Run, RunKind
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -53,6 +56,7 @@ def launch(
     asked = ask(chosen)
     seconds = launching.parse_time_limit(time_limit)
     pays = _paying(session, project, parent, seconds)
+    _check_reached(session, parent, chosen, session.get_one(Pool, pays.pool_id))
     session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
     _check_readable(session, parent, chosen)
     quotas.check(session, actor, QuotaKind.LAUNCH)
@@ -76,6 +80,16 @@ def launch(
     quotas.check_project(session, QuotaKind.LAUNCH, project.id)
     entries.tell(session, run, "run.queued", by=person, recipe=parent.recipe, gpus=1, time_limit=seconds)
     return launching.receipt(session, run)
+
+
+def newest(session: Session, project_id: int | None = None) -> Sequence[tuple[int, str, str]]:
+    """Id, name and configuration in a line of the newest runs that have measured something, of a project or of all."""
+    measured = select(CheckpointResult.measured_by).distinct()
+    query = select(Run).where(col(Run.id).in_(measured)).order_by(col(Run.id).desc()).limit(50)
+    if project_id is not None:
+        query = query.where(Run.project_id == project_id)
+    found = session.scalars(query).all()
+    return [(run.id, kind_of(run).short_name(run), " ".join(run.config.split())) for run in found]
 
 
 def parse_steps(session: Session, run: Run, typed: str) -> list[int]:
@@ -109,6 +123,16 @@ def _check_readable(session: Session, run: Run, steps: Sequence[int]) -> None:
                 f"Run {run.id} has no checkpoint of step {step:,} here or open on the Hub; the nearest are "
                 f"{', '.join(f'{other:,}' for other in nearest) or 'none'}."
             )
+
+
+def _check_reached(session: Session, run: Run, steps: Sequence[int], pool: Pool) -> None:
+    """Raise ConflictError where the pool's trainers read the store alone, and a checkpoint is on the Hub alone."""
+    alone = set(steps) - set(publications.kept(session, run.id))
+    if alone and registry.named(pool.runner).fills_store:
+        raise ConflictError(
+            f"Step {min(alone):,} of run {run.id} is on the Hub alone, and the trainers of “{pool.name}” read from the "
+            "store; name steps that are kept here."
+        )
 
 
 def _paying(session: Session, project: Project, run: Run, seconds: int) -> Allocation:

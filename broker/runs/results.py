@@ -1,15 +1,18 @@
 """What evaluations and studies have measured on the checkpoints of runs."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement
+import sqlalchemy
+from sqlalchemy import ColumnElement, delete, func, insert
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.runs.progress import Result
 from projects.db.columns import Base, foreign_key, integer, number
+
+MOST_TASKS = 8
+"""Tasks and analyses of a run that are shown with it."""
 
 
 class CheckpointResult(Base, table=True):
@@ -43,13 +46,17 @@ class Scored(NamedTuple):
 
 
 def save(session: Session, measured_by: int, run_id: int, results: Sequence[Result]) -> None:
-    """Save what a run has measured on another one; a later attempt's value replaces an earlier one's."""
-    known: Counter[tuple[int, str]] = Counter()
-    for result in results:
-        place = known[result.step, result.task]
-        session.merge(CheckpointResult(measured_by=measured_by, run_id=run_id, position=place, **result._asdict()))
-        known[result.step, result.task] += 1
-    session.flush()
+    """Save what a run has measured on another one: all of each step, in place of what it has saved of that before."""
+    if not results:
+        return
+    steps = {result.step for result in results}
+    mine = col(CheckpointResult.measured_by) == measured_by
+    session.execute(delete(CheckpointResult).where(mine, col(CheckpointResult.step).in_(steps)))
+    rows: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for position, result in enumerate(results):
+        about = {"measured_by": measured_by, "run_id": run_id, "position": position}
+        rows[result.step, result.task, result.metric] = about | result._asdict()
+    session.execute(insert(CheckpointResult), list(rows.values()))
 
 
 def steps(session: Session, run_id: int) -> set[int]:
@@ -58,32 +65,41 @@ def steps(session: Session, run_id: int) -> set[int]:
     return set(session.scalars(done))
 
 
-def measured_by(session: Session, run_id: int) -> Sequence[Scored]:
+def measured_by(session: Session, run_id: int) -> list[Scored]:
     """What a run has measured, in the order of tasks."""
-    by_run = _scored(session, col(CheckpointResult.measured_by) == run_id)
-    return [scored for found in by_run.values() for scored in found]
+    return _scored(session, col(CheckpointResult.measured_by) == run_id)
 
 
-def of_runs(session: Session, run_ids: Iterable[int]) -> Mapping[int, Sequence[Scored]]:
-    """What was measured on the checkpoints of each run, in the order of tasks; of several runs that measured a
-    checkpoint, the newest counts."""
-    return _scored(session, col(CheckpointResult.run_id).in_(list(run_ids)))
+def of_run(session: Session, run_id: int) -> list[Scored]:
+    """What was measured on the checkpoints of a run: the first metric of the `MOST_TASKS` tasks measured last."""
+    of_it = col(CheckpointResult.run_id) == run_id
+    newest = func.max(col(CheckpointResult.measured_by)).desc()
+    tasks = select(CheckpointResult.task).where(of_it).group_by(col(CheckpointResult.task)).order_by(newest)
+    scored = _scored(session, of_it & col(CheckpointResult.task).in_(tasks.limit(MOST_TASKS)))
+    return list({each.task: each for each in reversed(scored)}.values())[::-1]
 
 
-def _scored(session: Session, condition: ColumnElement[bool]) -> dict[int, list[Scored]]:
-    """The results by run."""
-    order = (
-        CheckpointResult.task,
-        CheckpointResult.position,
-        CheckpointResult.metric,
-        CheckpointResult.step,
-        CheckpointResult.measured_by,
-    )
-    rows = session.scalars(select(CheckpointResult).where(condition).order_by(*map(col, order)))
-    found: dict[tuple[int, str, str], dict[int, tuple[float, float | None]]] = {}
+def of_step(session: Session, run_id: int, step: int) -> list[Scored]:
+    """All that was measured on the checkpoint of a step."""
+    return _scored(session, (col(CheckpointResult.run_id) == run_id) & (col(CheckpointResult.step) == step))
+
+
+def _scored(session: Session, condition: ColumnElement[bool]) -> list[Scored]:
+    """The results in the order of tasks. Of a task that was run in several ways, on more or fewer documents or after
+    more or fewer examples, that on the most documents counts, and of those the newest; so it is of each step."""
+    columns = ("task", "metric", "documents", "shots", "step", "value", "stderr", "measured_by", "position")
+    asked = sqlalchemy.select(*(col(getattr(CheckpointResult, name)) for name in columns))
+    rows = session.execute(asked.where(condition)).all()
+    ways: dict[tuple[str, int | None, int | None], int] = {}
     for row in rows:
-        found.setdefault((row.run_id, row.task, row.metric), {})[row.step] = (row.value, row.stderr)
-    by_run: dict[int, list[Scored]] = {}
-    for (run_id, task, metric), values in found.items():
-        by_run.setdefault(run_id, []).append(Scored(task, metric, values))
-    return by_run
+        way = (row.task, row.documents, row.shots)
+        ways[way] = max(ways.get(way, 0), row.measured_by)
+    best: dict[str, tuple[int, int, tuple[str, int | None, int | None]]] = {}
+    for way, newest in ways.items():
+        rank = (way[1] or 0, newest, way)
+        best[way[0]] = max(best.get(way[0], rank), rank, key=lambda rank: rank[:2])
+    found: dict[tuple[str, str], dict[int, tuple[float, float | None]]] = {}
+    for row in sorted(rows, key=lambda row: (row.task, row.position, row.measured_by)):
+        if best[row.task][2] == (row.task, row.documents, row.shots):
+            found.setdefault((row.task, row.metric), {})[row.step] = (row.value, row.stderr)
+    return [Scored(task, metric, dict(sorted(values.items()))) for (task, metric), values in found.items()]

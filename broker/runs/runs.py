@@ -1,7 +1,7 @@
 """Runs of the shared trainer: their rows, the table of their states, and how they are shown."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -166,7 +166,8 @@ class CheckpointLink:
 @dataclass(frozen=True)
 class RunView:
     """A run as cards show it, in GPU-seconds, seconds, tokens per second, and nats per token. `stages` has the last
-    step of each of its stages, if it has any, and `evaluations` what was measured on its checkpoints."""
+    step of each of its stages, if it has any, and `evaluations` what was measured on
+    its checkpoints, which lists leave out."""
 
     id: int
     kind: RunKind
@@ -236,9 +237,9 @@ def reason(session: Session, run: Run) -> str:
 
 
 def view(session: Session, run_id: int) -> RunView:
-    """The run as cards show it; raises NotFoundError."""
+    """The run as cards show it, with what was measured on its checkpoints; raises NotFoundError."""
     load(session, run_id)
-    return views(session, [run_id])[0]
+    return replace(views(session, [run_id])[0], evaluations=tuple(results.of_run(session, run_id)))
 
 
 def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
@@ -250,7 +251,6 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
     names = people.marked(session, *(row[0].reason for row in rows))
     paid = spent_by(session, run_ids)
     published = publications.of_runs(session, run_ids, delayed_after=DELAYED_AFTER)
-    evaluated = results.of_runs(session, run_ids)
     found = {
         run.id: RunView(
             id=run.id,
@@ -292,7 +292,6 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             spike_step=spike_step,
             name=run.name,
             tags=tuple(run.tags.split()),
-            evaluations=tuple(evaluated.get(run.id, ())),
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }

@@ -461,7 +461,8 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert "It will cost 0.1 core-hours at most. The allocation has" in queued
     card = await card_of(lab, channel, run, "has finished")
     thread = card.thread_id or ""
-    launch_of_it = f"launches evaluation 1 of run {run}: `heldout`, `arc_easy` on steps 16, 20, in at most 6 min."
+    it = f"evaluation 1 of run {run} (run {evaluation.id})"
+    launch_of_it = f"launches {it}: `heldout`, `arc_easy` on steps 16, 20, in at most 6 min."
     await lab.guild.wait_for(thread, lambda m: launch_of_it in m.text)
 
     token = start(lab, evaluation.id)
@@ -473,9 +474,12 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     lab.call(leases.renew, evaluation.id, token, 1.0, Progress(0, 0, results=results), lease_seconds=600)
     lab.call(settlement.settle, evaluation.id, token, 2.0, Progress(0, 0), Ending(0), 3)
     for place in (thread, channel.id):
-        post = await lab.guild.wait_for(place, lambda m: f"📐 **Evaluation 1 of run {run}**" in m.text)
+        post = await lab.guild.wait_for(place, lambda m: f"📐 **E{it[1:]}**" in m.text)
         assert "arc_easy acc: 0.6250 ±0.0200 at step 16, 0.5000 ±0.0200 at step 20" in post.text
         assert "heldout_docs bits_per_byte: 0.6250 at step 16, 0.5000 at step 20" in post.text
+    assert (f"run {evaluation.id} (an evaluation of run {run})", evaluation.id) in [
+        (name.partition(":")[0], number) for name, number in await ada.complete("study show", "study", "arc")
+    ]
     newest = "**Evaluations** `arc_easy` acc **0.5000** ±0.0200 at step 20 · `heldout_docs` bits_per_byte **0.5000**"
     await lab.guild.wait_for(channel.id, lambda m: newest in m.text.replace("\\", ""))
     shown = await ada.command("run show", run=run)
@@ -494,7 +498,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert names == [("weights, induction", "weights, induction")]
     queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
     assert f", a study of run {run}, is queued" in queued
-    studied = f"launches study 1 of run {run}: `weights`, `induction` on steps 16, 20, in at most 6 min."
+    studied = f"launches study 1 of run {run} (run {evaluation.id + 1}): `weights`, `induction` on steps 16, 20"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
     again = await ada.command("run config", run=evaluation.id)
     assert again.ephemeral

@@ -17,14 +17,14 @@ from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication
 from broker.publishing import disk
 from broker.reports import why
-from broker.runs import attempts, runs
+from broker.runs import attempts, runs, studies
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import RunState
 from broker.scheduling.scheduler import Scheduler
 from projects.record import record
 from projects.settings import Settings
-from tests.broker.lab import POOL, Lab, settings
+from tests.broker.lab import ADA, POOL, Lab, settings
 from trainer.config import RECIPES
 from trainer.contract import Measured
 
@@ -156,7 +156,13 @@ def test_the_newest_data_of_a_published_run_stay_while_there_is_room(lab: Lab, c
         session.add(Attempt(run_id=run, token=2, pool_id=1, devices="", state=AttemptState.ENDED, reserved=0))
     disk.tidy(conf, lab.db)
     assert (first.exists(), second.exists()) == (False, True)
-    disk.tidy(conf.model_copy(update={"disk_floor_gib": FULL}), lab.db)
+    full = conf.model_copy(update={"disk_floor_gib": FULL})
+    with lab.db.write() as session:
+        study = studies.launch(session, ADA, "ask", run, analyses="induction", steps="last", time_limit="5m").run_id
+    disk.tidy(full, lab.db)
+    assert second.exists(), "a study is to read them"
+    lab.cancel(study)
+    disk.tidy(full, lab.db)
     assert not second.exists()
 
 

@@ -13,7 +13,7 @@ from sqlmodel import col
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
-from broker.runs import evaluations, runs, studies
+from broker.runs import evaluations, results, runs, studies
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunState
@@ -97,6 +97,32 @@ def test_an_evaluation_runs_the_tasks_on_the_checkpoints_that_are_left(lab: Lab,
     assert finished["results"][0] == ["heldout_docs", "bits_per_byte", 10, 2.5, 0.25]
     assert finished["more_results"] == 0
     assert lab.run(run).spent > 0
+    assert command(lab, run, tmp_path)[:2] == ["eval", folders[2]], "an attempt has something to end with"
+
+
+def test_what_was_spent_on_saved_results_is_not_refunded(lab: Lab, trained: int, tmp_path: Path) -> None:
+    run = evaluate(lab, trained)
+    token = lab.start(run, 0)
+    (tmp_path / "events.jsonl").write_text(told(10, 2.5) + told(20, 2.0))
+    lab.renew(run, token, 40, output.read(tmp_path, 0, 0))
+    lab.renew(run, token, 50)
+    lab.settle(run, token, 50, Ending(-9, "its host fell over", transient=True))
+    assert lab.run(run).spent == 40
+    assert lab.payloads(lab.row(run).project_id, "run.refunded")[-1]["seconds"] == 10
+
+
+def test_a_trial_on_a_few_documents_does_not_take_the_place_of_all(lab: Lab, trained: int, tmp_path: Path) -> None:
+    for number, (documents, shots, value) in enumerate(((900, 0, 2.5), (900, 5, 2.0), (20, 0, 1.0))):
+        run = evaluate(lab, trained, steps="10 20", time_limit=f"{2 + number}m")
+        token = lab.start(run, 0)
+        attempt = tmp_path / str(run)
+        attempt.mkdir()
+        changes = {"documents": documents, "shots": shots}
+        (attempt / "events.jsonl").write_text(told(10, value, **changes) + told(20, value, **changes))
+        lab.renew(run, token, 5, output.read(attempt, 0, 0))
+        lab.settle(run, token, 5, Ending(0))
+    [scored] = lab.run(trained).evaluations
+    assert scored.values == {10: (2.0, None), 20: (2.0, None)}, "of two on all documents, the newer one"
 
 
 def test_a_later_evaluation_of_a_checkpoint_counts(lab: Lab, trained: int, tmp_path: Path) -> None:
@@ -135,7 +161,9 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     lab.renew(run, token, 60, output.read(first, 0, 0))
     lab.settle(run, token, 60, Ending(0))
-    preferred, pairs = lab.run(trained).evaluations
+    [preferred] = lab.run(trained).evaluations
+    with lab.db.read() as session:
+        _, pairs = results.measured_by(session, run)
     assert preferred == ("paired_prompts", "preferred", {10: (0.75, 0.1), 30: (0.75, 0.1)})
     assert pairs == ("paired_prompts", "pairs", {10: (24.0, None), 30: (24.0, None)})
     told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
@@ -153,6 +181,7 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
         ({"tasks": "../../etc/passwd"}, "“../../etc/passwd” is no name of a task"),
         ({"tasks": "--data=/"}, "“--data=/” is no name of a task"),
         ({"tasks": "📐 @everyone"}, "“📐” is no name of a task"),
+        ({"tasks": "a*"}, "is no name of a task"),
         ({"tasks": "a" * 4000}, "is no name of a task"),
         ({"steps": "11"}, "has no checkpoint of step 11 here or open on the Hub; the nearest are 10, 20, 30."),
         ({"steps": "-1"}, "Steps are written like 10 20 30; or say last or all."),

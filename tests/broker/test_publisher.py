@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 
 from broker import configs, publications
 from broker.publications import Disk, Publication, Repository
-from broker.publishing import forgetting, metrics, model_card, publisher
+from broker.publishing import disk, forgetting, metrics, model_card, publisher
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.hub import HubError
 from broker.publishing.model_card import write_card
@@ -39,6 +39,7 @@ from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
 from broker.runners import elsewhere
 from broker.runs import evaluations, naming, runs
+from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.series import Measured
 from cli.main import app
@@ -844,11 +845,23 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
     with pytest.raises(OSError, match=f"step 0 of {repo(conf, run)} cannot be fetched from the Hub: "):
         elsewhere.bring(away, lab.db, lab.row(evaluation), pytest.fail, begins=True)
     elsewhere.bring(of_anybody, lab.db, lab.row(evaluation), pytest.fail, begins=True)
-    [fetched] = conf.runs_dir.glob(f"{run}/attempt-1/checkpoints/*")
+    [fetched] = (conf.home / "hub_copies").glob("*/*")
     assert fetched.name == "step0"
+    attempt = conf.runs_dir / str(evaluation) / "attempt-1"
+    told_trainer = kind_of(lab.row(evaluation)).command(Start(conf, lab.db, lab.row(evaluation), attempt))
+    assert told_trainer[:2] == ["eval", str(fetched)]
     found = {path.name: path.read_bytes() for path in fetched.iterdir() if path.is_file()}
     assert found.items() >= {name: data for name, data in files.items() if name in PUBLISHED - {"README.md"}}.items()
     assert not [path for path in fetched.iterdir() if path.is_dir()]
+
+    disk.tidy(conf, lab.db)
+    assert fetched.is_dir(), "a run that has not ended reads it"
+    full = of_anybody.model_copy(update={"disk_floor_gib": 1e9, "home": conf.home / "full"})
+    with pytest.raises(OSError, match="the disk has no room for step 0 of"):
+        elsewhere.bring(full, lab.db, lab.row(evaluation), pytest.fail, begins=True)
+    lab.cancel(evaluation)
+    disk.tidy(conf, lab.db)
+    assert not fetched.exists()
 
     with lab.db.write() as session:
         session.get_one(Repository, run).private = True

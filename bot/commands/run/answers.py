@@ -218,6 +218,8 @@ def configured(run: runs.Run) -> str:
     """The text above the attached configuration. Raises ConflictError where the run has none."""
     if not run.config:
         raise ConflictError(f"{kind_of(run).what_it_is(run)}, whose configuration it uses.")
+    if not kind_of(run).reads_corpora:
+        return f"**Run {run.id}** is {kind_of(run).of_parent} run {run.parent_id}; what it does is in the file."
     changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
     asked = f" with {changed}" if changed else ""
     return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."

@@ -89,6 +89,7 @@ def paused(p: Payload) -> str:
 @entry("run.resumed")
 def resumed(p: Payload) -> str:
     start = "from the beginning" if "prepares" in p else f"from step {p['step']:,}"
+    start = "with the checkpoints that are left" if p.keys() & MEASURES else start
     return (
         f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {unit(p).count(p['gpus'])} for at most "
         f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
@@ -116,9 +117,10 @@ def refunded(p: Payload) -> str:
     ended = (
         f"attempt {p['attempt']} made way" if p.get("preempted") else f"a machine fault ended attempt {p['attempt']}"
     )
+    last = "results" if p.keys() & MEASURES else "complete checkpoint"
     return (
-        f"↩️ {_run(p)} is refunded {unit(p).hours(p['seconds'])}, all that it spent since its last complete "
-        f"checkpoint: {ended}.{why(p)}"
+        f"↩️ {_run(p)} is refunded {unit(p).hours(p['seconds'])}, all that it spent since its last {last}: "
+        f"{ended}.{why(p)}"
     )
 
 
@@ -261,7 +263,8 @@ def _sample(p: Payload) -> str:
 def _measuring(p: Payload) -> str:
     """An evaluation or a study by its number under its run."""
     [kind] = p.keys() & MEASURES
-    return f"{kind} {p['nth']} of run {p['run']}" + (f" of sweep {p['sweep']}" if "sweep" in p else "")
+    sweep = f" of sweep {p['sweep']}" if "sweep" in p else ""
+    return f"{kind} {p['nth']} of run {p['run']}{sweep} (run {p[kind]})"
 
 
 def _tasks(p: Payload) -> str:

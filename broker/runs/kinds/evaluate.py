@@ -37,9 +37,9 @@ class Evaluate(Reading):
         return self.told(session, run, "evaluation") | {"tasks": wanted.tasks, "steps": wanted.steps}
 
     def _left(self, session: Session, run: Run) -> list[int]:
-        """The steps that are left; all where none is, so that an attempt has something to end with."""
+        """The steps that are left; the last one where none is, so that an attempt has something to end with."""
         steps = set(evaluations.what(run).steps)
-        return sorted((steps - saved.steps(session, run.id)) or steps)
+        return sorted(steps - saved.steps(session, run.id)) or [max(steps)]
 
 
 KIND = Evaluate()

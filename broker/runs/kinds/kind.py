@@ -43,6 +43,8 @@ class Kind(ABC):
     """Whether it has a card of its own in the channel, and a thread; otherwise its parent's thread tells of it."""
     reads_corpora = True
     """Whether its configuration is a recipe's, which names corpora and prepared data."""
+    reads_parents_data = False
+    """Whether it reads the data that its parent has prepared."""
     may_overlap = False
     """Whether two of its attempts do no harm at the same time, where a lost host may still be at work."""
     can_be_extended = True

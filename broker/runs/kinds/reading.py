@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker.publications import Publication
+from broker.publications import Publication, Repository
 from broker.runs import folders, runs
 from broker.runs import results as saved
 from broker.runs.kinds.kind import Kind, Start
@@ -23,16 +23,24 @@ class Reading(Kind):
     """Reads checkpoints of its parent, and saves what it measures of each as soon as that is known."""
 
     has_card = reads_corpora = False
-    may_overlap = True
+    reads_parents_data = may_overlap = True
     not_paused = "and its results are saved as they come; let it end, or cancel it"
 
     def checkpoints(self, start: Start, steps: Sequence[int]) -> list[str]:
         """The folders of the parent's checkpoints at these steps, in order; raises OSError where none is left."""
         with start.db.read() as session:
             found = of_steps(session, start.run, steps)
+            repository = session.get(Repository, start.run.parent_id)
         if not found:
             raise FileNotFoundError(f"the checkpoints of run {start.run.parent_id} are no longer there")
-        return [str(folders.on_disk(start.settings, one.run_id, one.folder)) for one in found]
+        places = [folders.on_disk(start.settings, one.run_id, one.folder) for one in found]
+        if repository is not None and not start.in_store:
+            copies = [folders.hub_copy(start.settings, repository.name, one.step) for one in found]
+            places = [
+                place if place.is_dir() or not copy.is_dir() else copy
+                for place, copy in zip(places, copies, strict=True)
+            ]
+        return [str(place) for place in places]
 
     def data(self, start: Start) -> list[str]:
         """The option for the data that the newest attempt of the parent has prepared, where they are here; those of the
