@@ -3,10 +3,11 @@
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from broker.plots import canvas, comparison_curves, loss_curve
-from broker.plots.curve import Comparison, Curve
+from broker.plots import canvas, comparison_curves, loss_curve, panels
+from broker.plots.curve import Comparison, Curve, Evaluated, Panels
 from broker.runs import series
 from broker.runs.series import Measured
 
@@ -15,6 +16,7 @@ STEPS, TOKENS = 143_000, 2_097_152
 FORK = 64_000
 HERE = Path("var/pictures")
 Points = list[tuple[int, float]]
+Measurements = list[tuple[int, float, float | None]]
 
 
 def logged(
@@ -68,6 +70,27 @@ def pythia() -> Curve:
     )
 
 
+def evaluated() -> Curve:
+    """The same run with tasks evaluated at some of its checkpoints, of which one has no standard error."""
+    steps = [0, 512, 1000, *range(11_000, STEPS + 1, 11_000), STEPS]
+    risen = [1 - math.exp(-step / 50_000) for step in steps]
+    lambada: Measurements = [(step * TOKENS, 0.62 * share, 0.007) for step, share in zip(steps, risen, strict=True)]
+    arc: Measurements = [(step * TOKENS, 0.25 + 0.35 * share, 0.01) for step, share in zip(steps, risen, strict=True)]
+    bits: Measurements = [(step * TOKENS, 3.2 - 2.3 * share, None) for step, share in zip(steps, risen, strict=True)]
+    labelled = {"lambada_openai · acc": lambada, "arc_easy · acc": arc, "heldout_pile · bits_per_byte": bits}
+    return replace(pythia(), evaluations=[Evaluated(label, points) for label, points in labelled.items()])
+
+
+def study() -> Panels:
+    """Three numbers of a study over all 154 checkpoints."""
+    steps = [0, *(2**n for n in range(10)), *range(1000, STEPS + 1, 1000)]
+    kl: Measurements = [(step, 4.0 * abs(math.log10(step + 1) - 2.5) / 2.5 + 0.4, None) for step in steps]
+    matching: Measurements = [(step, 0.9 / (1 + math.exp(-(step - 2000) / 400)), 0.02) for step in steps]
+    score: Measurements = [(step, -0.4 / (1 + math.exp(-(step - 2500) / 500)), 0.01) for step in steps]
+    shown = {"ngrams · bigram_kl": kl, "induction · prefix_matching": matching, "induction · score": score}
+    return Panels("Run 140 is a study of run 104", [Evaluated(label, points) for label, points in shown.items()])
+
+
 def fork() -> Curve:
     """A fork at step 64,000, with its parent's curve before it and checkpoints of both."""
     loss = logged(80_000, first=FORK, floor=1.78, seed=2)
@@ -108,10 +131,12 @@ def main() -> None:
     log = Curve(
         whole.title, whole.loss, whole.held_out, whole.checkpoints, 7.43, whole.below, whole.below_label, log=True
     )
-    for name, curve in {"whole": whole, "log": log, "fork": fork(), "young": young}.items():
+    shown = {"whole": whole, "log": log, "fork": fork(), "young": young, "evaluated": evaluated()}
+    for name, curve in shown.items():
         (HERE / f"{name}.png").write_bytes(loss_curve.draw(curve))
     (HERE / "light.png").write_bytes(loss_curve.draw(whole, canvas.LIGHT))
     (HERE / "six.png").write_bytes(comparison_curves.draw(six()))
+    (HERE / "study.png").write_bytes(panels.draw(study()))
     print(f"The pictures are in {HERE}/.")
 
 

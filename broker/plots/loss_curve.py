@@ -40,7 +40,7 @@ def figure(curve: Curve, theme: Theme = DARK) -> Figure:
     if second:
         _below(others[0], curve, theme)
     for axes_of_task, evaluated in zip(others[second:], curve.evaluations, strict=True):
-        evaluation(axes_of_task, evaluated, theme)
+        evaluation(axes_of_task, evaluated, theme, log=curve.log)
     lowest = others[-1] if others else axes
     lowest.set_xlabel("tokens, log scale" if curve.log else "tokens", fontsize=canvas.NORMAL, color=theme.ink)
     return drawn
@@ -240,13 +240,16 @@ def _spread(ticks: Sequence[int], ends: Array, along: Array) -> Sequence[int]:
     return [ticks[number] for number in reversed(kept)]
 
 
-def evaluation(axes: Axes, evaluated: Evaluated, theme: Theme) -> None:
+def evaluation(axes: Axes, evaluated: Evaluated, theme: Theme, *, log: bool = False) -> None:
     """The values of a task over the tokens or steps of its checkpoints, with their standard errors."""
-    canvas.style(axes, theme, ticks=2)
-    at, values = points.columns([(tokens, value) for tokens, value, _ in evaluated.points])
-    errors = np.array([error or 0.0 for _, _, error in evaluated.points])
+    canvas.style(axes, theme, ticks=2, log=log)
+    shown = [point for point in evaluated.points if point[0] > 0 or not log]
+    at, values = points.columns([(tokens, value) for tokens, value, _ in shown])
+    errors = np.array([error or 0.0 for _, _, error in shown])
     axes.errorbar(at, values, errors, fmt="o-", color=theme.cycle[0], markersize=5, linewidth=1.3, capsize=3)
-    low, high = (values - errors).min(), (values + errors).max()
+    low, high = (values - errors).min(initial=np.inf), (values + errors).max(initial=-np.inf)
+    if low > high:
+        low = high = 0.0
     room = 0.15 * (high - low) or 0.5 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
     label = canvas.fitted(evaluated.label, canvas.SMALL, 800)

@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from bot.renderer import Renderer
-from broker.plots import canvas, comparison_curves, loss_curve, points
+from broker.plots import canvas, comparison_curves, loss_curve, panels, points
 from broker.plots.comparison_curves import STYLES
 from broker.plots.curve import Comparison, Curve
 from broker.runs import series
@@ -80,8 +81,36 @@ def test_a_run_is_drawn_whole(name: str) -> None:
     assert said(shown)[0].startswith("Run ")
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_each_evaluated_task_has_a_panel_with_its_standard_errors(log: bool) -> None:
+    run = replace(pictures.evaluated(), log=log)
+    shown = loss_curve.figure(run)
+    picture(loss_curve.draw(run))
+    assert len(shown.axes) == 5
+    for axes, task in zip(shown.axes[2:], run.evaluations, strict=True):
+        assert axes.get_title(loc="left") == task.label
+        [bars] = axes.containers
+        assert isinstance(bars, ErrorbarContainer)
+        drawn = [point for point in task.points if point[0] > 0 or not log]
+        line, _, (errors,) = bars.lines
+        assert np.array(line.get_xdata()).tolist() == [tokens for tokens, _, _ in drawn]
+        heights = [top - bottom for (_, bottom), (_, top) in errors.get_segments()]
+        assert heights == pytest.approx([2 * (error or 0) for _, _, error in drawn])
+
+
+def test_a_study_has_a_panel_for_each_number_over_the_steps() -> None:
+    study = pictures.study()
+    shown = panels.figure(study)
+    picture(panels.draw(study))
+    assert [axes.get_title(loc="left") for axes in shown.axes] == [panel.label for panel in study.panels]
+    assert shown.axes[-1].get_xlabel() == "step, log scale"
+    few = replace(study, panels=[replace(study.panels[0], points=study.panels[0].points[:6])])
+    assert panels.figure(few).axes[-1].get_xlabel() == "step"
+
+
 def test_no_text_is_smaller_than_a_phone_shows_legibly() -> None:
-    for shown in (loss_curve.figure(CURVES["spikes"]), comparison_curves.figure(SIX)):
+    drawn = [loss_curve.figure(each) for each in (CURVES["spikes"], pictures.evaluated())]
+    for shown in (*drawn, comparison_curves.figure(SIX), panels.figure(pictures.study())):
         sizes = [
             float(text.get_fontsize()) for text in shown.findobj(Text) if isinstance(text, Text) and text.get_text()
         ]
