@@ -16,6 +16,8 @@ from broker.plots.points import Array
 MOST_TICKS = 20
 """Checkpoints that are marked."""
 MOST_SPIKES = 12
+MOST_DOTS = 25
+"""Evaluated checkpoints whose dots are large."""
 UNDER_LEGEND = 0.15
 """How much of the picture's height, from its top, a label above a line would share with the legend."""
 NOISE = 0.15
@@ -246,7 +248,8 @@ def evaluation(axes: Axes, evaluated: Evaluated, theme: Theme, *, log: bool = Fa
     shown = [point for point in evaluated.points if point[0] > 0 or not log]
     at, values = points.columns([(tokens, value) for tokens, value, _ in shown])
     errors = np.array([error or 0.0 for _, _, error in shown])
-    axes.errorbar(at, values, errors, fmt="o-", color=theme.cycle[0], markersize=5, linewidth=1.3, capsize=3)
+    size = 5 if len(at) <= MOST_DOTS else 2.5
+    axes.errorbar(at, values, errors, fmt="o-", color=theme.cycle[0], markersize=size, linewidth=1.3, capsize=size - 2)
     low, high = (values - errors).min(initial=np.inf), (values + errors).max(initial=-np.inf)
     if low > high:
         low = high = 0.0

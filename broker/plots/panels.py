@@ -1,7 +1,9 @@
 """Draws what a study or an evaluation has measured: a panel a number, over the steps of the checkpoints."""
 
+import math
+
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from broker.plots import canvas
 from broker.plots.canvas import DARK, Theme
@@ -26,7 +28,9 @@ def figure(shown: Panels, theme: Theme = DARK) -> Figure:
     last = max((at for measured in shown.panels for at, _, _ in measured.points), default=0)
     if last >= LONG:
         panels[-1].set_xscale("symlog", linthresh=1)
-        panels[-1].xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+        panels[-1].set_xlim(-0.3, 1.3 * last)
+        decades = [10**power for power in range(int(math.log10(last)) + 1)]
+        panels[-1].xaxis.set_major_locator(FixedLocator([0, *decades[:: 1 + len(decades) // 5]]))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: canvas.short(step)))
     panels[-1].set_xlabel("step, log scale" if last >= LONG else "step", fontsize=canvas.NORMAL, color=theme.ink)
     title = canvas.fitted(shown.title, canvas.LARGE, 900, bold=True)

@@ -104,6 +104,9 @@ def test_a_study_has_a_panel_for_each_number_over_the_steps() -> None:
     picture(panels.draw(study))
     assert [axes.get_title(loc="left") for axes in shown.axes] == [panel.label for panel in study.panels]
     assert shown.axes[-1].get_xlabel() == "step, log scale"
+    left, right = shown.axes[-1].get_xlim()
+    assert -1 < left < 0, "no step is negative"
+    assert right > pictures.STEPS
     few = replace(study, panels=[replace(study.panels[0], points=study.panels[0].points[:6])])
     assert panels.figure(few).axes[-1].get_xlabel() == "step"
 
