@@ -9,8 +9,11 @@ from sqlalchemy import text
 
 from broker import catalogue
 from broker.allocations.ledger import Account
+from broker.plots.curve_of_run import Panel, curve_of
+from broker.publications import Publication
 from broker.runs import runs, series
 from broker.runs.launching import parse_overrides, parse_time_limit
+from broker.runs.progress import Checkpoint, Progress
 from broker.runs.runs import ENDED, TRANSITIONS, RunState
 from broker.runs.series import Measured
 from projects import lifecycle
@@ -285,3 +288,22 @@ def test_the_runs_of_a_project_and_those_in_motion(lab: Lab) -> None:
         assert [view.id for view in runs.of_project(session, project)] == [second, first]
         assert runs.in_motion(session) == {project: {second}}
         assert "demo" in catalogue.recipes(session)
+
+
+def test_the_curve_shows_the_panel_that_is_asked_for_and_each_checkpoint_at_its_tokens(lab: Lab) -> None:
+    lab.allocation(lab.project())
+    run = lab.launch(1)
+    token = lab.start(run, 0)
+    names = {"loss": 5.0, "lr": 0.001, "grad_norm": 0.5, "tokens_per_second": 900.0}
+    points = [Measured(name, step, step * 100, value) for name, value in names.items() for step in (10, 20)]
+    told = [Checkpoint(15, "/nowhere/attempt-1/checkpoints/step15")]
+    lab.renew(run, token, 5, Progress(0, 0, step=20, tokens=2000, points=points, checkpoints=told))
+    with lab.db.write() as session:
+        session.get_one(Publication, (run, 15)).url = "https://hub.example.org/step15"
+    with lab.db.read() as session:
+        view = runs.view(session, run)
+        curves = [curve_of(session, view, panel) for panel in (None, *Panel)]
+    shown = [(curve.below_label, [value for _, value in curve.below]) for curve in curves]
+    norm, rate, speed = ("gradient norm", [0.5] * 2), ("learning rate", [0.001] * 2), ("tokens/s", [900.0] * 2)
+    assert shown == [norm, norm, rate, speed]
+    assert curves[0].checkpoints == [1500], "between the steps that were logged"

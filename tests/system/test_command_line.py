@@ -366,3 +366,19 @@ def test_a_database_that_is_busy_is_not_taken_for_one_without_tables(tmp_path: P
         True,
         False,
     )
+
+
+def test_the_help_groups_the_commands() -> None:
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    run, compute, people, record = (said.index(f" {name} ") for name in ("Run it", "Compute", "People", "Record"))
+    assert run < said.index(" up ") < compute < said.index(" pool ") < min(people, record)
+
+
+@pytest.mark.parametrize("page", ["members", "reviewers", "operating", "researchers"])
+def test_a_page_is_short_and_its_contents_lead_to_its_headings(page: str) -> None:
+    lines = (ROOT / "docs" / f"{page}.md").read_text().splitlines()
+    assert len(lines) < 150
+    headings = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+    listed = [line.removeprefix("- [").partition("]")[0] for line in lines if line.startswith("- [") and "](#" in line]
+    assert listed in ([], headings)
+    assert listed or len(lines) < 60, "a long page has a table of contents"
