@@ -29,6 +29,7 @@ from trainer.data import readers, tokenizer
 from trainer.data.encode import is_held_out
 from trainer.data.prepare import prepare
 from trainer.evaluation.commands import app
+from trainer.evaluation.evaluate import rows
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.score import log_likelihoods, score, windows
@@ -345,6 +346,7 @@ def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint:
     assert result.exit_code == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in checkpoint.parents[1].rglob("*")} == before
     found = json.loads(result.stdout)["results"]
+    assert [row.metric for row in rows(json.loads(result.stdout))] == ["bits_per_byte", "byte_perplexity"] * 2
     opened = open_checkpoint(checkpoint)
     for source in config.data.sources:
         texts = [document.text for document in readers.read(source, config.data) if is_held_out(document.name, 0.2)]

@@ -173,9 +173,11 @@ def save(results: Results, out: Path) -> None:
 
 
 def rows(results: Results) -> Iterator[Row]:
-    """The results, a row a task and metric; groups come last."""
+    """The results, a row a task and metric, a task's metrics in the order of its configuration; groups come last."""
     for task, metrics in {**results["results"], **results.get("groups", {})}.items():
-        for key, value in metrics.items():
+        listed = results.get("configs", {}).get(task, {}).get("metric_list") or []
+        places = {metric["metric"]: place for place, metric in enumerate(listed)}
+        for key, value in sorted(metrics.items(), key=lambda item: places.get(item[0].partition(",")[0], len(places))):
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
