@@ -323,7 +323,7 @@ def _ready() -> frozenset[str]:
 
 
 def read_built_in() -> None:
-    """Read and check the built-in recipes, once in the life of a process; it takes half a second on a quiet machine."""
+    """Read and check the built-in recipes, once in the life of a process: a quarter of a second on a quiet machine."""
     built_in_needs()
 
 

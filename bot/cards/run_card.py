@@ -131,17 +131,16 @@ def _progress(run: RunView) -> Sequence[str]:
 
 
 def _evaluated(run: RunView) -> Sequence[str]:
-    """The newest value of each task's first metric."""
-    lines: dict[str, str] = {}
-    for scored in run.evaluations:
+    """The newest value of each of the first tasks."""
+    lines = []
+    for scored in run.evaluations[:MOST_TASKS]:
         step = max(scored.values)
         value, stderr = scored.values[step]
         error = "" if stderr is None else f" ±{stderr:.4f}"
-        said = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)} **{value:.4f}**{error} at step {step:,}"
-        lines.setdefault(scored.task, said)
-    shown = list(lines.values())[:MOST_TASKS]
-    more = " · and more" if len(lines) > len(shown) else ""
-    return [f"**Evaluations** {' · '.join(shown)}{more}"]
+        named = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)}"
+        lines.append(f"{named} **{value:.4f}**{error} at step {step:,}")
+    more = " · and more" if len(run.evaluations) > MOST_TASKS else ""
+    return [f"**Evaluations** {' · '.join(lines)}{more}"]
 
 
 def _spiked(run: RunView) -> str:

@@ -55,13 +55,15 @@ def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log:
 
 
 def _evaluated(run: RunView, measured: Sequence[Measured]) -> list[Evaluated]:
-    """The first metric of each task that was run on several checkpoints, for the first `MOST_PANELS` of them."""
-    found: dict[str, Evaluated] = {}
-    for scored in run.evaluations:
-        if len(scored.values) > 1 and scored.task not in found and len(found) < MOST_PANELS:
-            points = [(_tokens_at(measured, step), *value) for step, value in scored.values.items()]
-            found[scored.task] = Evaluated(f"{scored.task} · {scored.metric}", points)
-    return list(found.values())
+    """Those of the run's evaluations that several checkpoints have, `MOST_PANELS` at most."""
+    several = [scored for scored in run.evaluations if len(scored.values) > 1]
+    return [
+        Evaluated(
+            f"{scored.task} · {scored.metric}",
+            [(_tokens_at(measured, step), *value) for step, value in scored.values.items()],
+        )
+        for scored in several[:MOST_PANELS]
+    ]
 
 
 def _tokens_at(measured: Sequence[Measured], step: int) -> int:

@@ -75,8 +75,10 @@ def of_run(session: Session, run_id: int) -> list[Scored]:
     of_it = col(CheckpointResult.run_id) == run_id
     newest = func.max(col(CheckpointResult.measured_by)).desc()
     tasks = select(CheckpointResult.task).where(of_it).group_by(col(CheckpointResult.task)).order_by(newest)
-    scored = _scored(session, of_it & col(CheckpointResult.task).in_(tasks.limit(MOST_TASKS)))
-    return list({each.task: each for each in reversed(scored)}.values())[::-1]
+    first: dict[str, Scored] = {}
+    for scored in _scored(session, of_it & col(CheckpointResult.task).in_(tasks.limit(MOST_TASKS))):
+        first.setdefault(scored.task, scored)
+    return list(first.values())
 
 
 def of_step(session: Session, run_id: int, step: int) -> list[Scored]:
