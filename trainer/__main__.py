@@ -25,6 +25,7 @@ from trainer.gpus import named
 from trainer.import_command import app as importing
 from trainer.layouts import Layout
 from trainer.memory import Device
+from trainer.programs.commands import app as programming
 from trainer.study.commands import app as studying
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -116,6 +117,7 @@ def check(
 app.add_typer(importing)
 app.add_typer(evaluation)
 app.add_typer(studying)
+app.add_typer(programming)
 app.add_typer(data, name="data")
 
 

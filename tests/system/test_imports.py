@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "trainer.config",
         "trainer.contract",
         "trainer.gpus",
+        "trainer.programs.entry",
         "trainer.schema",
         "trainer.study.registry",
     },
