@@ -1,6 +1,7 @@
 """Evaluations: members have tasks of lm-evaluation-harness run on checkpoints of a run."""
 
 import re
+from collections.abc import Sequence
 
 import yaml
 from pydantic import BaseModel
@@ -13,9 +14,9 @@ from broker.runs.runs import Run, RunKind
 from projects import text
 from projects.errors import InvalidError
 from projects.people import Actor
+from trainer.evaluation import task_names
 
 MOST_TASKS, MOST_SHOTS = 20, 100
-LONGEST_TASK = 100
 
 
 class Evaluation(BaseModel):
@@ -66,9 +67,20 @@ def parse_tasks(typed: str) -> list[str]:
     if names == [""] or len(names) > MOST_TASKS:
         raise InvalidError(f"Name one to {MOST_TASKS} tasks, such as heldout, lambada_openai.")
     for name in names:
-        if not re.fullmatch(r"\w[\w.:+-]*", name, re.ASCII) or len(name) > LONGEST_TASK:
-            raise InvalidError(f"“{name[:60]}” is no name of a task; one is written like lambada_openai.")
+        if not task_names.is_known(name):
+            near = task_names.nearest(name)
+            hint = (
+                f"do you mean {' or '.join(near)}?"
+                if near
+                else "tasks are those of lm-evaluation-harness, and heldout."
+            )
+            raise InvalidError(f"There is no task “{name[:60]}”; {hint}")
     return names
+
+
+def tasks_with(part: str, most: int) -> Sequence[str]:
+    """Up to `most` names of tasks that contain some letters, those that begin with them first."""
+    return task_names.containing(part, most)
 
 
 def _bounded(what: str, count: int | None, least: int, most: int) -> int | None:

@@ -455,6 +455,10 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert refused == f"Run {run} has no checkpoint of step 17 here or open on the Hub; the nearest are 16, 20."
     offered = await ada.complete("run evaluate", "steps", "", run=run)
     assert [value for _, value in offered] == ["last", "all", "20", "16"]
+    tasks = [name for name, _ in await ada.complete("run evaluate", "tasks", "heldout, arc_e", run=run)]
+    assert tasks[:2] == ["heldout, arc_easy", "heldout, arc_es"]
+    refused = said(await ada.command("run evaluate", run=run, tasks="hellaswagg"))
+    assert refused.startswith("There is no task “hellaswagg”; do you mean hellaswag or")
     queued = said(await ada.command("run evaluate", run=run, tasks="heldout, arc_easy", steps="all", time_limit="6m"))
     evaluation = lab.call(runs.of_project, 1, kind=RunKind.EVALUATE)[0]
     assert queued.startswith(f"Run {evaluation.id}, an evaluation of run {run}, is queued; its results are posted")

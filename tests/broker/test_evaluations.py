@@ -178,11 +178,16 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     ("asked", "said"),
     [
         ({"tasks": " , "}, "Name one to 20 tasks, such as heldout, lambada_openai."),
-        ({"tasks": "../../etc/passwd"}, "“../../etc/passwd” is no name of a task"),
-        ({"tasks": "--data=/"}, "“--data=/” is no name of a task"),
-        ({"tasks": "📐 @everyone"}, "“📐” is no name of a task"),
-        ({"tasks": "a*"}, "is no name of a task"),
-        ({"tasks": "a" * 4000}, "is no name of a task"),
+        ({"tasks": "heldout, lambda_openai"}, "There is no task “lambda_openai”; do you mean lambada_openai or"),
+        (
+            {"tasks": "../../etc/passwd"},
+            "There is no task “../../etc/passwd”; tasks are those of lm-evaluation",
+        ),
+        ({"tasks": "--data=/"}, "There is no task “--data=/”"),
+        ({"tasks": "heldout_*"}, "There is no task “heldout_*”"),
+        ({"tasks": "📐 @everyone"}, "There is no task “📐”"),
+        ({"tasks": "a*"}, "There is no task “a*”"),
+        ({"tasks": "a" * 4000}, "There is no task “aaaa"),
         ({"steps": "11"}, "has no checkpoint of step 11 here or open on the Hub; the nearest are 10, 20, 30."),
         ({"steps": "-1"}, "Steps are written like 10 20 30; or say last or all."),
         ({"time_limit": "now"}, "A time limit is written like 45m"),
@@ -195,7 +200,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     lab: Lab, trained: int, asked: dict[str, object], said: str
 ) -> None:
     before = lab.everything()
-    with pytest.raises(DomainError, match=said.replace("(", r"\(")):
+    with pytest.raises(DomainError, match=re.escape(said)):
         evaluate(lab, trained, **asked)
     assert lab.everything() == before
 

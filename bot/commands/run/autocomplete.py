@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, launching, on_checkpoints, runs
+from broker.runs import control, evaluations, launching, on_checkpoints, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -276,6 +276,21 @@ async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[s
         return [choice for choice in [*words, *steps] if typed.strip().lower() in choice[0]]
 
     return await _choices(interaction, look, refused=typed or "✗")
+
+
+async def tasks(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The tasks of lm-evaluation-harness that have the last word that is typed, after those before it."""
+    return last_word(
+        typed, lambda part: evaluations.tasks_with(part, autocomplete.MOST_CHOICES + evaluations.MOST_TASKS)
+    )
+
+
+def last_word(typed: str, fitting: Callable[[str], Sequence[str]]) -> list[Choice[str]]:
+    """Choices for a list of words: those before the last, and each that fits the last and is not among them."""
+    *before, last = typed.replace(",", " ").split(" ")
+    chosen = [word for word in before if word]
+    lists = [", ".join([*chosen, name]) for name in fitting(last.strip().lower()) if name not in chosen]
+    return [Choice(name=each, value=each) for each in lists if len(each) <= LONGEST][: autocomplete.MOST_CHOICES]
 
 
 def with_steps(overrides: str, steps: int | None) -> str:

@@ -351,7 +351,8 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
     limit="Documents of each task, for a trial; all by default",
 )
 @app_commands.autocomplete(run=run_autocomplete.any_run)
-@app_commands.autocomplete(steps=run_autocomplete.evaluable_steps, time_limit=run_autocomplete.durations)
+@app_commands.autocomplete(tasks=run_autocomplete.tasks, steps=run_autocomplete.evaluable_steps)
+@app_commands.autocomplete(time_limit=run_autocomplete.durations)
 async def evaluate(
     interaction: Interaction,
     tasks: str,
