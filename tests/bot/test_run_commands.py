@@ -90,6 +90,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     lab, channel = shared_lab
     ada = lab.person("Ada")
     given: dict[str, Any] = {"recipe": "demo", "time_limit": "10m", "gpus": 2, "steps": 40, "override": "seed=7"}
+    given |= {"evaluate": "heldout, arc_easy every 4"}
     heads = lab.heads()
     offer = await ada.command("run launch", channel=channel.id, dataset="python-docs", **given)
     assert offer.message is not None
@@ -102,6 +103,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
         "place 1 of 1. Nothing holds it up. It starts at once.",
         "81.9k tokens in 40 steps",
         "MiB of memory for each core",
+        "**Evaluation** One in 4 checkpoints is given `heldout`, `arc_easy`, in runs of their own, which cost extra",
     ):
         assert words in offer.text.replace("\\", "")
     assert offer.message.button_labels == ["Launch", "Cancel"]
