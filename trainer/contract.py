@@ -120,6 +120,8 @@ LOG_FILE = "trainer.log"
 SAMPLE_FILE = "sample.json"
 """The text that `generate` wrote."""
 RESULTS_FOLDER = "results"
+EVALUATION_SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
+"""What lm-evaluation-harness is seeded with, by what it seeds."""
 """The results of `eval`, one file `step{N}.json` a checkpoint."""
 RESULTS_FILE = "results.json"
 """The results of `study`: the series of each analysis over the steps."""

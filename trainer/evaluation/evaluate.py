@@ -22,7 +22,7 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.contract import RESULTS_FOLDER, Event
+from trainer.contract import EVALUATION_SEEDS, RESULTS_FOLDER, Event
 from trainer.evaluation import task_files, task_names
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
@@ -153,6 +153,10 @@ def evaluate(
                 limit=settings.limit,
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=False),
+                random_seed=EVALUATION_SEEDS["random"],
+                numpy_random_seed=EVALUATION_SEEDS["numpy"],
+                torch_random_seed=EVALUATION_SEEDS["torch"],
+                fewshot_random_seed=EVALUATION_SEEDS["fewshot"],
             )
         except Exception as error:  # tasks bring templates and code of their own
             if isinstance(error, _NOT_OF_TASKS) and not isinstance(error, (NotImplementedError, *_OUT_OF_REACH)):
