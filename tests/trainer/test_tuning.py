@@ -204,7 +204,7 @@ def test_adapters_have_the_loss_and_gradients_of_a_plain_implementation(root: Pa
             a, b = adapters[f"{name}.lora_a"], adapters[f"{name}.lora_b"]
             weight = layer.get_parameter("weight").detach() + 8.0 / 4 * b @ a
             del layer.weight
-            layer.weight = weight  # type: ignore[assignment]
+            layer.weight = weight
     examples = [pair for line in lines_of(corpus, encoded(root, "instructions")) for pair in line]
     wanted = -torch.cat([log_probabilities(alone, *example) for example in examples]).mean()
     wanted.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ def test_adapters_have_the_loss_and_gradients_of_a_plain_implementation(root: Pa
 def test_preferences_have_the_loss_and_gradients_of_a_plain_implementation(
     root: Path, tmp_path: Path, lora: dict[str, Any] | None
 ) -> None:
-    sections = {"base": f"{root}/base@1", "dpo": {"beta": 0.5}} | ({"lora": lora} if lora else {})
+    sections: dict[str, Any] = {"base": f"{root}/base@1", "dpo": {"beta": 0.5}} | ({"lora": lora} if lora else {})
     config = configured(root, "preferences", **sections)
     read = save_load.reader(checkpoint_folder(root / "base", 1), config)
     corpus = corpus_of(config, tmp_path / "data")
