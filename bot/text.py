@@ -194,6 +194,11 @@ def begun(said: str) -> str:
     return said[:1].upper() + said[1:]
 
 
+def each_checkpoint(every: int) -> str:
+    """Which checkpoints of a run are meant by every `every`-th."""
+    return "Each checkpoint" if every == 1 else f"One in {every:,} checkpoints"
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """“1 run”, “2 runs”."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -34,6 +34,7 @@ BELOW = {
     "publications": "runs",
     "points": "runs",
     "checkpoint_results": "runs",
+    "evaluation_plans": "runs",
     "payloads": "streams",
     "authorships": "streams",
 }

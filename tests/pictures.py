@@ -117,10 +117,20 @@ def six() -> Comparison:
             held_out(length, floor=1.95 + 0.07 * n),
             (),
             None,
+            evaluations=tasks_of(length, n) if n in (0, 1, 3) else (),
         )
         for n, length in enumerate(lengths)
     ]
     return Comparison([*curves, fork()])
+
+
+def tasks_of(length: int, run: int) -> list[Evaluated]:
+    """Two tasks on every 10,000th checkpoint of one of the six runs, and a third that no other has."""
+    shares = {step: 1 - math.exp(-step / (40_000 + 15_000 * run)) for step in range(10_000, length + 1, 10_000)}
+    lambada: Measurements = [(step * TOKENS, 0.62 * share, 0.007) for step, share in shares.items()]
+    bits: Measurements = [(step * TOKENS, 3.2 - 2.3 * share, None) for step, share in shares.items()]
+    alone = [Evaluated(f"own_{run} · acc", lambada)]
+    return [Evaluated("lambada_openai · acc", lambada), *alone, Evaluated("heldout_pile · bits_per_byte", bits[-1:])]
 
 
 def main() -> None:

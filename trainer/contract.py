@@ -122,6 +122,8 @@ SAMPLE_FILE = "sample.json"
 PICTURES_FOLDER = "pictures"
 """The pictures of a program that are small enough to be shown, `1.png` and so on."""
 RESULTS_FOLDER = "results"
+EVALUATION_SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
+"""What lm-evaluation-harness is seeded with, by what it seeds."""
 """The results of `eval`, one file `step{N}.json` a checkpoint."""
 RESULTS_FILE = "results.json"
 """The results of `study`: the series of each analysis over the steps."""

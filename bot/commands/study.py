@@ -31,10 +31,7 @@ MOST_LINES = 1800
 
 async def analyses(interaction: Interaction, typed: str) -> list[Choice[str]]:
     """The analyses whose name has the last word that is typed, after those before it."""
-    *before, last = typed.replace(",", " ").split(" ")
-    chosen = [word for word in before if word]
-    fitting = [name for name in studies.ANALYSES if last.strip().lower() in name and name not in chosen]
-    return [Choice(name=", ".join([*chosen, name])[:100], value=", ".join([*chosen, name])[:100]) for name in fitting]
+    return run_autocomplete.last_word(typed, lambda part: [name for name in studies.ANALYSES if part in name])
 
 
 @study_group.command(name="start", description="Run analyses over checkpoints of a run")

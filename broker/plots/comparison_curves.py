@@ -1,6 +1,6 @@
 """Draws the losses of up to six runs in one picture. Colour, line style and marker each tell the runs apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.typing import LineStyleType
 
 from broker.plots import canvas, points
 from broker.plots.canvas import DARK, Theme
-from broker.plots.curve import Comparison, Curve, Standings
+from broker.plots.curve import Comparison, Curve, Evaluated, Standings
 from broker.plots.points import Array
 
 STYLES: tuple[tuple[LineStyleType, str], ...] = (
@@ -23,6 +23,9 @@ STYLES: tuple[tuple[LineStyleType, str], ...] = (
     ((0, (5, 1.5, 1, 1.5, 1, 1.5)), "P"),
 )
 ROW = 44
+PANEL = 150
+MOST_PANELS = 3
+"""Tasks that have a panel of their own."""
 BEGUN = 0.05
 """The share of the longest run's tokens below which a run has just begun, and is not compared."""
 MOST_RAW = 3
@@ -33,7 +36,8 @@ LABEL = 820
 
 
 def draw(comparison: Comparison, theme: Theme = DARK) -> bytes:
-    """Draw the runs as a PNG, 1000 pixels wide and 700 high, plus 44 for each line of the legend."""
+    """Draw the runs as a PNG, 1000 pixels wide and 700 high, plus 44 for each line of the legend
+    and 150 for each task."""
     return canvas.png(figure(comparison, theme))
 
 
@@ -97,8 +101,10 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
     found = standings(comparison)
     labels = [_label(curve, loss) for curve, loss in zip(curves, found.losses, strict=True)]
     rows = sum(label.count("\n") + 1 for label in labels) + bool(behind) + bool(found.tokens)
-    drawn = canvas.blank(700 + ROW * rows, theme)
-    axes = drawn.add_subplot()
+    shared = _shared(curves)
+    drawn = canvas.blank(700 + ROW * rows + PANEL * len(shared), theme)
+    heights = (4.2, *([1] * len(shared)))
+    axes, *panels = drawn.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     canvas.style(axes, theme)
     _scale(axes, [line for line in [*lines, *behind] if len(line.at)])
     named = _Named(axes, theme, raw=len(curves) <= MOST_RAW)
@@ -111,7 +117,9 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
     if behind:
         count = f"{len(behind)} other {'run' if len(behind) == 1 else 'runs'}"
         handles.append(Line2D([], [], color=theme.muted, linewidth=0.9, alpha=0.5, label=count))
-    axes.set_xlabel("tokens", fontsize=canvas.NORMAL, color=theme.ink)
+    for panel, (task, evaluated) in zip(panels, shared.items(), strict=True):
+        _evaluations(panel, task, evaluated, theme)
+    (panels[-1] if panels else axes).set_xlabel("tokens", fontsize=canvas.NORMAL, color=theme.ink)
     axes.set_ylabel("loss, nats per token", fontsize=canvas.NORMAL, color=theme.ink)
     legend = drawn.legend(
         handles=handles,
@@ -130,6 +138,37 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
     for label in legend.get_texts():
         label.set_parse_math(False)
     return drawn
+
+
+def _shared(curves: Sequence[Curve]) -> Mapping[str, Mapping[int, Evaluated]]:
+    """What several of the runs were evaluated on, `MOST_PANELS` at most: by run, what was measured."""
+    found: dict[str, dict[int, Evaluated]] = {}
+    for number, curve in enumerate(curves):
+        for evaluated in curve.evaluations:
+            found.setdefault(evaluated.label, {})[number] = evaluated
+    shared = [(label, runs) for label, runs in found.items() if len(runs) > 1]
+    return dict(shared[:MOST_PANELS])
+
+
+def _evaluations(axes: Axes, label: str, found: Mapping[int, Evaluated], theme: Theme) -> None:
+    """What runs have measured of one task, each in the colour, line style and marker of its loss."""
+    canvas.style(axes, theme, ticks=2)
+    for number, evaluated in found.items():
+        dashes, marker = STYLES[number]
+        at, values, errors = zip(*((at, value, error or 0.0) for at, value, error in evaluated.points), strict=True)
+        colour = theme.cycle[number]
+        axes.errorbar(
+            at, values, errors, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.3, capsize=3
+        )
+    axes.margins(y=0.2)
+    axes.set_title(
+        canvas.fitted(label, canvas.SMALL, 800),
+        fontsize=canvas.SMALL,
+        loc="left",
+        color=theme.muted,
+        parse_math=False,
+        pad=3,
+    )
 
 
 def _label(curve: Curve, loss: float | None) -> str:

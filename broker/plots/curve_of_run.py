@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 from sqlalchemy.orm import Session
@@ -50,20 +51,25 @@ def curve_of(session: Session, run: RunView, panel: Panel | None = None, *, log:
         below_label=shown.label,
         before=_before(session, run.id),
         log=log,
-        evaluations=_evaluated(run, measured),
+        evaluations=[each for each in evaluated(run, measured) if len(each.points) > 1][:MOST_PANELS],
     )
 
 
-def _evaluated(run: RunView, measured: Sequence[Measured]) -> list[Evaluated]:
-    """Those of the run's evaluations that several checkpoints have, `MOST_PANELS` at most."""
-    several = [scored for scored in run.evaluations if len(scored.values) > 1]
+def evaluated(run: RunView, measured: Sequence[Measured]) -> list[Evaluated]:
+    """What was measured on the run's checkpoints, over its tokens as its losses have them."""
     return [
         Evaluated(
             f"{scored.task} · {scored.metric}",
             [(_tokens_at(measured, step), *value) for step, value in scored.values.items()],
         )
-        for scored in several[:MOST_PANELS]
+        for scored in run.evaluations
     ]
+
+
+def to_compare(session: Session, run: RunView) -> Curve:
+    """The run's curve for a comparison, with all that was measured on its checkpoints."""
+    measured = series.read(session, run.id, "loss")
+    return replace(curve_of(session, run), evaluations=evaluated(run, measured))
 
 
 def _tokens_at(measured: Sequence[Measured], step: int) -> int:

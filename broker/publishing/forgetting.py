@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from broker import publications
 from broker.publications import Publication, Repository
-from broker.publishing import model_card
+from broker.publishing import model_card, results_file
 from broker.publishing.hub import Hub
 from broker.runs.runs import Run
 from projects import moderation, projects
@@ -124,11 +124,18 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
         if found is None:
             continue
         said, commit = found
+        step = model_card.step_of(said)
         with db.read() as session:
-            anew = model_card.renewed(session, run_id, repository.name, said)
-        if anew != said:
+            now = {model_card.CARD_FILE: model_card.renewed(session, run_id, repository.name, said)}
+            measured = "" if step is None else results_file.content(session, run_id, step)
+        there = {model_card.CARD_FILE: said}
+        if step is not None and measured:
+            name = results_file.name(step)
+            now[name] = measured
+            there[name] = (hub.read(repository.name, branch, name) or ("", ""))[0]
+        if changed := {name: text for name, text in now.items() if text != there[name]}:
             # Refused where another publisher has uploaded a later step to `main` since.
-            hub.write(repository.name, branch, model_card.CARD_FILE, anew, "model card updated", parent=commit)
+            hub.write(repository.name, branch, changed, "model card updated", parent=commit)
     with db.write() as session:
         seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
         session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))

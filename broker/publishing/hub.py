@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile, constants, set_client_factory
+from huggingface_hub import CommitOperationAdd, HfApi, RepoFile, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
 from projects.db.columns import utcnow
@@ -164,14 +165,13 @@ class Hub:
                 return None
             raise _hub_error(error) from error
 
-    def write(self, repo: str, branch: str, name: str, said: str, message: str, *, parent: str) -> None:
-        """Write a text file on a branch, as a commit. Raises HubError, also where the branch is at another commit than
-        `parent` by now."""
+    def write(self, repo: str, branch: str, files: Mapping[str, str], message: str, *, parent: str) -> None:
+        """Write text files on a branch, by name, as one commit. Raises HubError, also where the branch is by now
+        at another commit than `parent`."""
         try:
-            self.api.upload_file(
+            self.api.create_commit(
                 repo_id=repo,
-                path_or_fileobj=said.encode(),
-                path_in_repo=name,
+                operations=[CommitOperationAdd(name, said.encode()) for name, said in files.items()],
                 revision=branch,
                 commit_message=message,
                 parent_commit=parent,

@@ -16,7 +16,7 @@ from broker import configs, publications
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
-from broker.publishing import metrics, tensorboard
+from broker.publishing import metrics, results_file, tensorboard
 from broker.runs import naming, results, runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
@@ -58,6 +58,9 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if curves := {name: points for name, points in _curves(session, run_id, step, losses).items() if points}:
         _write(folder / EVENTS_FILE, tensorboard.encode(curves))
+    if measured := results_file.content(session, run_id, step):
+        (folder / contract.RESULTS_FOLDER).mkdir(exist_ok=True)
+        _write(folder / results_file.name(step), measured)
     if len(losses) > 1:
         from broker.plots import canvas, loss_curve  # imports matplotlib, which takes a second
 
@@ -72,6 +75,12 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
 def discard(folder: str) -> None:
     """Remove the card of a checkpoint that is not published yet, so that it is rewritten; raises OSError."""
     (Path(folder) / CARD_FILE).unlink(missing_ok=True)
+
+
+def step_of(said: str) -> int | None:
+    """The step of the checkpoint that a card tells of; None for a card of another form."""
+    about = _STEP.search(said)
+    return None if about is None else int(about[1])
 
 
 def renewed(session: Session, run_id: int, repo: str, said: str) -> str:
@@ -184,6 +193,7 @@ def _card(
         plain=_plain,
         project=project,
         repo=repo,
+        results_file=results_file.name(step),
         run=run,
         since=since,
         sources=sources,

@@ -42,6 +42,7 @@ class RunPlan(Base, table=True):
     gpus: int = integer()
     name: str = words(default="")
     tags: str = tag_words()
+    evaluate: str = ""
     parent_id: int | None = foreign_key("runs.id", default=None)
     fork_step: int | None = integer(default=None)
     discarded: bool = False
@@ -92,6 +93,7 @@ def keep(
             gpus=order.gpus,
             name=order.name,
             tags=order.tags,
+            evaluate=order.evaluate,
             parent_id=None if order.origin is None else order.origin.run_id,
             fork_step=None if order.origin is None else order.origin.step,
         )
@@ -192,6 +194,7 @@ def order_of(plan: RunPlan) -> Order:
         dataset=plan.dataset,
         name=plan.name,
         tags=plan.tags,
+        evaluate=plan.evaluate,
     )
 
 

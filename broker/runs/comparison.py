@@ -1,6 +1,7 @@
 """The runs of a comparison: two to six training runs, named by their numbers or chosen as the nearest ones."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError("A comparison needs at least two runs, such as 3 5.")
     if len(ids) > MOST:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
-    views = runs.views(session, ids)
+    views = [runs.view(session, run_id) for run_id in ids]
     for view in views:
         if not kind.named(view.kind).trains:
             raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
@@ -71,6 +72,12 @@ def _flat(value: Any, field: str = "") -> Mapping[str, str]:
     return {field: str(value)}
 
 
+def shared_tasks(views: Sequence[RunView]) -> Sequence[tuple[str, str]]:
+    """The tasks, each with its metric, that several of the runs were evaluated on, in the order of the first run."""
+    counted = Counter((scored.task, scored.metric) for view in views for scored in view.evaluations)
+    return [which for which, runs_with_it in counted.items() if runs_with_it > 1]
+
+
 def names(views: Sequence[RunView]) -> list[str]:
     """A name for each of the runs: its own, or its recipe, or what sets it apart from the other runs of that recipe.
 
@@ -106,4 +113,4 @@ def nearest(session: Session, run_id: int) -> Sequence[RunView]:
     ).all()
     if not others:
         raise NotFoundError(f"The project has no other run with a curve to compare run {run_id} with yet.")
-    return runs.views(session, [run.id, *sorted(others)])
+    return [runs.view(session, run_id) for run_id in (run.id, *sorted(others))]

@@ -1,21 +1,29 @@
 """Evaluations: members have tasks of lm-evaluation-harness run on checkpoints of a run."""
 
-import re
+from collections.abc import Sequence
+from datetime import timedelta
 
 import yaml
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
+from sqlmodel import col, select
 
-from broker.runs import on_checkpoints
+from broker import publications
+from broker.publications import Disk, Publication
+from broker.runs import evaluation_plans, launching, on_checkpoints
+from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.launching import Receipt
 from broker.runs.on_checkpoints import LAST
-from broker.runs.runs import Run, RunKind
-from projects import text
-from projects.errors import InvalidError
+from broker.runs.runs import ENDED, Run, RunKind
+from projects.db.columns import utcnow
+from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
+from trainer.evaluation import task_names
 
-MOST_TASKS, MOST_SHOTS = 20, 100
-LONGEST_TASK = 100
+MOST_SHOTS = 100
+SECONDS_A_STEP = 30 * 60
+"""The time limit of an evaluation that was ordered with a run, for each of its checkpoints."""
+PAUSE = timedelta(minutes=10)
 
 
 class Evaluation(BaseModel):
@@ -44,7 +52,7 @@ def launch(
 
     def ask(chosen: list[int]) -> Evaluation:
         return Evaluation(
-            tasks=parse_tasks(tasks),
+            tasks=evaluation_plans.parse_tasks(tasks),
             steps=chosen,
             shots=_bounded("examples before each question", shots, 0, MOST_SHOTS),
             limit=_bounded("documents of each task", limit, 1, 10**6),
@@ -55,20 +63,65 @@ def launch(
     )
 
 
+def due(session: Session) -> Sequence[int]:
+    """The runs that have come to something: checkpoints that are to be evaluated now, or the last of them."""
+    open_plans = select(EvaluationPlan).where(
+        col(EvaluationPlan.is_over).is_(False), col(EvaluationPlan.not_before) <= utcnow()
+    )
+    return [plan.run_id for plan in session.scalars(open_plans) if _next(session, plan) is not None]
+
+
+def queue_due(session: Session, run_id: int) -> None:
+    """Queue an evaluation of the checkpoints of a run that have come, as ordered with it, one evaluation at a time.
+
+    Where the allocation cannot pay for all of them, the first ones are queued; for none, it is tried again later.
+    """
+    parent = session.get_one(Run, run_id, with_for_update={"key_share": True})
+    plan = session.get_one(EvaluationPlan, run_id, with_for_update=True, populate_existing=True)
+    steps = None if plan.is_over else _next(session, plan)
+    if steps is None:
+        return
+    if not steps:
+        plan.is_over = True
+        return
+    while steps:
+        asked = Evaluation(tasks=plan.ordered.tasks, steps=steps)
+        seconds = min(len(steps) * SECONDS_A_STEP, launching.LONGEST_TIME_LIMIT)
+        request_id = f"evaluation-{run_id}-{steps[-1]}"
+        try:
+            run = on_checkpoints.queue(session, parent, RunKind.EVALUATE, asked, steps, seconds, request_id)
+        except (ConflictError, NotFoundError):
+            steps = steps[: len(steps) // 2]
+        else:
+            plan.through, plan.newest = steps[-1], run.id
+            return
+    plan.not_before = utcnow() + PAUSE
+
+
+def _next(session: Session, plan: EvaluationPlan) -> list[int] | None:
+    """The steps that are to be evaluated now; none where all are and the run has ended, None where it is too early."""
+    if plan.newest is not None and session.get_one(Run, plan.newest).state not in ENDED:
+        return None
+    run = session.get_one(Run, plan.run_id)
+    whole = col(Publication.disk) != Disk.LOST
+    saved = select(Publication.step).where(Publication.run_id == run.id, whole).order_by(col(Publication.step))
+    steps = list(session.scalars(saved))
+    chosen = steps[:: plan.every]
+    if run.state in ENDED and steps:
+        chosen = sorted({*chosen, steps[-1]})
+    readable = set(publications.readable(session, run.id))
+    left = [step for step in chosen if step > plan.through and step in readable]
+    return left[: on_checkpoints.MOST_STEPS] if left or run.state in ENDED else None
+
+
 def what(run: Run) -> Evaluation:
     """What an evaluation runs."""
     return Evaluation.model_validate(yaml.safe_load(run.config))
 
 
-def parse_tasks(typed: str) -> list[str]:
-    """Names of tasks as typed, such as “heldout, lambada_openai”; raises InvalidError."""
-    names = list(dict.fromkeys(re.split(r"[\s,]+", text.cleaned(typed).strip(" ,"))))
-    if names == [""] or len(names) > MOST_TASKS:
-        raise InvalidError(f"Name one to {MOST_TASKS} tasks, such as heldout, lambada_openai.")
-    for name in names:
-        if not re.fullmatch(r"\w[\w.:+-]*", name, re.ASCII) or len(name) > LONGEST_TASK:
-            raise InvalidError(f"“{name[:60]}” is no name of a task; one is written like lambada_openai.")
-    return names
+def tasks_with(part: str, most: int) -> Sequence[str]:
+    """Up to `most` names of tasks that contain some letters, those that begin with them first."""
+    return task_names.containing(part, most)
 
 
 def _bounded(what: str, count: int | None, least: int, most: int) -> int | None:

@@ -15,7 +15,8 @@ from broker.allocations import allocations, corpora, ledger, nodes, payers, pool
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit
-from broker.runs import entries, estimates, naming, preparing, readings
+from broker.runs import entries, estimates, evaluation_plans, naming, preparing, readings
+from broker.runs.evaluation_plans import Evaluated
 from broker.runs.kinds.kind import kind_of
 from broker.runs.runs import Run, RunKind, RunState, load
 from projects import parse, projects, quotas, rights, text
@@ -58,7 +59,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Order:
-    """A run as a member orders it, as typed; its recipe must train on `dataset`, if one is given."""
+    """A run as a member orders it, as typed; its recipe must train on `dataset`, if one is given. `evaluate` names the
+    tasks that its checkpoints are given."""
 
     project_id: int
     recipe: str
@@ -71,6 +73,7 @@ class Order:
     kind: RunKind = RunKind.TRAIN
     name: str = ""
     tags: str = ""
+    evaluate: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Quote:
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
     it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
     `stages` are those of the run, if it has any, `reads` what it reads of the pool's corpora, and `copies` the bytes of
-    those that the pool lacks, by name.
+    those that the pool lacks, by name. `evaluated` is what its checkpoints are given.
     """
 
     run: Run
@@ -106,6 +109,7 @@ class Quote:
     memory: int
     saves_at: int
     saves_after: float | None
+    evaluated: Evaluated | None
     stages: Sequence[Stage]
     reads: Sequence[Reading]
     copies: Mapping[str, int]
@@ -175,15 +179,17 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order) -> Rec
     session.add(run)
     session.flush()
     quotas.check_project(session, QuotaKind.LAUNCH, project.id)
-    tell_queued(session, run, by=person)
+    evaluated = evaluation_plans.add(session, run.id, order.evaluate)
+    tell_queued(session, run, evaluated, by=person)
     return receipt(session, run)
 
 
-def tell_queued(session: Session, run: Run, *, by: Person) -> None:
+def tell_queued(session: Session, run: Run, evaluated: Evaluated | None = None, *, by: Person) -> None:
     """Append the entry that the run is queued, with what was ordered."""
     asked: dict[str, Any] = {"recipe": run.recipe, "overrides": run.overrides}
     asked |= {"gpus": run.gpus, "time_limit": run.time_limit}
     asked |= {key: said for key, said in (("name", run.name), ("tags", run.tags)) if said}
+    asked |= {} if evaluated is None else {"evaluate": evaluated._asdict()}
     origin = origin_of(run.parent_id, run.fork_step)
     if origin is None:
         entries.tell(session, run, "run.queued", by=by, **asked)
@@ -212,6 +218,7 @@ def quote(session: Session, order: Order) -> Quote:
         memory=report.memory_per_gpu,
         saves_at=estimate.saves_at,
         saves_after=estimate.saves_after,
+        evaluated=evaluation_plans.parse(order.evaluate),
         stages=dry_run.what_stages(config, {}, first),
         reads=readings.of_run(session, pool.id, config, tokens, first),
         copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
@@ -302,6 +309,7 @@ def fork_order(
         origin=Origin(parent.id, step),
         name=name,
         tags=tags,
+        evaluate=evaluation_plans.typed(session, parent.id),
     )
 
 
@@ -335,6 +343,7 @@ def rerun_order(session: Session, run_id: int) -> Order:
         overrides=typed(run.overrides),
         allocation_id=payers.payer(session, run.allocation_id, run.gpus * run.time_limit),
         origin=origin_of(run.parent_id, run.fork_step),
+        evaluate=evaluation_plans.typed(session, run.id),
     )
 
 

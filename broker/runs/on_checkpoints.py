@@ -52,24 +52,44 @@ def launch(
     if not kind_of(parent).trains:
         raise ConflictError(f"{kind_of(parent).what_it_is(parent)}; only a run that trains has checkpoints.")
     project = session.get_one(Project, parent.project_id)
-    person = rights.hold_member(session, actor, project)
+    rights.hold_member(session, actor, project)
     chosen = parse_steps(session, parent, steps)
-    asked = ask(chosen)
-    seconds = launching.parse_time_limit(time_limit)
+    asked, seconds = ask(chosen), launching.parse_time_limit(time_limit)
+    run = queue(session, parent, kind, asked, chosen, seconds, request_id, actor, gpus=gpus)
+    return launching.receipt(session, run)
+
+
+def queue(
+    session: Session,
+    parent: Run,
+    kind: RunKind,
+    asked: BaseModel,
+    chosen: Sequence[int],
+    seconds: int,
+    request_id: str,
+    actor: Actor | None = None,
+    *,
+    gpus: int = 1,
+) -> Run:
+    """Queue a run about these checkpoints on GPUs of the pool of the allocation that pays: by the actor, or by itself,
+    for whoever launched their run. Raises ConflictError and NotFoundError, and for an actor DomainError."""
+    project = session.get_one(Project, parent.project_id)
+    by = None if actor is None else rights.require_member(session, actor, project)
     pays = _paying(session, project, parent, gpus, seconds)
     pool = session.get_one(Pool, pays.pool_id)
     _check_kind(kind, pool, gpus)
     _check_reached(session, parent, chosen, pool)
     session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
     _check_readable(session, parent, chosen)
-    quotas.check(session, actor, QuotaKind.LAUNCH)
+    if actor is not None:
+        quotas.check(session, actor, QuotaKind.LAUNCH)
     run = Run(
         request_id=request_id,
         kind=kind,
         project_id=project.id,
         allocation_id=pays.id,
         pool_id=pays.pool_id,
-        requested_by=person.id,
+        requested_by=parent.requested_by if by is None else by.id,
         parent_id=parent.id,
         recipe=parent.recipe,
         overrides={},
@@ -80,9 +100,10 @@ def launch(
     )
     session.add(run)
     session.flush()
-    quotas.check_project(session, QuotaKind.LAUNCH, project.id)
-    entries.tell(session, run, "run.queued", by=person, recipe=parent.recipe, gpus=gpus, time_limit=seconds)
-    return launching.receipt(session, run)
+    if by is not None:
+        quotas.check_project(session, QuotaKind.LAUNCH, project.id)
+    entries.tell(session, run, "run.queued", by=by, recipe=parent.recipe, gpus=gpus, time_limit=seconds)
+    return run
 
 
 def newest(session: Session, project_id: int | None = None) -> Sequence[tuple[int, str, str]]:

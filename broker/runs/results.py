@@ -86,6 +86,13 @@ def of_step(session: Session, run_id: int, step: int) -> list[Scored]:
     return _scored(session, (col(CheckpointResult.run_id) == run_id) & (col(CheckpointResult.step) == step))
 
 
+def rows_of_step(session: Session, run_id: int, step: int) -> Sequence[CheckpointResult]:
+    """Every result on the checkpoint of a step, in the order in which the runs measured them."""
+    of_it = (col(CheckpointResult.run_id) == run_id, col(CheckpointResult.step) == step)
+    order = (col(CheckpointResult.measured_by), col(CheckpointResult.position))
+    return session.scalars(select(CheckpointResult).where(*of_it).order_by(*order)).all()
+
+
 def _scored(session: Session, condition: ColumnElement[bool]) -> list[Scored]:
     """The results in the order of tasks. Of a task that was run in several ways, on more or fewer documents or after
     more or fewer examples, that on the most documents counts, and of those the newest; so it is of each step."""

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from broker.allocations import ledger, payers
 from broker.allocations.ledger import Account
 from broker.allocations.units import Unit, in_hours
-from broker.runs import launching, naming, runs, sweep_text
+from broker.runs import evaluation_plans, launching, naming, runs, sweep_text
 from broker.runs.launching import Order, Quote
 from broker.runs.runs import ACTIVE, ENDED, Run, RunState, RunView, Sweep
 from projects import policies, projects, quotas, rights
@@ -203,7 +203,8 @@ def launch(session: Session, actor: Actor, request_id: str, order: Order, typed:
     asked |= {"gpus": sweep.gpus, "time_limit": sweep.time_limit, "cost": cost}
     tell(session, sweep, "sweep.launched", by=person, runs=[run.id for run in made], **asked)
     for run in made:
-        launching.tell_queued(session, run, by=person)
+        evaluated = evaluation_plans.add(session, run.id, order.evaluate)
+        launching.tell_queued(session, run, evaluated, by=person)
     return receipt(session, sweep.id)
 
 

@@ -25,7 +25,7 @@ from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
 from broker.runners import reaper, registry
 from broker.runners.shim import since_boot
-from broker.runs import attempts, control, inputs, runs, settlement
+from broker.runs import attempts, control, evaluations, inputs, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
 from broker.runs.kinds.kind import kind_of
 from broker.runs.leases import StaleError
@@ -137,6 +137,8 @@ class Scheduler:
             self._add_usage()
         with self.fence("queueing runs that can be paid again"):
             self._revive()
+        with self.fence("queueing evaluations of checkpoints"):
+            self._evaluate()
         with self.fence("planning"):
             self._start_runs()
         with self.fence("notifying the workers"):
@@ -235,6 +237,13 @@ class Scheduler:
             revivable = control.revivable(session)
         for run_id in revivable:
             self._try("queueing a run that can be paid again", run_id, partial(control.revive, run_id=run_id))
+
+    def _evaluate(self) -> None:
+        """Queue the evaluations that were ordered with a run, of the checkpoints that have come."""
+        with self.db.read() as session:
+            due = evaluations.due(session)
+        for run_id in due:
+            self._try("queueing an evaluation", run_id, partial(evaluations.queue_due, run_id=run_id))
 
     def _try(self, part: str, run_id: int, change: Callable[[Session], object]) -> None:
         """Change a run in a transaction of its own, fenced; a change that comes too late is left out."""

@@ -18,7 +18,7 @@ from broker.publications import Publication, Repository
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
-from broker.runs import attempts, control, leases, runs, settlement
+from broker.runs import attempts, control, leases, results, runs, settlement
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
@@ -90,6 +90,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
     lab, channel = shared_lab
     ada = lab.person("Ada")
     given: dict[str, Any] = {"recipe": "demo", "time_limit": "10m", "gpus": 2, "steps": 40, "override": "seed=7"}
+    given |= {"evaluate": "heldout, arc_easy every 4"}
     heads = lab.heads()
     offer = await ada.command("run launch", channel=channel.id, dataset="python-docs", **given)
     assert offer.message is not None
@@ -102,6 +103,7 @@ async def test_a_launch_is_offered_with_its_cost_and_confirmed_once(shared_lab: 
         "place 1 of 1. Nothing holds it up. It starts at once.",
         "81.9k tokens in 40 steps",
         "MiB of memory for each core",
+        "**Evaluation** One in 4 checkpoints is given `heldout`, `arc_easy`, in runs of their own, which cost extra",
     ):
         assert words in offer.text.replace("\\", "")
     assert offer.message.button_labels == ["Launch", "Cancel"]
@@ -369,6 +371,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     lab.call(leases.renew, second, start(lab, second, 1), 5.0, progress(17, 30, at=8.5), lease_seconds=600)
     suggested = await ada.complete("run compare", "runs", f"{first} ", channel=channel.id)
     assert f"{first} {second}" in [value for _, value in suggested]
+    for run, step, accuracy in ((first, 16, 0.25), (second, 30, 0.5)):
+        lab.call(results.save, second, run, [Result(step, "arc_easy", "acc", accuracy, 0.01)])
     compared = await ada.command("run compare", runs=f"{first}, {second}")
     assert compared.ephemeral
     assert compared.message is not None
@@ -379,6 +383,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     )
     assert "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA)." in compared.text
     assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
+    evaluated = f"`arc_easy` acc: run {first} **0.2500** at step 16 · run {second} **0.5000** at step 30"
+    assert evaluated in compared.text.replace("\\", "")
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
     assert f"run {second} (seed 9, fork of {first}) at " in (picture.description or "")
@@ -455,6 +461,10 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert refused == f"Run {run} has no checkpoint of step 17 here or open on the Hub; the nearest are 16, 20."
     offered = await ada.complete("run evaluate", "steps", "", run=run)
     assert [value for _, value in offered] == ["last", "all", "20", "16"]
+    tasks = [name for name, _ in await ada.complete("run evaluate", "tasks", "heldout, arc_e", run=run)]
+    assert tasks[:2] == ["heldout, arc_easy", "heldout, arc_es"]
+    refused = said(await ada.command("run evaluate", run=run, tasks="hellaswagg"))
+    assert refused.startswith("There is no task “hellaswagg”; do you mean hellaswag or")
     queued = said(await ada.command("run evaluate", run=run, tasks="heldout, arc_easy", steps="all", time_limit="6m"))
     evaluation = lab.call(runs.of_project, 1, kind=RunKind.EVALUATE)[0]
     assert queued.startswith(f"Run {evaluation.id}, an evaluation of run {run}, is queued; its results are posted")

@@ -33,6 +33,7 @@ def test_a_small_checkpoint_is_timed() -> None:
     assert done.returncode == any(goal["missed"] for goal in goals.values())
 
 
+@pytest.mark.chaos
 def test_two_launches_are_timed() -> None:
     command = [sys.executable, "-m", "bench.launch", "--launches", "2"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=False)

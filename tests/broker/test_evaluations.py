@@ -8,16 +8,17 @@ from types import ModuleType
 
 import pytest
 from sqlalchemy import update
-from sqlmodel import col
+from sqlmodel import col, select
 
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
-from broker.runs import evaluations, results, runs, studies
+from broker.runs import evaluations, launching, results, runs, studies
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
-from broker.runs.runs import Run, RunState
+from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured
+from broker.scheduling.scheduler import Scheduler
 from projects.errors import ConflictError, DomainError, InvalidError
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
@@ -100,6 +101,82 @@ def test_an_evaluation_runs_the_tasks_on_the_checkpoints_that_are_left(lab: Lab,
     assert command(lab, run, tmp_path)[:2] == ["eval", folders[2]], "an attempt has something to end with"
 
 
+def test_every_second_checkpoint_of_a_run_is_evaluated_as_it_comes(lab: Lab, tmp_path: Path) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project, gpus=2, evaluate="heldout, arc_easy every 2")
+    assert lab.payloads(project, "run.queued")[-1]["evaluate"] == {"tasks": ["heldout", "arc_easy"], "every": 2}
+    token = lab.start(run, 0, 1)
+    attempt = tmp_path / "runs" / str(run) / "attempt-1"
+
+    def look() -> None:
+        with lab.db.read() as session:
+            due = evaluations.due(session)
+        for one in due:
+            with lab.db.write() as session:
+                evaluations.queue_due(session, one)
+
+    def saves(*steps: int) -> None:
+        kept = [Checkpoint(step, str(contract.checkpoint_folder(attempt, step))) for step in steps]
+        lab.renew(run, token, 5, Progress(0, 0, step=max(steps), tokens=3000, checkpoints=kept))
+
+    def asked() -> list[list[int]]:
+        with lab.db.read() as session:
+            made = session.scalars(select(Run).where(Run.kind == RunKind.EVALUATE).order_by(col(Run.id)))
+            return [evaluations.what(one).steps for one in made]
+
+    look()
+    saves(0)
+    Scheduler(settings(tmp_path), lab.db).round()
+    assert asked() == [[0]]
+    saves(1, 2, 4, 8)
+    look()
+    assert asked() == [[0]], "one evaluation at a time"
+    first = run + 1
+    about = {"run": run, "evaluation": first, "tasks": ["heldout", "arc_easy"], "steps": [0]}
+    queued = lab.payloads(project, "run.queued")[-1]
+    assert queued.items() >= about.items()
+    assert queued["by"] is None
+    assert lab.row(first).requested_by == lab.row(run).requested_by
+    lab.cancel(first)
+    look()
+    assert asked() == [[0], [2]]
+    lab.cancel(first + 1)
+    look()
+    assert asked() == [[0], [2], [8]], "all that the allocation can pay for at a time"
+    saves(16)
+    lab.cancel(first + 2)
+    lab.settle(run, token, 5, Ending(0))
+    for another in (3, 4):
+        look()
+        lab.cancel(first + another)
+    look()
+    assert asked() == [[0], [2], [8], [16]], "the last one as well"
+    with lab.db.read() as session:
+        assert evaluations.due(session) == []
+        assert launching.rerun_order(session, run).evaluate == "heldout, arc_easy every 2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("heldot", "There is no task “heldot”; do you mean heldout"),
+        ("heldout every 0", "“every” takes a number of checkpoints from 1 to 1,000, as in heldout every 4, not “0”."),
+        ("heldout every so often", "There is no task “every”"),
+        ("heldout every -2", "not “-2”"),
+        (" every 4", "There is no task “every”"),
+        ("📐" * 4000, "There is no task “📐📐"),
+    ],
+)
+def test_an_order_of_evaluations_that_cannot_be_is_refused(lab: Lab, typed: str, said: str) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    before = lab.everything()
+    with pytest.raises(InvalidError, match=re.escape(said)):
+        lab.launch(project, evaluate=typed)
+    assert lab.everything() == before
+
+
 def test_what_was_spent_on_saved_results_is_not_refunded(lab: Lab, trained: int, tmp_path: Path) -> None:
     run = evaluate(lab, trained)
     token = lab.start(run, 0)
@@ -178,11 +255,16 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     ("asked", "said"),
     [
         ({"tasks": " , "}, "Name one to 20 tasks, such as heldout, lambada_openai."),
-        ({"tasks": "../../etc/passwd"}, "“../../etc/passwd” is no name of a task"),
-        ({"tasks": "--data=/"}, "“--data=/” is no name of a task"),
-        ({"tasks": "📐 @everyone"}, "“📐” is no name of a task"),
-        ({"tasks": "a*"}, "is no name of a task"),
-        ({"tasks": "a" * 4000}, "is no name of a task"),
+        ({"tasks": "heldout, lambda_openai"}, "There is no task “lambda_openai”; do you mean lambada_openai or"),
+        (
+            {"tasks": "../../etc/passwd"},
+            "There is no task “../../etc/passwd”; tasks are those of lm-evaluation",
+        ),
+        ({"tasks": "--data=/"}, "There is no task “--data=/”"),
+        ({"tasks": "heldout_*"}, "There is no task “heldout_*”"),
+        ({"tasks": "📐 @everyone"}, "There is no task “📐”"),
+        ({"tasks": "a*"}, "There is no task “a*”"),
+        ({"tasks": "a" * 4000}, "There is no task “aaaa"),
         ({"steps": "11"}, "has no checkpoint of step 11 here or open on the Hub; the nearest are 10, 20, 30."),
         ({"steps": "-1"}, "Steps are written like 10 20 30; or say last or all."),
         ({"time_limit": "now"}, "A time limit is written like 45m"),
@@ -195,7 +277,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     lab: Lab, trained: int, asked: dict[str, object], said: str
 ) -> None:
     before = lab.everything()
-    with pytest.raises(DomainError, match=said.replace("(", r"\(")):
+    with pytest.raises(DomainError, match=re.escape(said)):
         evaluate(lab, trained, **asked)
     assert lab.everything() == before
 

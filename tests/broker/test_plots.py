@@ -264,6 +264,12 @@ def test_the_legend_of_a_comparison_is_never_cut() -> None:
     shown = comparison_curves.figure(six)
     picture(comparison_curves.draw(six))
     labels = [" ".join(label.get_text().split()) for label in shown.legends[0].get_texts()]
+    assert [axes.get_title(loc="left") for axes in shown.axes] == [
+        "",
+        "lambada_openai · acc",
+        "heldout_pile · bits_per_byte",
+    ], "a panel for each task that several runs have"
+    assert [axes.get_xlabel() for axes in shown.axes] == ["", "", "tokens"]
     standings = comparison_curves.standings(six)
     assert labels == [f"{curve.title}: {loss:.3f}" for curve, loss in zip(six.curves, standings.losses, strict=True)]
 

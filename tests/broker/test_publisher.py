@@ -1,6 +1,7 @@
 """Publishing checkpoints, over the sandbox's Hub on a socket: in order, once, and again after what went wrong."""
 
 import base64
+import importlib.metadata
 import json
 import math
 import os
@@ -879,7 +880,10 @@ def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
     with lab.db.write() as session:
         evaluation = evaluations.launch(session, ADA, "ask", run, tasks="arc_easy", steps="2", time_limit="9m").run_id
     token = lab.start(evaluation, 1)
-    results = [Result(2, "arc_easy", "acc", 0.4375, 0.0125), Result(2, "arc_easy", "acc_norm", 0.5)]
+    results = [
+        Result(2, "arc_easy", "acc", 0.4375, 0.0125, 99, 5, "1.0"),
+        Result(2, "arc_easy", "acc_norm", 0.5, None, 99, 5),
+    ]
     lab.renew(evaluation, token, 1, Progress(0, 0, results=results))
     lab.settle(evaluation, token, 1, Ending(0))
     assert waiting(lab)
@@ -887,6 +891,19 @@ def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
     said = hub.read(repo(conf, run), "README.md", "step2")
     assert r"- Evaluated: arc\_easy acc 0.4375 ± 0.0125" in said
     assert r"- Evaluated: arc\_easy acc\_norm 0.5000" in said
+    for branch in ("step2", "main"):
+        assert "- All results: `results/step2.json`" in hub.read(repo(conf, run), "README.md", branch)
+        said = json.loads(hub.read(repo(conf, run), "results/step2.json", branch))
+        assert said["step"] == 2
+        assert said["lm_eval"] == importlib.metadata.version("lm_eval")
+        assert said["seeds"] == {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
+        about = {"measured_by": evaluation, "kind": "evaluate", "task": "arc_easy", "documents": 99, "shots": 5}
+        about |= {"metric": "acc", "value": 0.4375, "stderr": 0.0125, "version": "1.0"}
+        assert said["results"][0] == about
+        assert said["results"][1]["stderr"] is None
+    assert len(hub.commits(repo(conf, run), "step2")) == 2, "the card and the results are one commit"
+    publish(lab, conf, run)
+    assert len(hub.commits(repo(conf, run), "step2")) == 2
     card = hub.api.model_info(repo(conf, run), revision="step2").card_data
     assert card is not None
     assert card.eval_results is not None

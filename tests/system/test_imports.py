@@ -21,6 +21,7 @@ MAY_IMPORT = {
         "trainer.check",
         "trainer.config",
         "trainer.contract",
+        "trainer.evaluation.task_names",
         "trainer.gpus",
         "trainer.programs.entry",
         "trainer.schema",

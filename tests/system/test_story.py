@@ -124,6 +124,7 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
     assert DiscordJudge().judge_recorded(home / "sandbox") + malformed(home / "sandbox") == []
 
 
+@pytest.mark.chaos
 async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
     parts = ForkedParts(tmp_path / "logs")

@@ -30,6 +30,7 @@ def cluster(tmp_path: Path, database_url: str) -> Iterator[Cluster]:
         cluster.close()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_wrong_clocks_lose_no_run_and_run_none_twice(cluster: Cluster) -> None:
     runs = {cluster.launch(pool): pool for pool in NAMES}
     for run in runs:

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.patience import PATIENCE
 from tests.trainer.conftest import ROOT
 
 
+@pytest.mark.chaos
 def test_both_sides_compute_the_same() -> None:
     command = [sys.executable, "-m", "bench.trainer", "--small", "--turns", "1"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=True)

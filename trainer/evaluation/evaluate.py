@@ -1,13 +1,12 @@
 """Evaluating a checkpoint with lm-evaluation-harness: finding the tasks, running them, and their results."""
 
 import contextlib
-import difflib
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,8 +22,8 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.contract import RESULTS_FOLDER, Event
-from trainer.evaluation import task_files
+from trainer.contract import EVALUATION_SEEDS, RESULTS_FOLDER, Event
+from trainer.evaluation import task_files, task_names
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.tasks import heldout
@@ -90,19 +89,23 @@ def find_tasks(names: Iterable[str], data: Path, include: Path | None) -> list[T
         ours = {group.name: group} | {task.task_name: task for task in group}
     manager = TaskManager(include_path=include, include_defaults=False)
     included = manager.all_tasks
-    if not all(name.startswith(heldout.NAME) or name in manager.all_subtasks for name in names):
-        # The harness's own 14,000 tasks take ten seconds to read, so they are read only for a name that needs them.
-        manager = TaskManager(include_path=include)
-    known = [*ours, *manager.all_tasks]
-    found: dict[str, Task | Group] = {}
+    known = [*ours, *sorted({*included, *task_names.of_harness()})]
+    matches: list[str] = []
     for name in names:
-        matches = [task for task in known if fnmatchcase(task, name)]
-        if not matches:
+        fitting = [task for task in known if fnmatchcase(task, name)]
+        if not fitting:
             raise ConfigError(_unknown(name, known))
-        for match in matches:
+        for match in fitting:
             if include is not None and (lacks := task_files.missing_task(include, match, known)):
                 raise ConfigError(_lacking(*lacks, known))
-            found |= {match: ours[match]} if match in ours else _load(manager, match, match in included)
+        matches += fitting
+    theirs = [match for match in matches if match not in ours]
+    if not all(match in included and _has_all(include, match, included) for match in theirs):
+        # The harness's own 14,000 tasks take ten seconds to read, so they are read only where one of them is to run.
+        manager = TaskManager(include_path=include)
+    found: dict[str, Task | Group] = {}
+    for match in matches:
+        found |= {match: ours[match]} if match in ours else _load(manager, match, match in included)
     return list(found.values())
 
 
@@ -150,6 +153,10 @@ def evaluate(
                 limit=settings.limit,
                 log_samples=False,
                 task_manager=TaskManager(include_defaults=False),
+                random_seed=EVALUATION_SEEDS["random"],
+                numpy_random_seed=EVALUATION_SEEDS["numpy"],
+                torch_random_seed=EVALUATION_SEEDS["torch"],
+                fewshot_random_seed=EVALUATION_SEEDS["fewshot"],
             )
         except Exception as error:  # tasks bring templates and code of their own
             if isinstance(error, _NOT_OF_TASKS) and not isinstance(error, (NotImplementedError, *_OUT_OF_REACH)):
@@ -209,6 +216,11 @@ def as_table(results: Results) -> Table:
     return table
 
 
+def _has_all(include: Path | None, name: str, included: Collection[str]) -> bool:
+    """Whether the tasks that one of the user's own groups names are in the same folder."""
+    return include is not None and task_files.missing_task(include, name, included) is None
+
+
 def _load(manager: TaskManager, name: str, is_own: bool) -> dict[str, Task | Group]:
     """The task or the group of a name, or the tasks of a tag, by name. Raises FailedError, and ConfigError where the
     task file is the user's own."""
@@ -252,13 +264,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = task_names.nearest(name, known)
     hint = f"do you mean {' or '.join(near)}?" if near else f"ours are {heldout.NAME} and {heldout.NAME}_SOURCE."
     return f"There is no task {name!r}; {hint}"
 
 
 def _lacking(group: str, task: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
+    near = task_names.nearest(task, known)
     hint = f"do you mean {' or '.join(near)}?" if near else "add that task, or take it out of the group."
     return f"The group {group!r} in --include-path names {task!r}, and there is no such task; {hint}"
 

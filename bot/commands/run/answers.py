@@ -30,6 +30,7 @@ GOES_ON = "**Next** Its card in the channel or thread shows how it goes; `/run w
 GOES_ON_WITHOUT_CARD = "**Next** `/run show` shows how it goes; `/run why` says what it waits for."
 ATTEMPTS_SHOWN = 6
 READINGS_SHOWN = 3
+TASKS_SHOWN = 6
 CODE = 1900
 
 
@@ -69,6 +70,7 @@ def offer(preview: Preview) -> Card:
         *(f"**Stage {stage.number}** {text.line(str(stage), 200)}" for stage in quote.stages),
         *_reads(quote),
         *copies(quote),
+        *_evaluated(quote),
     ]
     known = "not known" if quote.expected is None else f"about {unit.hours(quote.expected)}"
     costs = [
@@ -103,6 +105,17 @@ def _reads(quote: Quote) -> list[str]:
         what = text.line(often[0].corpus, 64) if len(often) == 1 else f"{len(often)} corpora"
         said.append(f"⚠️ **Data** It reads {what} more than {OFTEN:g} times: repeated data lose their value")
     return said
+
+
+def _evaluated(quote: Quote) -> list[str]:
+    """Which of its checkpoints are evaluated as they come, and who pays."""
+    if quote.evaluated is None:
+        return []
+    tasks = ", ".join(text.code(task, 60) for task in quote.evaluated.tasks[:TASKS_SHOWN])
+    more = len(quote.evaluated.tasks) - TASKS_SHOWN
+    also = f" and {more} more" if more > 0 else ""
+    which = text.each_checkpoint(quote.evaluated.every)
+    return [f"**Evaluation** {which} is given {tasks}{also}, in runs of their own, which cost extra"]
 
 
 def copies(quote: Quote) -> list[str]:

@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, launching, on_checkpoints, runs
+from broker.runs import control, evaluation_plans, evaluations, launching, on_checkpoints, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -24,6 +24,7 @@ from projects.errors import DomainError, NotFoundError
 LONGEST = 100
 """The most characters that Discord takes in a choice."""
 TIME_LIMITS = ("15m", "30m", "1h", "2h", "4h", "8h", "12h", "24h")
+EVERY = ("2", "4", "8", "16")
 NO_RUN = "Name the run in the option “run”, or use this in its thread."
 NO_PROJECT = "Name the project in the option “project”, or use this in its channel."
 T = TypeVar("T", int, str)
@@ -276,6 +277,30 @@ async def evaluable_steps(interaction: Interaction, typed: str) -> list[Choice[s
         return [choice for choice in [*words, *steps] if typed.strip().lower() in choice[0]]
 
     return await _choices(interaction, look, refused=typed or "✗")
+
+
+async def tasks(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The tasks of lm-evaluation-harness that have the last word that is typed, after those before it."""
+    return last_word(
+        typed, lambda part: evaluations.tasks_with(part, autocomplete.MOST_CHOICES + evaluation_plans.MOST_TASKS)
+    )
+
+
+async def evaluated(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """As `tasks`; after “every”, of how many checkpoints one is evaluated."""
+    named, every, number = typed.partition(" every")
+    if not every:
+        return await tasks(interaction, typed)
+    fitting = [f"{named.strip()} every {each}" for each in EVERY if each.startswith(number.strip())]
+    return [Choice(name=each, value=each) for each in fitting if len(each) <= LONGEST]
+
+
+def last_word(typed: str, fitting: Callable[[str], Sequence[str]]) -> list[Choice[str]]:
+    """Choices for a list of words: those before the last, and each that fits the last and is not among them."""
+    *before, last = typed.replace(",", " ").split(" ")
+    chosen = [word for word in before if word]
+    lists = [", ".join([*chosen, name]) for name in fitting(last.strip().lower()) if name not in chosen]
+    return [Choice(name=each, value=each) for each in lists if len(each) <= LONGEST][: autocomplete.MOST_CHOICES]
 
 
 def with_steps(overrides: str, steps: int | None) -> str:

@@ -28,6 +28,7 @@ OVERRIDE = "Changes to the recipe, such as learning_rate=0.001, seed=7"
 TIME_LIMIT = "Its time limit, such as 45m, 2h or 1h30m"
 NAME = "What to call it, in at most 60 characters"
 TAGS = "Up to five words to find it by, such as rope, tiny"
+EVALUATE = "Tasks for its checkpoints as they come, such as heldout, arc_easy; or: heldout every 4"
 SWEEP = "All runs of this sweep; not needed in the sweep's thread"
 
 
@@ -42,12 +43,14 @@ SWEEP = "All runs of this sweep; not needed in the sweep's thread"
     allocation="The allocation to draw on; the newest approved one otherwise",
     name=NAME,
     tags=TAGS,
+    evaluate=EVALUATE,
     project=PROJECT,
 )
 @app_commands.autocomplete(recipe=run_autocomplete.recipes, time_limit=run_autocomplete.time_limits)
 @app_commands.autocomplete(override=run_autocomplete.overrides, dataset=run_autocomplete.datasets)
 @app_commands.autocomplete(gpus=run_autocomplete.gpus, steps=run_autocomplete.steps)
 @app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
+@app_commands.autocomplete(evaluate=run_autocomplete.evaluated)
 async def launch(
     interaction: Interaction,
     recipe: str,
@@ -59,13 +62,25 @@ async def launch(
     allocation: int | None = None,
     name: str = "",
     tags: str = "",
+    evaluate: str = "",
     project: int | None = None,
 ) -> None:
     """Offer the run with its cost; the button launches it."""
     await acknowledge(interaction)
     project_id = await context.project_of(interaction, project)
     overrides = run_autocomplete.with_steps(override, steps)
-    order = Order(project_id, recipe, time_limit, gpus, overrides, allocation, dataset=dataset, name=name, tags=tags)
+    order = Order(
+        project_id,
+        recipe,
+        time_limit,
+        gpus,
+        overrides,
+        allocation,
+        dataset=dataset,
+        name=name,
+        tags=tags,
+        evaluate=evaluate,
+    )
     preview = await interaction.client.write(run_plan.plan_run, actor(interaction), str(interaction.id), order)
     await answers.show(interaction, answers.offer(preview))
 
@@ -351,7 +366,8 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
     limit="Documents of each task, for a trial; all by default",
 )
 @app_commands.autocomplete(run=run_autocomplete.any_run)
-@app_commands.autocomplete(steps=run_autocomplete.evaluable_steps, time_limit=run_autocomplete.durations)
+@app_commands.autocomplete(tasks=run_autocomplete.tasks, steps=run_autocomplete.evaluable_steps)
+@app_commands.autocomplete(time_limit=run_autocomplete.durations)
 async def evaluate(
     interaction: Interaction,
     tasks: str,

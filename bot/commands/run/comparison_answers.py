@@ -15,7 +15,7 @@ from bot.app import Interaction, take
 from bot.cards.card import BLUE, Card, sections
 from bot.commands.run.answers import short, show
 from broker.plots.curve import Comparison, Standings
-from broker.plots.curve_of_run import curve_of
+from broker.plots.curve_of_run import to_compare
 from broker.runs import comparison as comparing
 from broker.runs.comparison import Difference
 from broker.runs.runs import RunView
@@ -23,6 +23,7 @@ from projects.cleaning import visible
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 
 DIFFERENCES_SHOWN = 12
+TASKS_SHOWN = 4
 VALUE = 14
 """The most characters of a value in the table of what differs."""
 
@@ -50,7 +51,7 @@ async def comparison(
     app = interaction.client
     names = comparing.names(views)
     curves = [
-        replace(await app.read(curve_of, view), title=f"Run {view.id} · {name}")
+        replace(await app.read(to_compare, view), title=f"Run {view.id} · {name}")
         for view, name in zip(views, names, strict=True)
     ]
     if not any(len(curve.loss) > 1 for curve in curves):
@@ -76,6 +77,7 @@ def compared(compared: Compared, *, post: bool) -> Card:
         said += "" if held_out is None else f" · held-out **{held_out:.3f}**"
         lines.append(f"**{view.id}** {text.code(name, 60)} · {said} · {short(view.tokens)} tokens · {view.state}")
     lines.append(f"-# {_equal_tokens(standings)}")
+    lines.extend(_evaluated(views))
     marker = "-# Nats per token; lower is better."
     gallery = ui.MediaGallery[Any](
         discord.MediaGalleryItem(f"attachment://{compared.file}", description=_alt(compared))
@@ -93,6 +95,19 @@ def _equal_tokens(standings: Standings) -> str:
     if standings.held_out_tokens and standings.held_out_tokens != standings.tokens:
         return f"{said}; held-out after {short(standings.held_out_tokens)}."
     return f"{said}."
+
+
+def _evaluated(views: Sequence[RunView]) -> Iterator[str]:
+    """A line for each task that several of the runs were evaluated on: each run's value at its last such step."""
+    for task, metric in comparing.shared_tasks(views)[:TASKS_SHOWN]:
+        found = [
+            (view.id, *max(scored.values.items()))
+            for view in views
+            for scored in view.evaluations
+            if (scored.task, scored.metric) == (task, metric)
+        ]
+        each = " · ".join(f"run {run} **{value:.4f}** at step {step:,}" for run, step, (value, _) in found)
+        yield f"{text.code(task, 60)} {text.line(metric, 40)}: {each}"
 
 
 def _differences(views: Sequence[RunView], found: Sequence[Difference]) -> str:

@@ -28,10 +28,10 @@ def queued(p: Payload) -> str:
     if "sample" in p:
         return f"✍️ The last checkpoint of run {p['run']} will write a short text, {_sample(p)}."
     if p.keys() & MEASURES:
-        return (
-            f"📐 {by(p)} launches {_measuring(p)}: {_tasks(p)} on {_steps(p)}, in at most "
-            f"{text.duration(p['time_limit'])}. It waits for its turn."
-        )
+        it = _measuring(p)
+        launched = f"{it[0].upper()}{it[1:]} is queued" if p.get("by") is None else f"{by(p)} launches {it}"
+        within = text.duration(p["time_limit"])
+        return f"📐 {launched}: {_tasks(p)} on {_steps(p)}, in at most {within}. It waits for its turn."
     if "prepares" in p:
         return (
             f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
@@ -320,8 +320,15 @@ def _order(p: Payload) -> str:
     overrides = _assigned(p["overrides"])
     return (
         f"recipe {text.code(p['recipe'], 60)}{f' with {line(overrides)}' if overrides else ''} on "
-        f"{unit(p).count(p['gpus'])}, at most {text.duration(p['time_limit'])}. It waits for its turn."
+        f"{unit(p).count(p['gpus'])}, at most {text.duration(p['time_limit'])}. It waits for its turn.{_evaluated(p)}"
     )
+
+
+def _evaluated(p: Payload) -> str:
+    """Which of its checkpoints are evaluated as they come, and on what."""
+    if "evaluate" not in p:
+        return ""
+    return f" {text.each_checkpoint(p['evaluate']['every'])} is evaluated on {_tasks(p['evaluate'])}."
 
 
 def _assigned(overrides: Mapping[str, str]) -> str:

@@ -12,9 +12,10 @@ from lm_eval.api.task import ConfigurableTask
 
 from trainer.data.held_out import documents
 from trainer.data.prepare import manifest_of
+from trainer.evaluation.task_names import HELDOUT
 from trainer.schema import ConfigError
 
-NAME = "heldout"
+NAME = HELDOUT
 _METRICS = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perplexity"}
 """Metrics, and the harness's aggregation of each: over all bytes, not over documents."""
 
