@@ -384,6 +384,7 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[Catalo
 def _check(config: TrainConfig) -> None:
     """Raise InvalidError if the recipe would read files of the host that it runs on."""
     places = {
+        "base": config.base,
         "data.prepared": config.data.prepared,
         "data.root": config.data.root,
         "data.tokenizer.file": config.data.tokenizer.file,

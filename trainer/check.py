@@ -247,7 +247,7 @@ def _smaller(config: TrainConfig, gpus: int) -> Iterator[tuple[str, TrainConfig]
     micro_batch = config.training.micro_batch
     micro_batches = [size for size in range(micro_batch, 0, -1) if micro_batch % size == 0]
     stages = [config.parallel.zero_stage]
-    if config.parallel.pipeline == 1 and config.data_ranks(gpus) > 1:
+    if config.parallel.pipeline == 1 and config.data_ranks(gpus) > 1 and not config.tunes:
         stages += [stage for stage in (1, 2, 3) if stage > config.parallel.zero_stage]
     for stage in stages:
         for recompute in sorted({config.training.recompute, True}):

@@ -148,8 +148,30 @@ class ParallelConfig(Section):
         return self
 
 
+AdaptedModule = Literal["attention.qkv", "attention.out", "mlp.gate", "mlp.up", "mlp.down"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, LoRA): a matrix W of the `targets` computes with W + alpha / rank · B A, and A
+    and B alone are trained."""
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=16.0, gt=0, le=1e6)
+    targets: tuple[AdaptedModule, ...] = Field(default=("attention.qkv",), min_length=1)
+
+
+class DpoConfig(Section):
+    """Direct preference optimisation (Rafailov et al. 2023), of data of preferences; `beta` is that of its equation
+    7."""
+
+    beta: float = Field(default=0.1, gt=0, le=100)
+
+
 class TrainConfig(Section):
-    """Everything that decides a run's weights. A run of `stages` is described at StageConfig; most runs have none."""
+    """Everything that decides a run's weights. A run of `stages` is described at StageConfig; most runs have none.
+
+    A run that has a `base`, RUN@STEP, starts at step 0 from the weights of that step, with its tokenizer.
+    """
 
     version: int = Field(default=VERSION, ge=1, le=VERSION, strict=True)
     model: ModelConfig
@@ -160,6 +182,20 @@ class TrainConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     # Left out where there are none, so that the dump of such a run is what it was before there were stages.
     stages: list[StageConfig] = Field(default=[], exclude_if=lambda stages: not stages)
+
+    base: str | None = Field(default=None, min_length=1, exclude_if=lambda base: base is None)
+    lora: LoraConfig | None = Field(default=None, exclude_if=lambda lora: lora is None)
+    dpo: DpoConfig | None = Field(default=None, exclude_if=lambda dpo: dpo is None)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the run is one of `trainer.engine.tuning`: on examples, or with adapters."""
+        return self.data.kind != "text" or self.lora is not None
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the run needs the weights of its base for as long as it lasts."""
+        return self.data.kind == "preferences" or self.lora is not None
 
     @property
     def stage_ends(self) -> list[int]:
@@ -185,7 +221,7 @@ class TrainConfig(Section):
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step over all ranks."""
-        return self.training.batch * self.data.sequence_length
+        return self.training.batch * self.data.sequence_length * (2 if self.data.kind == "preferences" else 1)
 
     def data_ranks(self, ranks: int, nodes: int = 1) -> int:
         """The number of data-parallel ranks among `ranks`, of which each of the nodes has the same number.
@@ -301,6 +337,33 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _tuning_fits(self) -> Self:
+        if self.dpo is not None and self.data.kind != "preferences":
+            raise ValueError(f"dpo needs data of preferences, and data.kind is {self.data.kind}; take out dpo.")
+        if self.keeps_base and self.base is None:
+            what = "data of preferences need" if self.lora is None else "lora needs"
+            raise ValueError(f"{what} a base; add one, such as base: runs/a@100.")
+        if self.lora is not None and "mlp.gate" in self.lora.targets and self.model.activation != "swiglu":
+            raise ValueError(
+                f"lora.targets has mlp.gate, which a model of {self.model.activation} has not; take it out."
+            )
+        if not self.tunes:
+            return self
+        what = "lora trains" if self.data.kind == "text" else f"data of {self.data.kind} are trained on"
+        for key, has, limit in (
+            ("parallel.pipeline", self.parallel.pipeline, 1),
+            ("parallel.tensor", self.parallel.tensor, 1),
+            ("parallel.zero_stage", self.parallel.zero_stage, 1),
+        ):
+            if has > limit:
+                raise ValueError(f"{what} with the whole model on each GPU; set {key} ({has}) to {limit}.")
+        if self.training.precision == "fp16":
+            raise ValueError(f"{what} in bf16 or fp32; set training.precision to one of them.")
+        if self.training.compile:
+            raise ValueError(f"{what} without a compiler; set training.compile to false.")
+        return self
+
+    @model_validator(mode="after")
     def _layout_splits_the_model(self) -> Self:
         size = self.parallel.tensor
         split = {
@@ -348,14 +411,14 @@ def expand_like(values: dict[str, Any]) -> dict[str, Any]:
     if "like" not in values:
         return values
     own = {section: keys for section, keys in values.items() if section != "like"}
-    # Stages replace those of the recipe: they are a list, which has no keys to put beside others.
-    stages = {"stages": own.pop("stages")} if "stages" in own else {}
+    # These replace those of the recipe: they are no sections, with keys to put beside others.
+    whole = {key: own.pop(key) for key in ("stages", "base") if key in own}
     if values["like"] not in recipe_names():
         raise ConfigError(f"like is {str(values['like'])[:60]!r}; the recipes are {', '.join(recipe_names())}.")
     base = expand_like(_read(RECIPES / f"{values['like']}.yml"))
     if not all(isinstance(keys, dict) for keys in own.values()):
         raise ConfigError("The configuration must hold sections such as model and data.")
-    return base | {section: base.get(section, {}) | keys for section, keys in own.items()} | stages
+    return base | {section: base.get(section, {}) | keys for section, keys in own.items()} | whole
 
 
 def parse(text: str, overrides: Mapping[str, str] | None = None) -> TrainConfig:

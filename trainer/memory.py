@@ -127,6 +127,8 @@ def cpu_flags() -> frozenset[str]:
 
 def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device, emulated: bool) -> Memory:
     alone = config.parallel.pipeline * config.parallel.tensor * data_ranks == 1
+    if config.tunes:
+        return _tuning(config, device, emulated)
     weights, gradients, optimizer = _alone(config) if alone else _partitioned(config, data_ranks, stage, device)
     activations = _activations(config, stage, device) + _head(config, stage, device, alone, emulated)
     if device == "cpu":
@@ -136,6 +138,27 @@ def _of_rank(config: TrainConfig, data_ranks: int, stage: int, device: Device, e
     if device == "cpu" and not alone:
         other += COPIES[_zero_stage(config)] * 4 * _held(config, stage)
     return Memory(weights, gradients, optimizer, activations, other)
+
+
+def _tuning(config: TrainConfig, device: Device, emulated: bool) -> Memory:
+    """A rank of trainer.engine.tuning, which holds the whole model. Frozen weights are kept in fp32, and in bf16 too
+    where the model computes in it; only what is trained has gradients and moments."""
+    held, size = count.parameters(config.model, config.vocabulary, config.context), _bytes(config)
+    trained, frozen = held, 0
+    if config.lora is not None:
+        trained, frozen = count.adapters(config.model, config.lora.rank, config.lora.targets), held
+    weights = size * trained + (4 if size == 4 else 6) * frozen
+    activations = _activations(config, 0, device)
+    head = _head(config, 0, device, False, emulated)
+    if config.data.kind == "preferences":
+        # Each pair is two rows, whose logits are kept, with their softmax and its gradient.
+        weights += 0 if config.lora else size * held
+        activations *= 2
+        tokens = 2 * config.training.micro_batch * config.data.sequence_length
+        head = tokens * (3 * size * config.model.hidden_size + (size + 8) * config.vocabulary)
+    activations += head
+    optimizer = (8 if size == 4 else 12) * trained
+    return Memory(weights, 4 * trained, optimizer, activations, LIBRARIES[device] + int(HOLES[device] * activations))
 
 
 def _alone(config: TrainConfig) -> tuple[int, int, int]:
@@ -238,8 +261,12 @@ def _block(config: TrainConfig, layer: int, device: Device) -> int:
     split = 2 * hidden + 2 * keys + (hidden + keys if model.positions == "rotary" else 0)
     split += model.inner_size * (4 if model.activation == "swiglu" else 2)
     biased = model.positions in ("alibi", "t5")
-    masked = biased or (model.is_local(layer) and model.window < length)
-    if device == "cuda" and masked:
+    # Examples that share a row do not see one another, and each row has a mask of its own.
+    packed = config.data.kind != "text"
+    masked = biased or packed or (model.is_local(layer) and model.window < length)
+    if device == "cuda" and packed:
+        split += (model.heads if biased else 1) * length
+    elif device == "cuda" and masked:
         # PyTorch's attention keeps the mask, which the rows of the micro-batch share.
         split += (model.heads if biased else 1) * length // config.training.micro_batch
     if device == "cpu":

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from trainer import hardware
 from trainer.checkpoint import folders, metadata, save_load
-from trainer.checkpoint.resume import StartingPoint
+from trainer.checkpoint.resume import StartingPoint, weights_of
 from trainer.code_version import code_version
 from trainer.config import TrainConfig, dump
 from trainer.contract import CONFIG_FILE, Event, Status, checkpoint_folder
-from trainer.data.corpus import Corpus
+from trainer.data.examples import open_corpus
 from trainer.data.prepare import ensure, folder_of
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine import open_engine
 from trainer.engine.base import NonFiniteError, StepResult
 from trainer.engine.loss_scale import FLOOR, MOST_AT_FLOOR, LossScale
+from trainer.engine.tuning import TuningEngine
 from trainer.events import append_event
 from trainer.files import write_atomically
 from trainer.loss_spikes import SPAN, LossSpikes
@@ -71,10 +72,12 @@ class Run:
         self.loss_scale = LossScale(**kept) if kept else LossScale(config.training.loss_scale.initial)
         self.progress = Progress(out, config.training.steps, shown=dims.is_main)
         if dims.is_main:
-            ensure(config, out, start.checkpoint, self.progress.stage, start.is_fork)
+            ensure(
+                config, out, start.checkpoint or start.base, self.progress.stage, start.is_fork or not start.checkpoint
+            )
         dims.barrier()
         self.data = folder_of(config, out)
-        self.corpus = Corpus(config, self.data, None if start.is_fork else start.checkpoint)
+        self.corpus = open_corpus(config, self.data, None if start.is_fork else start.checkpoint)
         if dims.is_main:
             # Only once the data have proved to be the run's own: a start that is refused changes nothing.
             write_atomically(out / CONFIG_FILE, dump(config))
@@ -126,7 +129,10 @@ class Run:
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.dims)
         checkpoint = self.start.checkpoint
-        read = save_load.reader(checkpoint, self.config) if checkpoint else save_load.fresh(self.config)
+        base = save_load.reader(self.start.base, self.config) if self.start.base else None
+        if base is not None and isinstance(self.engine, TuningEngine) and self.config.keeps_base:
+            self.engine.keep(base)
+        read = save_load.reader(checkpoint, self.config) if checkpoint else base or save_load.fresh(self.config)
         self.engine.load(read, self.step, self.loss_scale.skipped)
         self.peak_flops = hardware.peak_flops(self.config.training, self.dims.device) * self.dims.world_size
 
@@ -281,7 +287,7 @@ class Run:
         for part, real in self._split_evaluation(rows):
             total += (self.engine.nll(part.to(self.dims.device)) * real).sum(dtype=torch.float64).item()
         # Pipeline and tensor ranks of one data-parallel rank each count the same rows.
-        loss = self.dims.all_reduce_sum(total)[0] * self.dims.data / self.dims.world_size / rows[:, 1:].numel()
+        loss = self.dims.all_reduce_sum(total)[0] * self.dims.data / self.dims.world_size / self.corpus.evaluated
         if not math.isfinite(loss):
             raise TrainingError(f"The held-out loss at step {self.step} is {loss}. {DIVERGED}")
         if self.dims.is_main:
@@ -289,9 +295,8 @@ class Run:
             append_event(
                 self.out, Event.EVALUATION, step=self.step, tokens=self._tokens, loss=loss, unigram_entropy=entropy
             )
-            self.progress.say(
-                f"step {self.step}: held-out loss {loss:.3f} nats a token (unigram entropy {entropy:.3f})"
-            )
+            beside = "" if entropy is None else f" nats a token (unigram entropy {entropy:.3f})"
+            self.progress.say(f"step {self.step}: held-out loss {loss:.3f}{beside}")
 
     def _split_evaluation(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's part of the rows [E, L + 1] as micro-batches [b, L + 1], one shape on all ranks. Rows repeat to
@@ -305,7 +310,7 @@ class Run:
         folder = checkpoint_folder(self.out, self.step)
         if not folder.exists():
             length = min(PROBE_LENGTH, self.config.data.sequence_length)
-            probe = torch.from_numpy(self.corpus.evaluation[:PROBE_ROWS, :length].copy()).to(self.dims.device)
+            probe = torch.from_numpy(self.corpus.probe(PROBE_ROWS, length)).to(self.dims.device)
             try:
                 save_load.save(
                     self.config,
@@ -338,5 +343,14 @@ class Run:
             "data": self.corpus.manifest,
             "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
             # After fp16, a run in another precision needs the count of skipped steps: they were no updates of Adam's.
+            **({"base": self._base()} if self.config.base else {}),
             **({"loss_scale": self.loss_scale._asdict()} if self._scaling() or self.loss_scale.skipped else {}),
         }
+
+    def _base(self) -> dict[str, Any]:
+        """The base that the run began with: run, step, and the checksums of its weights."""
+        if self.resumed:
+            return dict(self.resumed["base"])
+        assert self.start.base is not None
+        made = metadata.read(self.start.base)
+        return {"run": self.start.base.parents[1].name, "step": made["step"], "weights": weights_of(made)}

@@ -14,7 +14,7 @@ from trainer.data.config import PLACES
 from trainer.lr_schedule import learning_rate
 from trainer.stages import StageConfig
 
-FIXED_ON_RESUME = ("model", "data", "training.seed", "training.batch")
+FIXED_ON_RESUME = ("model", "data", "lora", "dpo", "training.seed", "training.batch")
 """Keys of the configuration that a resumed run must not change."""
 LOCATION_KEYS = ("data.prepared", "data.root", "data.corpus", "data.tokenizer.name")
 """Keys below FIXED_ON_RESUME that it may change all the same: the hashes show that the data are the same wherever they
@@ -34,7 +34,8 @@ class StartingPoint(NamedTuple):
 
     `parent` names the run and the step that this run was forked from, {"run", "step", "parent"}, the last being that
     run's own parent or None. `is_fork` is true at the first start of a fork, not when a fork is resumed. Each of
-    `changes` is a sentence about a key that a resumed run changes on wish.
+    `changes` is a sentence about a key that a resumed run changes on wish. `base` is the checkpoint whose weights a
+    fine-tuned run starts from, or keeps beside its own.
     """
 
     checkpoint: Path | None = None
@@ -42,6 +43,7 @@ class StartingPoint(NamedTuple):
     parent: dict[str, Any] | None = None
     is_fork: bool = False
     changes: tuple[str, ...] = ()
+    base: Path | None = None
 
 
 def find_starting_point(
@@ -63,6 +65,8 @@ def find_starting_point(
             raise ConfigError(f"--change {key[:60]!r} is no key that a resumed run may change; those are {known}.")
     if resume is not None and fork is not None:
         raise ConfigError("--resume goes on with a run and --fork starts a new one; give one of the two.")
+    if fork is not None and config.base is not None:
+        raise ConfigError("--fork and base both say where the run starts; give one of the two.")
     folder = folders.newest(out)
     if resume is not None and (
         folder is None or metadata.read_verified(resume)["step"] > metadata.read_verified(folder)["step"]
@@ -70,13 +74,32 @@ def find_starting_point(
         folder = resume.absolute()
     if folder is None and fork is not None:
         return _fork(config, fork)
+    if folder is None and config.base is not None:
+        based, _ = _step_of("base", config.base)
+        _require_same(config, metadata.read_verified(based), FIXED_ON_FORK, CONTEXT_KEYS, "name another base")
+        return StartingPoint(base=based)
     if folder is None:
         return StartingPoint()
     made = metadata.read_verified(folder)
     _require_same(config, made, FIXED_ON_RESUME, LOCATION_KEYS, "start afresh in another folder")
     _require_enough_steps(config, made)
     _require_same_reading(config, made)
-    return StartingPoint(folder, made["step"], made.get("parent"), changes=_changes(config, made, change))
+    base = _same_base(config.base, made) if config.base is not None and config.keeps_base else None
+    changes = _changes(config, made, change)
+    return StartingPoint(folder, made["step"], made.get("parent"), changes=changes, base=base)
+
+
+def _same_base(base: str, made: dict[str, Any]) -> Path:
+    """The checkpoint of the base. Raises ConfigError unless its weights are those that the run began with."""
+    folder, _ = _step_of("base", base)
+    if weights_of(metadata.read_verified(folder)) != (made.get("base") or {}).get("weights"):
+        raise ConfigError(f"The weights of the base {base} are not those that the run began with; name that base.")
+    return folder
+
+
+def weights_of(made: dict[str, Any]) -> dict[str, str]:
+    """The checksums of a checkpoint's files of weights, by their names."""
+    return {name: told for name, told in made["files"].items() if name.endswith(".safetensors") and "/" not in name}
 
 
 def _changes(config: TrainConfig, made: dict[str, Any], change: Collection[str]) -> tuple[str, ...]:
@@ -117,21 +140,28 @@ def _config_of(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fork(config: TrainConfig, fork: str) -> StartingPoint:
-    run, _, step = fork.rpartition("@")
+    folder, parent = _step_of("--fork", fork)
+    made = metadata.read_verified(folder)
+    _require_same(config, made, FIXED_ON_FORK, CONTEXT_KEYS, "fork with the model it has")
+    _require_enough_steps(config, made)
+    return StartingPoint(folder, made["step"], parent, is_fork=True)
+
+
+def _step_of(key: str, named: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint RUN@STEP that a key or option has, and what a run that starts there says of its parent. Raises
+    ConfigError."""
+    run, _, step = named.rpartition("@")
     if not run or not step.isdecimal():
-        raise ConfigError(f"--fork must be RUN@STEP, a run's folder and one of its steps, not {fork[:80]!r}.")
+        raise ConfigError(f"{key} must be RUN@STEP, a run's folder and one of its steps, not {named[:80]!r}.")
     folder = checkpoint_folder(Path(run).absolute(), int(step))
     try:
         if not folder.is_dir():
             kept = ", ".join(path.name.removeprefix("step") for path in checkpoints(Path(run)))
             raise ConfigError(f"{run} has no checkpoint of step {step}; it has {kept or 'none'}.")
     except OSError as error:
-        raise ConfigError(f"--fork {run[:80]!r} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"{key} {run[:80]!r} cannot be read: {error.strerror}.") from error
     made = metadata.read_verified(folder)
-    _require_same(config, made, FIXED_ON_FORK, CONTEXT_KEYS, "fork with the model it has")
-    _require_enough_steps(config, made)
-    parent = {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}
-    return StartingPoint(folder, made["step"], parent, is_fork=True)
+    return folder, {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}
 
 
 def _require_same(
@@ -187,7 +217,8 @@ def _is_under(key: str, tops: Collection[str]) -> bool:
 
 def _value_at(values: Any, dotted: str) -> Any:
     for part in dotted.split("."):
-        values = values[part] if part != "stages" else values.get(part, [])  # none are dumped where there are none
+        # These are not dumped where a run has none.
+        values = values.get(part, []) if part in ("stages", "lora", "dpo") else values[part]
     return values
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer import files
-from trainer.checkpoint import folders
+from trainer.checkpoint import adapter, folders
 from trainer.code_version import code_commit, code_version
 from trainer.config import ConfigError, TrainConfig
 from trainer.contract import CHECKPOINT_METADATA_FILE, PROBE_FILE, TRAINER_FOLDER
@@ -76,7 +76,7 @@ def reader(folder: Path, config: TrainConfig) -> ReadTensor:
             tensor = theirs.fetch(name, weights) if kind == "weight" else moments(f"{kind}.{name}")
         except (KeyError, SafetensorError, OSError) as error:
             raise ConfigError(f"The checkpoint {folder} is damaged: it lacks {kind} of {name}; use another.") from error
-        if tensor.shape != whole[name]:
+        if tensor.shape != whole.get(name, tensor.shape):
             raise ConfigError(
                 f"The checkpoint {folder} is of another model: {name} is {list(tensor.shape)} there and "
                 f"{list(whole[name])} here."
@@ -104,6 +104,8 @@ def save(
     """
     logits_BLV = engine.logits(probe_BL)
     kinds: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
+    if config.lora is not None and step:
+        kinds = (*kinds, "adapter")
     if not is_main:
         for kind in kinds:
             for _ in engine.gather(kind):
@@ -118,6 +120,8 @@ def save(
             (folder / MOMENTS).parent.mkdir()
             moments = ((f"{kind}.{name}", whole) for kind in kinds[1:] for name, whole in engine.gather(kind))
             write_tensors(folder, MOMENTS, moments)
+        if config.lora is not None and theirs.refusal is None:
+            adapter.write(folder, config, theirs, dict(engine.gather("adapter")))
         write_description(config, folder, step, metadata, data)
 
 

@@ -120,10 +120,15 @@ class Build:
             self._progress("looking for near-duplicates")
             self._find_duplicates(data.dedupe, given)
         bpe = given or self._train_tokenizer()
+        self.write_tokenizer(bpe, checkpoint)
+        return bpe
+
+    def write_tokenizer(self, bpe: Tokenizer, checkpoint: Path | None) -> None:
+        """Write the tokenizer, with what belongs to that of the checkpoint or of the configuration."""
+        data = self._data
         file = data.root_folder / (data.tokenizer.file or "")
         origin = checkpoint or (file.parent if file.name == "tokenizer.json" else None)
         tokenizer.save(bpe, self._folder, data.sequence_length, data.tokenizer.end_of_document, origin)
-        return bpe
 
     def write_decisions(self, path: Path) -> None:
         """Write what `decide` found out, besides the tokenizer, for other hosts."""
@@ -155,7 +160,7 @@ class Build:
                 self._advance(writer.add(results))
         return writer.described
 
-    def complete(self, bpe: Tokenizer, mark: str, write: Callable[[SourceConfig], dict[str, dict[str, Any]]]) -> None:
+    def complete(self, bpe: Tokenizer, mark: str, write: Callable[[SourceConfig], dict[str, Any]]) -> None:
         """Have `write` write the files of each source and describe them, and write the manifest."""
         data = self._data
         sources = [self._entry(source, write(source)) for source in data.sources]
@@ -180,7 +185,7 @@ class Build:
         for path in self._folder.iterdir():
             files.sync(path)
 
-    def _entry(self, source: SourceConfig, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _entry(self, source: SourceConfig, described: dict[str, Any]) -> dict[str, Any]:
         """A source's entry of the manifest."""
         known = source.model_dump(mode="json", exclude={"name", "licence", "weight", "epochs"}, exclude_defaults=True)
         # A corpus lies elsewhere on each pool, and its name tells readers more.

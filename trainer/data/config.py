@@ -128,8 +128,14 @@ class DedupeConfig(Section):
     permutations: int = Field(default=128, ge=16, le=1024)
 
 
+Kind = Literal["text", "instructions", "preferences"]
+
+
 class DataConfig(Section):
     """Sources, tokenizer, and the length of rows in tokens.
+
+    `kind` is what the lines of the sources hold: text, instructions (`messages`, or `prompt` and `completion`), or
+    preferences (`prompt`, `chosen` and `rejected`); see `trainer.data.instructions`.
 
     `held_out` is the share of the documents that is kept for evaluation. Relative paths start at `root`, by default at
     the working directory. `mixture` is the name of a mixture of this package and stands for the sources that it lists.
@@ -142,6 +148,8 @@ class DataConfig(Section):
     the files, source after source, and `shuffled` mixes and shuffles them by the seed.
     """
 
+    # Left out where it is text, so that the dump of such a run is what it was before there were other kinds.
+    kind: Kind = Field(default="text", exclude_if=lambda kind: kind == "text")
     sequence_length: int = Field(ge=8, le=1_048_576)
     held_out: float = Field(default=0.1, gt=0, lt=1)
     tokenizer: TokenizerConfig
@@ -163,6 +171,25 @@ class DataConfig(Section):
             raise ValueError("data.mixture and data.sources are both given; give one of the two.")
         name = str(values["mixture"])
         return {"corpus": name, **values, "sources": mixture(name), "mixture": None}
+
+    @property
+    def row_size(self) -> int:
+        """Tokens of a row: of its inputs and targets together. A row of preferences is two of these, side by side."""
+        return (self.sequence_length + 1) * (2 if self.kind == "preferences" else 1)
+
+    @model_validator(mode="after")
+    def _examples_are_lines(self) -> Self:
+        if self.kind == "text":
+            return self
+        for key in ("packed", "dedupe", "order"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"data.{key} is for text, and data.kind is {self.kind}; take out data.{key}.")
+        for source in self.sources:
+            if source.path is None and source.corpus is None and self.prepared is None:
+                raise ValueError(
+                    f"The source {source.name} must have a path, of JSONL files, as data.kind is {self.kind}."
+                )
+        return self
 
     @property
     def root_folder(self) -> Path:

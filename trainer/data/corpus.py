@@ -46,7 +46,7 @@ class Corpus:
         self.config = config
         self.folder = folder
         self.manifest = manifest_of(folder)
-        self.row_size = config.data.sequence_length + 1
+        self.row_size = config.data.row_size
         self.sources = config.data.sources
         described = {source["name"]: source for source in self.manifest["sources"]}
         for source in self.sources:
@@ -156,20 +156,35 @@ class Corpus:
         ]
         return np.stack(rows)
 
+    @property
+    def evaluated(self) -> int:
+        """How many losses of the evaluation's rows count."""
+        return int(self.evaluation[:, 1:].size)
+
+    def probe(self, rows: int, length: int) -> Tokens:
+        """The first `length` tokens of some rows of the evaluation, [rows, length]."""
+        return self.evaluation[:rows, :length].copy()
+
     @cached_property
-    def unigram_entropy(self) -> float:
+    def unigram_entropy(self) -> float | None:
         """The cross-entropy, in nats a token, of the evaluation's targets under the unigram distribution of the
         training data: what a model reaches that knows only how frequent tokens are.
 
         Each source's counts are smoothed by adding one to every token (Laplace), and the sources mixed by weight.
         """
-        frequencies = np.zeros(self.config.vocabulary)
+        return float(self._surprise[self.evaluation[:, 1:]].mean())
+
+    @property
+    def _surprise(self) -> NDArray[np.float64]:
+        """The nats that each token costs under the unigram distribution of the training data, [vocabulary]."""
+        frequencies: NDArray[np.float64] = np.zeros(self.config.vocabulary)
         for weight, source in zip(self._weights, self.sources, strict=True):
             found = np.load(self.folder / f"{source.name}.train.counts.npy")
             counts = np.ones(self.config.vocabulary)
             counts[: len(found)] += found[: len(counts)]
             frequencies += weight * counts / counts.sum()
-        return float(-np.log(frequencies)[self.evaluation[:, 1:]].mean())
+        surprise: NDArray[np.float64] = -np.log(frequencies)
+        return surprise
 
     @property
     def _evaluation_rows(self) -> list[int]:
@@ -207,7 +222,7 @@ class Corpus:
         if row != self.row_size:
             raise ConfigError(
                 f"The source {source.name} in {self.folder} holds packed rows of {row} tokens; set "
-                f"data.sequence_length to {row - 1}."
+                f"data.sequence_length to {row * (self.config.data.sequence_length + 1) // self.row_size - 1}."
             )
 
 

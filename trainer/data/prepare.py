@@ -18,7 +18,7 @@ from trainer import files
 from trainer.checkpoint import metadata
 from trainer.config import TrainConfig
 from trainer.contract import DATA_FOLDER
-from trainer.data import readers, tokenizer
+from trainer.data import instructions, readers, tokenizer
 from trainer.data.build import Advance as Advance
 from trainer.data.build import Build, tokenizer_file
 from trainer.data.config import PLACES, DataConfig
@@ -80,6 +80,8 @@ def prepare(
         return
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else than prepared data; give --out another folder.")
+    if hosts > 1 and data.kind != "text":
+        raise ConfigError(f"Data of {data.kind} are prepared on one host; leave out --hosts.")
     shared = Hosts(data, folder, mark, host, hosts) if hosts > 1 else None
     if shared is not None:
         if not shared.encode(progress, workers, advance, lambda: is_prepared(folder, mark)):
@@ -91,7 +93,9 @@ def prepare(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        if shared is None:
+        if data.kind != "text":
+            instructions.build(data, building, progress, advance, checkpoint, mark)
+        elif shared is None:
             Build(data, building, progress, workers, advance)(checkpoint, mark)
         else:
             shared.join(building, progress)
@@ -188,6 +192,8 @@ def fingerprint(data: DataConfig) -> str:
     for named, key in [(settings["tokenizer"], "name"), *((source, "corpus") for source in settings["sources"])]:
         del named[key]
     settings["format"] = FORMAT
+    if data.kind != "text":
+        settings["sequence_length"] = data.sequence_length  # the examples lie in rows
     if data.packed is None:
         # Data that were prepared before there was such a key stay what they are.
         del settings["packed"]

@@ -1,4 +1,5 @@
-"""The model with its optimizer: `local` on one rank, `distributed` on DeepSpeed for every other layout."""
+"""The model with its optimizer: `local` on one rank, `distributed` on DeepSpeed for every other layout, and `tuning`
+for fine-tuning on examples or with adapters."""
 
 from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
@@ -7,6 +8,10 @@ from trainer.engine.base import Engine
 
 def open_engine(config: TrainConfig, dims: ParallelDims) -> Engine:
     """The engine for this layout, its weights not loaded yet."""
+    if config.tunes:
+        from trainer.engine.tuning import TuningEngine
+
+        return TuningEngine(config, dims)
     if dims.world_size == 1:
         from trainer.engine.local import LocalEngine
 

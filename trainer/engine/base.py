@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-TensorKind = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""A parameter's master weight, or Adam's first or second moment of it."""
+TensorKind = Literal["weight", "exp_avg", "exp_avg_sq", "adapter"]
+"""A parameter's master weight, Adam's first or second moment of it, or the master weight of an adapter."""
 
 ReadTensor = Callable[[TensorKind, str], Tensor]
 """Returns the whole tensor of a kind and a parameter's name, in fp32 on the CPU."""

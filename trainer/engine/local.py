@@ -31,7 +31,7 @@ class LocalEngine:
         self.device = dims.device
         dtype = DTYPES[config.training.precision]
         summed = config.training.batch > config.training.micro_batch
-        self.exact = _empty(config, self.device)
+        self.exact = empty(config, self.device)
         self.optimizer = FlatAdamW(
             self.exact.named_parameters(),
             config.optimizer,
@@ -39,9 +39,9 @@ class LocalEngine:
             torch.float32 if summed else dtype,
             self.device,
         )
-        _fill(self.exact, self.optimizer.masters())
-        self.model = _empty(config, self.device)
-        _fill(self.model, self.optimizer.weights())
+        fill(self.exact, self.optimizer.masters())
+        self.model = empty(config, self.device)
+        fill(self.model, self.optimizer.weights())
         for block in self.model.modules():
             if isinstance(block, Block):
                 block.recompute = config.training.recompute
@@ -153,7 +153,7 @@ class LocalEngine:
         self._touched.clear()
 
 
-def _empty(config: TrainConfig, device: torch.device) -> Transformer:
+def empty(config: TrainConfig, device: torch.device) -> Transformer:
     """The model on the meta device, without weights; its tables of positions are on `device`."""
     with torch.device("meta"):
         model = Transformer(config.model, config.vocabulary, config.context)
@@ -162,7 +162,7 @@ def _empty(config: TrainConfig, device: torch.device) -> Transformer:
     return model
 
 
-def _fill(model: Transformer, weights: dict[str, nn.Parameter]) -> None:
+def fill(model: Transformer, weights: dict[str, nn.Parameter]) -> None:
     """Assign each parameter its weights. Shared parameters stay shared."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     shared = model.named_parameters(remove_duplicate=False)

@@ -1,5 +1,7 @@
 """The number of parameters of a model, from its configuration alone. Imports no torch."""
 
+from collections.abc import Collection
+
 from trainer.model.config import ModelConfig
 
 
@@ -25,6 +27,19 @@ def block(model: ModelConfig) -> int:
     out = _linear(hidden, hidden, model.attention_bias)
     up = _linear(hidden, inner, model.mlp_bias) * (2 if model.activation == "swiglu" else 1)
     return norms + qkv + out + up + _linear(inner, hidden, model.mlp_bias)
+
+
+def adapters(model: ModelConfig, rank: int, targets: Collection[str]) -> int:
+    """The parameters of low-rank adapters on the modules `targets` of every block."""
+    hidden, inner = model.hidden_size, model.inner_size
+    sizes = {
+        "attention.qkv": hidden + (model.heads + 2 * model.groups) * model.head_size,
+        "attention.out": 2 * hidden,
+        "mlp.gate": hidden + inner,
+        "mlp.up": hidden + inner,
+        "mlp.down": hidden + inner,
+    }
+    return model.layers * rank * sum(sizes[target] for target in set(targets))
 
 
 def _linear(inputs: int, outputs: int, bias: bool) -> int:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.model import loss
 from trainer.model.attention import BlockedAttention
 from trainer.model.config import ModelConfig
+from trainer.model.packing import Packing
 from trainer.model.positions import RelativeBias, Rotary, alibi_slopes, sinusoids
 from trainer.model.tensor_parallel import ALONE, RowLinear, TensorParallel
 
@@ -45,10 +46,13 @@ class Attention(nn.Module):
         # An engine may replace this by a compiled form.
         self.heads = self.split
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, seen_B1LL: Tensor | None = None) -> Tensor:
+        """`seen` [B, 1, L, L] says which keys each query sees, where that is less than all before it."""
         B, L, _ = x_BLD.shape
         q_BHLK, k_BGLK, v_BGLK = self.heads(self.qkv(self.tp.enter(x_BLD)))
         bias_HLL = self.bias(L, x_BLD)
+        if seen_B1LL is not None:
+            bias_HLL = seen_B1LL if bias_HLL is None else bias_HLL.where(seen_B1LL, -torch.inf)
         if self._uses_blocked_attention(x_BLD) and bias_HLL is None:
             inputs = (part.flatten(0, 1) for part in (q_BHLK, k_BGLK, v_BGLK))
             y_NLK: Tensor = BlockedAttention.apply(*inputs, self.scale)  # type: ignore[no-untyped-call]
@@ -163,15 +167,15 @@ class Block(nn.Module):
         self.mlp_norm = _norm(config) if config.norms == "two" else None
         self.mlp = MLP(config, tp)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, seen_B1LL: Tensor | None = None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            out_BLD: Tensor = checkpoint(self._forward, x_BLD, use_reentrant=False)
+            out_BLD: Tensor = checkpoint(self._forward, x_BLD, seen_B1LL, use_reentrant=False)
             return out_BLD
-        return self._forward(x_BLD)
+        return self._forward(x_BLD, seen_B1LL)
 
-    def _forward(self, x_BLD: Tensor) -> Tensor:
+    def _forward(self, x_BLD: Tensor, seen_B1LL: Tensor | None) -> Tensor:
         normed_BLD = self.attention_norm(x_BLD)
-        attended_BLD = x_BLD + self.attention(normed_BLD)
+        attended_BLD = x_BLD + self.attention(normed_BLD, seen_B1LL)
         if not self.shared_input:
             mlp_norm = self.attention_norm if self.mlp_norm is None else self.mlp_norm
             normed_BLD = mlp_norm(x_BLD if self.parallel_residual else attended_BLD)
@@ -193,12 +197,15 @@ class Embedding(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         return self.add_positions(self.look_up(ids_BL))
 
-    def add_positions(self, x_BLD: Tensor) -> Tensor:
-        """Add learned or sinusoidal positions to the embeddings [B, L, D]; the others act in attention."""
+    def add_positions(self, x_BLD: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Add learned or sinusoidal positions to the embeddings [B, L, D]; the others act in attention. Without
+        `positions` they count from the first token."""
+        if positions_BL is None:
+            positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         if self.positions is not None:
-            x_BLD = x_BLD + self.positions(torch.arange(x_BLD.shape[1], device=x_BLD.device))
+            x_BLD = x_BLD + self.positions(positions_BL)
         elif self.sinusoids_LD is not None:
-            x_BLD = x_BLD + self.sinusoids_LD[: x_BLD.shape[1]].to(x_BLD)
+            x_BLD = x_BLD + self.sinusoids_LD.to(x_BLD)[positions_BL]
         return x_BLD
 
     def look_up(self, ids_BL: Tensor) -> Tensor:
@@ -262,6 +269,15 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer, *shared, tp) for layer in range(config.layers))
         tied = self.embed.tokens.get_parameter("weight") if config.tied_head else None
         self.head = Head(config, vocabulary, tp, tied)
+
+    def hidden(self, ids_BL: Tensor, packing: Packing | None) -> Tensor:
+        """Hidden states [B, L, D], ready for the head, of rows of which each segment is a text of its own."""
+        seen_B1LL, positions_BL = packing or (None, None)
+        x_BLD = self.embed.add_positions(self.embed.look_up(ids_BL), positions_BL)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, seen_B1LL)
+        out_BLD: Tensor = self.head.norm(x_BLD)
+        return out_BLD
 
     def forward(self, ids_BL: Tensor, targets_BL: Tensor | None = None, mean: bool = True) -> Tensor:
         """Logits [B, L, V] of ids [B, L]; with targets [B, L] their cross-entropy, see `Head.forward`."""
