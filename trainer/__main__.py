@@ -41,6 +41,7 @@ def train(
     out: Out,
     resume: Annotated[Path | None, typer.Option(help="A checkpoint of another folder; it is only read.")] = None,
     fork: Annotated[str | None, typer.Option(metavar="RUN@STEP", help="Start from a kept step of another run.")] = None,
+    fork_name: Annotated[str, typer.Option(help="What checkpoints call that run; its folder's name by default.")] = "",
     change: Annotated[
         str, typer.Option(metavar="KEYS", help="Keys, such as training.steps, that a resumed run may change.")
     ] = "",
@@ -61,6 +62,8 @@ def train(
                 settings.data_ranks(gpus * hosts, hosts)
                 wished = [key.strip() for key in change.split(",") if key.strip()]
                 start = find_starting_point(settings, out, resume, fork, wished)
+                if fork_name and start.is_fork and start.parent:
+                    start = start._replace(parent=start.parent | {"run": fork_name})
                 if host == 0:
                     append_event(out, Event.STARTED, step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
                     for message in start.changes:

@@ -123,6 +123,7 @@ def run(said: str) -> RunView:
         stages=(2, 10),
         name=said,
         tags=(said,) * 5,
+        phase=said,
     )
 
 

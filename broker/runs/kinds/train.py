@@ -28,7 +28,9 @@ class Train(Kind):
         arguments = ["train", str(config), "--out", str(start.folder), "--gpus", str(run.gpus // start.nodes)]
         if start.before:
             return [*arguments, "--resume", start.before[-1].folder]
-        return arguments if run.fork_step is None else [*arguments, "--fork", self._origin(start)]
+        if run.fork_step is None:
+            return arguments
+        return [*arguments, "--fork", self._origin(start), "--fork-name", f"run {run.parent_id}"]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         kept = (
