@@ -29,13 +29,24 @@ LAST, ALL = "last", "all"
 """The steps of a run by a word: its newest checkpoint, or each that is on this disk or open on the Hub."""
 
 
+class Reading(BaseModel):
+    """What a run about checkpoints does, as its configuration says it, and the steps of the checkpoints."""
+
+    steps: list[int]
+
+    @property
+    def needs_data(self) -> str:
+        """The first of its tasks or analyses that reads the data that the checkpoints were trained on, if one does."""
+        return ""
+
+
 def launch(
     session: Session,
     actor: Actor,
     request_id: str,
     run_id: int,
     kind: RunKind,
-    ask: Callable[[list[int]], BaseModel],
+    ask: Callable[[list[int]], Reading],
     *,
     steps: str,
     time_limit: str,
@@ -61,7 +72,7 @@ def queue(
     session: Session,
     parent: Run,
     kind: RunKind,
-    asked: BaseModel,
+    asked: Reading,
     chosen: Sequence[int],
     seconds: int,
     request_id: str,
@@ -72,7 +83,13 @@ def queue(
     project = session.get_one(Project, parent.project_id)
     by = None if actor is None else rights.require_member(session, actor, project)
     pays = _paying(session, project, parent, seconds)
-    _check_reached(session, parent, chosen, session.get_one(Pool, pays.pool_id))
+    pool = session.get_one(Pool, pays.pool_id)
+    _check_reached(session, parent, chosen, pool)
+    if registry.named(pool.runner).fills_store and (needy := asked.needs_data):
+        raise ConflictError(
+            f"“{needy}” reads the data that run {parent.id} was trained on, which the trainers of “{pool.name}” do not "
+            "have."
+        )
     session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
     _check_readable(session, parent, chosen)
     if actor is not None:
