@@ -90,7 +90,7 @@ def by_trainer(home: Path, folders: Sequence[Path]) -> list[dict[str, float]]:
 
 
 def run(module: str, *arguments: object) -> str:
-    """What a module of this repository prints. Where it fails, its errors are shown, and CalledProcessError is raised."""
+    """What a module of this repository prints; raises CalledProcessError, with its errors shown, where it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     if done.returncode:
