@@ -52,9 +52,12 @@ from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings, get_settings
 from tests import forked
+from tests.broker.copying import add as add_corpus
 from tests.broker.lab import ADA, EMMY, GRACE, POOL, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 from trainer import check
+from trainer import config as trainer_config
+from trainer.contract import CorpusKind
 
 LAST = 4
 AT_ONCE = 1e-12
@@ -843,7 +846,12 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
 
     with pytest.raises(InvalidError, match=r"base is '/etc/models@0', and must be a model of the Hub at a revision"):
         lab.recipe("from-a-place", "like: demo\nbase: /etc/models@0\n")
-    lab.recipe("tuned", f"like: demo\nbase: {repo(conf, run)}@step0\n")
+    chats = conf.home / "chats.jsonl"
+    chats.write_text('{"prompt": "la", "completion": " la"}\n')
+    add_corpus(lab, POOL, chats, "chats", CorpusKind.INSTRUCTIONS)
+    source = "{name: chats, corpus: chats, weight: 1, licence: MIT}"
+    data = f"data: {{kind: instructions, sources: [{source}]}}"
+    lab.recipe("tuned", f"like: demo\nbase: {repo(conf, run)}@step0\n{data}\nlora: {{rank: 4}}\n")
     tuned = lab.row(lab.launch(1, recipe="tuned"))
     elsewhere.bring_base(conf, tuned)
     [fetched] = (conf.home / "hub_copies").glob("*/*")
@@ -853,6 +861,9 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     attempt.parent.mkdir(parents=True)
     told = kind_of(tuned).command(Start(conf, lab.db, tuned, attempt))
     assert told[-2:] == ["--base", str(fetched)]
+    written = trainer_config.load(Path(told[1]))
+    assert (written.data.kind, written.data.sources[0].path) == ("instructions", str(chats))
+    assert written.lora == trainer_config.LoraConfig(rank=4)
     disk.tidy(conf, lab.db)
     assert fetched.is_dir(), "a run that has not ended starts from it"
     lab.cancel(tuned.id)
