@@ -26,6 +26,7 @@ from trainer.gpus import named
 from trainer.import_command import app as importing
 from trainer.layouts import Layout
 from trainer.memory import Device
+from trainer.programs.commands import app as programming
 from trainer.study.commands import app as studying
 
 app = typer.Typer(help="Stoa's trainer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -44,6 +45,7 @@ def train(
     base: Annotated[
         Path | None, typer.Option(help="Where the base lies: a model folder of transformers, or a step folder.")
     ] = None,
+    fork_name: Annotated[str, typer.Option(help="What checkpoints call that run; its folder's name by default.")] = "",
     change: Annotated[
         str, typer.Option(metavar="KEYS", help="Keys, such as training.steps, that a resumed run may change.")
     ] = "",
@@ -65,6 +67,8 @@ def train(
                 wished = [key.strip() for key in change.split(",") if key.strip()]
                 based = None if base is None else bases.found(settings, base.absolute(), out.absolute(), hosts)
                 start = find_starting_point(settings, out, resume, fork, wished, based)
+                if fork_name and start.is_fork and start.parent:
+                    start = start._replace(parent=start.parent | {"run": fork_name})
                 if host == 0:
                     append_event(out, Event.STARTED, step=start.step, steps=settings.training.steps, ranks=gpus * hosts)
                     for message in start.changes:
@@ -123,6 +127,7 @@ def check(
 app.add_typer(importing)
 app.add_typer(evaluation)
 app.add_typer(studying)
+app.add_typer(programming)
 app.add_typer(data, name="data")
 
 

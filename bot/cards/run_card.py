@@ -123,6 +123,7 @@ def _progress(run: RunView) -> Sequence[str]:
         return [" · ".join(speed)]
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
+        f"⚙️ **Now** {text.line(run.phase, 120)}" if run.phase else "",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
         _spiked(run),

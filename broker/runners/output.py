@@ -79,6 +79,7 @@ def read(folder: Path, metrics_read: int, events_read: int) -> Progress:
             ),
             *(result for line in metrics if "loss" not in line for result in _studied(line)),
         ],
+        phase=next((event["message"] for event in reversed(events) if event["event"] == Event.PROGRESS), None),
         more=more_metrics or more_events,
     )
 
@@ -220,6 +221,8 @@ def _is_event(event: dict[str, Any]) -> bool:
             return _is_count(event.get("step")) and isinstance(path, str) and _is_inside(path)
         case Event.EVALUATION:
             return _is_metric(event)
+        case Event.PROGRESS:
+            return isinstance(event.get("message"), str)
         case Event.SPIKE:
             return _is_count(event.get("step")) and _is_finite(event.get("loss")) and _is_finite(event.get("usual"))
         case Event.RESULT:

@@ -27,6 +27,7 @@ from projects.db.columns import utcnow
 from projects.errors import InvalidError
 
 MOST_WAITING = 200
+LONGEST_PHASE = 200
 QUIET = 50
 
 
@@ -152,7 +153,7 @@ def started(
     run = runs.load(session, run_id)
     save_progress(session, run, Progress(metrics_read=0, events_read=0, checkpoints=found or ()))
     if run.state == RunState.STARTING:
-        runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow())
+        runs.move(session, run, RunState.RUNNING, started_at=run.started_at or utcnow(), phase="")
         again: dict[str, Any] = {}
         if token > 1 and kind_of(run).trains and found is not None:
             again["from_step"] = found[-1].step if found else None
@@ -287,12 +288,14 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
     `attempt` is given where the new checkpoints are its own.
     """
     series.add(session, run.id, progress.points)
-    if attempt is not None and (progress.checkpoints or progress.results):
+    if attempt is not None and (progress.checkpoints or (progress.results and kind_of(run).goes_on)):
         attempt.charged_at_checkpoint = attempt.charged
     for checkpoint in progress.checkpoints:
         publications.add(session, run.id, checkpoint.step, checkpoint.folder)
+    if progress.phase is not None:
+        run.phase = progress.phase[:LONGEST_PHASE]
     if progress.step is not None:
-        run.step = progress.step
+        run.step, run.phase = progress.step, ""
     if progress.tokens is not None:
         run.tokens = progress.tokens
     if progress.unigram_entropy is not None:

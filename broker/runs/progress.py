@@ -51,7 +51,7 @@ class Progress:
     """What a supervisor read of the trainer's output since its last renewal.
 
     `metrics_read` and `events_read` are the bytes of `metrics.jsonl` and `events.jsonl` read so far; `more` says that
-    more can be read at once.
+    more can be read at once. `phase` is what the trainer has begun to do, such as “building the model”.
     """
 
     metrics_read: int
@@ -63,6 +63,7 @@ class Progress:
     checkpoints: Sequence[Checkpoint] = ()
     spikes: Sequence[Spike] = ()
     results: Sequence[Result] = ()
+    phase: str | None = None
     more: bool = False
 
 

@@ -78,6 +78,7 @@ class RunKind(StrEnum):
     PREPARE = "prepare"
     EVALUATE = "evaluate"
     STUDY = "study"
+    PROGRAM = "program"
 
 
 class Sweep(Base, table=True):
@@ -111,7 +112,7 @@ class Run(Base, table=True):
     allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
     `prompt` is what a member wants a sample to continue. A run of a sweep has its `sweep_id`; its samples do not.
     `host_memory` is what it is predicted to take of a host, in bytes; 0 where that is not predicted. `tags` are words
-    with spaces between.
+    with spaces between. `phase` is what its trainer does before its first step, in the trainer's words.
     """
 
     __tablename__ = "runs"
@@ -145,6 +146,7 @@ class Run(Base, table=True):
     step: int = integer(default=0)
     tokens: int = integer(default=0)
     unigram_entropy: float | None = number(default=None)
+    phase: str = ""
     sample: str = words(default="")
     prompt: str = words(default="")
     queued_at: datetime = timestamp(default=utcnow)
@@ -209,6 +211,7 @@ class RunView:
     name: str = ""
     tags: tuple[str, ...] = ()
     evaluations: tuple[Scored, ...] = ()
+    phase: str = ""
 
     @property
     def stage(self) -> int:
@@ -292,6 +295,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             spike_step=spike_step,
             name=run.name,
             tags=tuple(run.tags.split()),
+            phase=run.phase if run.state == RunState.RUNNING else "",
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }

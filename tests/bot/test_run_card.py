@@ -42,11 +42,15 @@ async def test_the_card_follows_the_run(lab: Lab) -> None:
     token = lab.call(attempts.admit, 1, [0])
     lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
+    lab.call(leases.renew, 1, token, 0.5, Progress(0, 0, phase="building the *model*"), lease_seconds=60)
+    now = await lab.guild.wait_for(channel.id, lambda m: m.id == card.id and "Now" in m.text)
+    assert "⚙️ **Now** building the \\*model\\*\n" in now.text
     lab.call(leases.renew, 1, token, 20.0, progress(1, 10), lease_seconds=60)
     now = await lab.guild.wait_for(
         channel.id, lambda m: m.id == card.id and "step 10 of 40" in m.text and m.attachments != []
     )
     assert "running" in now.text
+    assert "Now" not in now.text
     assert "**Loss** 8.000 · **held-out** 6.500 at step 10\n" in now.text
     assert "7.250 (unigram entropy) is what guessing by frequency alone gives" in now.text
     assert "**Speed** 500 tokens/s · **ETA** 1 min" in now.text

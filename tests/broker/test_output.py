@@ -95,11 +95,15 @@ def test_evaluations_and_checkpoints_come_from_the_events(tmp_path: Path) -> Non
     write(
         tmp_path / "events.jsonl",
         {"event": "started", "step": 0},
+        {"event": "progress", "message": "reading the data"},
+        {"event": "progress", "message": "building the model"},
+        {"event": "progress", "message": 5},
         {"event": "evaluation", "step": 4, "tokens": 40, "loss": 6.25, "unigram_entropy": 6.5},
         {"event": "checkpoint", "step": 4, "path": "checkpoints/step4"},
         {"event": "something later versions tell"},
     )
     progress = output.read(tmp_path, 0, 0)
+    assert progress.phase == "building the model"
     assert list(progress.points) == [Measured("held_out", 4, 40, 6.25)]
     assert progress.unigram_entropy == 6.5
     assert list(progress.checkpoints) == [Checkpoint(4, str(tmp_path / "checkpoints/step4"))]

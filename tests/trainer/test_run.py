@@ -211,9 +211,11 @@ def test_fork_starts_a_new_run_from_a_kept_step(finished: Path, tmp_path: Path) 
     assert all(torch.equal(kept[name], forked[name]) for name in kept)
 
     again = write_config(tmp_path / "again.yml", steps=9)
-    result = run_trainer("train", again, "--out", tmp_path / "again", "--fork", f"{tmp_path / 'out'}@8")
+    named = ("--fork-name", "run 12")
+    result = run_trainer("train", again, "--out", tmp_path / "again", "--fork", f"{tmp_path / 'out'}@8", *named)
     assert result.returncode == 0, result.stderr
     how = json.loads((tmp_path / "again" / "checkpoints" / "step9" / "how.json").read_text())
+    assert how["parent"]["run"] == "run 12"
     assert how["parent"]["parent"]["run"] == finished.name
 
 

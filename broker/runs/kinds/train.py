@@ -31,7 +31,9 @@ class Train(Kind):
             arguments += ["--base", str(folders.hub_base(start.settings, *base))]
         if start.before:
             return [*arguments, "--resume", start.before[-1].folder]
-        return arguments if run.fork_step is None else [*arguments, "--fork", self._origin(start)]
+        if run.fork_step is None:
+            return arguments
+        return [*arguments, "--fork", self._origin(start), "--fork-name", f"run {run.parent_id}"]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         kept = (
