@@ -1,8 +1,9 @@
-"""The catalogue: recipes and datasets by name. Members propose entries; an admin accepts or declines them in public.
+"""The catalogue: recipes, datasets and programs by name. Members propose entries; an admin accepts or declines them in
+public.
 
 A dataset entry is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources
 are text that comes with Python, datasets of the catalogue by name, or corpora that lie on pools by name: nothing that a
-member types becomes a path.
+member types becomes a path. A program is somebody's code at a commit; it is accepted once an operator has tried it.
 """
 
 import contextlib
@@ -31,9 +32,13 @@ from projects.people import Actor, Person
 from projects.quotas import QuotaKind
 from projects.record import record
 from projects.rights import Act
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, TrainConfig
+from trainer.programs.entry import Program
+from trainer.programs.entry import dump as spelt_out
+from trainer.programs.entry import read as described
 
 PLACES = ("path", "tokens")
+TRIED = "tried"
 
 
 class CatalogueKind(StrEnum):
@@ -41,6 +46,7 @@ class CatalogueKind(StrEnum):
 
     RECIPE = "recipe"
     DATASET = "dataset"
+    PROGRAM = "program"
 
 
 class CatalogueState(StrEnum):
@@ -61,10 +67,11 @@ TRANSITIONS: Mapping[CatalogueState, frozenset[CatalogueState]] = {
 
 
 class CatalogueEntry(Base, table=True):
-    """A recipe, whose YAML is `body`, or a Hub `dataset` at a `revision`. Declining an entry frees its name.
+    """A recipe or a program, whose YAML is `body`, or a Hub `dataset` at a `revision`. Declining an entry frees its
+    name.
 
     `prepared` is the folder of a recipe's prepared data, below `data/` in the home folder; empty before a run has made
-    it.
+    it. Of a program it says that it was tried.
     """
 
     __tablename__ = "catalogue_entries"
@@ -156,6 +163,61 @@ def propose_dataset(
     return _propose(session, actor, entry)
 
 
+def propose_program(session: Session, actor: Actor | None, request_id: str, *, name: str, body: str) -> int:
+    """Propose a program, described in YAML; returns the entry's id. `actor` None is the operator, who alone may name a
+    repository on the host's disk.
+
+    A repeated request returns the same id. Raises InvalidError and ConflictError.
+    """
+    earlier = _earlier(session, request_id)
+    if earlier is not None:
+        return earlier
+    _free_name(session, name)
+    if len(body) > configs.LONGEST_RECIPE:
+        raise InvalidError(f"The program has {len(body):,} characters; at most {configs.LONGEST_RECIPE:,} fit.")
+    proposed = _described(body)
+    if actor is not None and not proposed.repository.startswith("https://"):
+        raise InvalidError("The repository of a program that a member proposes is an https:// address.")
+    return _propose(
+        session,
+        actor,
+        CatalogueEntry(request_id=request_id, kind=CatalogueKind.PROGRAM, name=name, body=spelt_out(proposed)),
+    )
+
+
+def proposed_program(session: Session, name: str) -> Program:
+    """The description of a program that is proposed or accepted; raises NotFoundError and ConflictError."""
+    found = _named(session, name)
+    if found.kind != CatalogueKind.PROGRAM:
+        raise ConflictError(f"“{name}” is a {found.kind}, not a program.")
+    return _described(found.body)
+
+
+def tried(session: Session, name: str, program: Program, seconds: int) -> None:
+    """Note that an operator has tried a program, which ended well; raises NotFoundError and ConflictError."""
+    if proposed_program(session, name) != program:
+        raise ConflictError(f"“{name}” is another program by now; try that one.")
+    found = _named(session, name)
+    session.refresh(found, with_for_update=True)
+    found.prepared = TRIED
+    record.append(session, record.LAB, "catalogue.tried", by=None, seconds=seconds, **_about(found))
+
+
+def programs(session: Session) -> list[str]:
+    """The names of the programs that can be run."""
+    wanted = (CatalogueEntry.kind == CatalogueKind.PROGRAM, CatalogueEntry.state == CatalogueState.ACCEPTED)
+    return sorted(session.scalars(select(CatalogueEntry.name).where(*wanted)))
+
+
+def program(session: Session, name: str) -> Program:
+    """The description of a program that can be run; raises NotFoundError."""
+    listed = programs(session)
+    if name not in listed:
+        known = ", ".join(listed)[:400] or "none yet: `stoa program add` and /catalogue propose them"
+        raise NotFoundError(f"There is no program “{name[:60]}”; the programs are: {known}.")
+    return _described(_named(session, name).body)
+
+
 def check_may_decide(session: Session, actor: Actor | None, name: str, to: CatalogueState) -> None:
     """Raise unless the actor may bring the entry to the state `to` now. Only reads."""
     _decidable(session, actor, name, to, lock=False)
@@ -166,6 +228,8 @@ def accept(session: Session, actor: Actor | None, name: str, *, reason: str) -> 
     entry = _decidable(session, actor, name, CatalogueState.ACCEPTED)
     if entry.kind == CatalogueKind.RECIPE:
         _check_accepted(configs.read(entry.body), _every_dataset(session))
+    if entry.kind == CatalogueKind.PROGRAM and not entry.prepared:
+        raise ConflictError(f"“{name}” was not tried yet; an operator tries it with `stoa program try {name}`.")
     _decide(session, actor, entry, CatalogueState.ACCEPTED, reason)
 
 
@@ -334,6 +398,14 @@ def built_in_needs() -> dict[str, corpora.Needed]:
     return {name: corpora.needed(configs.read(body)) for name, body in texts.items()}
 
 
+def _described(body: str) -> Program:
+    """A program by its YAML; raises InvalidError."""
+    try:
+        return described(body)
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+
+
 def _earlier(session: Session, request_id: str) -> int | None:
     return session.scalars(select(CatalogueEntry.id).where(CatalogueEntry.request_id == request_id)).one_or_none()
 
@@ -382,13 +454,14 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[Catalo
 
 
 def _check(config: TrainConfig) -> None:
-    """Raise InvalidError if the recipe would read files of the host that it runs on."""
+    """Raise InvalidError if the recipe would read files of the host that it runs on, or its base is none of the Hub."""
     places = {
-        "base": config.base,
         "data.prepared": config.data.prepared,
         "data.root": config.data.root,
         "data.tokenizer.file": config.data.tokenizer.file,
     }
+    if config.base is not None:
+        configs.parse_base(config.base)
     for number, source in enumerate(config.data.sources):
         if source.corpus is not None:  # lies where its pool says, whatever stands beside its name
             continue
@@ -452,7 +525,7 @@ def _decide(session: Session, actor: Actor | None, entry: CatalogueEntry, to: Ca
 
 def _about(entry: CatalogueEntry) -> dict[str, Any]:
     """The payload about an entry for the record: all that one needs to judge the entry."""
-    if entry.kind == CatalogueKind.RECIPE:
+    if entry.kind != CatalogueKind.DATASET:
         return {"entry": entry.id, "what": entry.kind, "name": entry.name, "body": entry.body}
     place = {"dataset": entry.dataset, "revision": entry.revision, "licence": entry.licence}
     return {"entry": entry.id, "what": entry.kind, "name": entry.name, **place}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import admin, corpora, hosts, machines, reservations, shares
+from cli import admin, corpora, hosts, machines, programs, reservations, shares
 from cli.admin import COMPUTE, RECORD, RUN, Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app.add_typer(corpora.app, name="corpus", rich_help_panel=COMPUTE)
 app.add_typer(hosts.app, name="host", rich_help_panel=COMPUTE)
 app.add_typer(machines.app, name="machine", rich_help_panel=COMPUTE)
 app.command(rich_help_panel=RUN)(machines.donate)
+app.add_typer(programs.app, name="program", rich_help_panel=COMPUTE)
 app.add_typer(reservations.app, name="reservation", rich_help_panel=COMPUTE)
 app.add_typer(shares.app, name="share", rich_help_panel=COMPUTE)
 workers = typer.Typer(help="The worker of this host, and which hosts start runs.")

@@ -105,6 +105,14 @@ class Settings(BaseSettings):
     )
     machines_key: str = Field("", description="The file with the key of that certificate.")
 
+    programs_python: str = Field(
+        "", description="The interpreter that other people's programs build on; the worker's own when not set."
+    )
+    programs_provides: str = Field(
+        "",
+        description="Packages that this interpreter gives in place of a program's lock: torch nvidia-* triton.",
+    )
+
     min_people: int = Field(2, ge=1, le=1_000, description="People a project needs before it gets its own channel.")
     lease_seconds: float = Field(
         30, gt=0, le=86_400, description="How long a supervisor, publisher or sender owns its work unrenewed."
@@ -209,6 +217,11 @@ class Settings(BaseSettings):
     def data_dir(self) -> Path:
         """The folder of the data that runs prepare, `{recipe}/{run}-{token}/`."""
         return self.home / "data"
+
+    @property
+    def programs_dir(self) -> Path:
+        """The folder of the environments of other people's programs, `{hash}/`."""
+        return self.home / "programs"
 
     @property
     def corpora_dir(self) -> Path:

@@ -36,12 +36,14 @@ class Outcome(BaseModel):
 
 
 class CorpusKind(StrEnum):
-    """What a lab can register: a corpus by the key of its place in a source (`path` for text), prepared data, or a
-    tokenizer."""
+    """What a lab can register: a corpus by the key of its place in a source (`path` for text, instructions and
+    preferences), prepared data, or a tokenizer."""
 
     TEXT = "text"
     TOKENS = "tokens"
     DATASET = "dataset"
+    INSTRUCTIONS = "instructions"
+    PREFERENCES = "preferences"
     PREPARED = "prepared"
     TOKENIZER = "tokenizer"
 
@@ -118,7 +120,9 @@ OUTCOME_FILE = "outcome.json"
 LOG_FILE = "trainer.log"
 """Standard output and standard error. Whoever starts the trainer writes it; the trainer does not."""
 SAMPLE_FILE = "sample.json"
-"""The text that `generate` wrote."""
+"""The text that `generate` wrote, or the results of a program in words."""
+PICTURES_FOLDER = "pictures"
+"""The pictures of a program that are small enough to be shown, `1.png` and so on."""
 RESULTS_FOLDER = "results"
 EVALUATION_SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """What lm-evaluation-harness is seeded with, by what it seeds."""

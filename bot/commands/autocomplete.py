@@ -93,6 +93,12 @@ async def preparable_recipes(interaction: Interaction, typed: str) -> list[Choic
     return _choices([(name, name) for name in names], typed)
 
 
+async def programs(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The programs that can be run."""
+    names = await interaction.client.read(catalogue.programs)
+    return _choices([(name, name) for name in names], typed)
+
+
 async def _entries(interaction: Interaction, typed: str, state: CatalogueState) -> list[Choice[str]]:
     entries = await interaction.client.read(catalogue.entries)
     return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)

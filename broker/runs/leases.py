@@ -288,7 +288,7 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
     `attempt` is given where the new checkpoints are its own.
     """
     series.add(session, run.id, progress.points)
-    if attempt is not None and (progress.checkpoints or progress.results):
+    if attempt is not None and (progress.checkpoints or (progress.results and kind_of(run).goes_on)):
         attempt.charged_at_checkpoint = attempt.charged
     for checkpoint in progress.checkpoints:
         publications.add(session, run.id, checkpoint.step, checkpoint.folder)

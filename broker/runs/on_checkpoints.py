@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker import publications
-from broker.allocations import payers
+from broker.allocations import nodes, payers
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.runners import registry
 from broker.runs import entries, launching, runs
-from broker.runs.kinds.kind import kind_of
+from broker.runs.kinds.kind import kind_of, named
 from broker.runs.launching import Receipt
 from broker.runs.results import CheckpointResult
 from broker.runs.runs import Run, RunKind
@@ -46,12 +46,13 @@ def launch(
     request_id: str,
     run_id: int,
     kind: RunKind,
-    ask: Callable[[list[int]], Reading],
+    ask: Callable[[list[int]], BaseModel],
     *,
     steps: str,
     time_limit: str,
+    gpus: int = 1,
 ) -> Receipt:
-    """Queue a run of a kind about checkpoints of another run, on one GPU of the pool of the allocation that pays.
+    """Queue a run of a kind about checkpoints of another run, on GPUs of the pool of the allocation that pays.
 
     `ask` makes its configuration of the steps. A repeat of the same request returns the same run. Raises DomainError.
     """
@@ -65,27 +66,32 @@ def launch(
     rights.hold_member(session, actor, project)
     chosen = parse_steps(session, parent, steps)
     asked, seconds = ask(chosen), launching.parse_time_limit(time_limit)
-    return launching.receipt(session, queue(session, parent, kind, asked, chosen, seconds, request_id, actor))
+    run = queue(session, parent, kind, asked, chosen, seconds, request_id, actor, gpus=gpus)
+    return launching.receipt(session, run)
 
 
 def queue(
     session: Session,
     parent: Run,
     kind: RunKind,
-    asked: Reading,
+    asked: BaseModel,
     chosen: Sequence[int],
     seconds: int,
     request_id: str,
     actor: Actor | None = None,
+    *,
+    gpus: int = 1,
 ) -> Run:
-    """Queue a run about these checkpoints on one GPU of the pool of the allocation that pays: by the actor, or by
-    itself, for whoever launched their run. Raises ConflictError and NotFoundError, and for an actor DomainError."""
+    """Queue a run about these checkpoints on GPUs of the pool of the allocation that pays: by the actor, or by itself,
+    for whoever launched their run. Raises ConflictError and NotFoundError, and for an actor DomainError."""
     project = session.get_one(Project, parent.project_id)
     by = None if actor is None else rights.require_member(session, actor, project)
-    pays = _paying(session, project, parent, seconds)
+    pays = _paying(session, project, parent, gpus, seconds)
     pool = session.get_one(Pool, pays.pool_id)
+    _check_kind(kind, pool, gpus)
     _check_reached(session, parent, chosen, pool)
-    if registry.named(pool.runner).fills_store and (needy := asked.needs_data):
+    needy = asked.needs_data if isinstance(asked, Reading) else ""
+    if needy and registry.named(pool.runner).fills_store:
         raise ConflictError(
             f"“{needy}” reads the data that run {parent.id} was trained on, which the trainers of “{pool.name}” do not "
             "have."
@@ -106,14 +112,14 @@ def queue(
         overrides={},
         config=yaml.safe_dump(asked.model_dump(), sort_keys=False),
         total_steps=0,
-        gpus=1,
+        gpus=gpus,
         time_limit=seconds,
     )
     session.add(run)
     session.flush()
     if by is not None:
         quotas.check_project(session, QuotaKind.LAUNCH, project.id)
-    entries.tell(session, run, "run.queued", by=by, recipe=parent.recipe, gpus=1, time_limit=seconds)
+    entries.tell(session, run, "run.queued", by=by, recipe=parent.recipe, gpus=gpus, time_limit=seconds)
     return run
 
 
@@ -170,10 +176,21 @@ def _check_reached(session: Session, run: Run, steps: Sequence[int], pool: Pool)
         )
 
 
-def _paying(session: Session, project: Project, run: Run, seconds: int) -> Allocation:
+def _check_kind(kind: RunKind, pool: Pool, gpus: int) -> None:
+    """Raise ConflictError where the pool's runner cannot run a kind, and InvalidError where it has not so many GPUs."""
+    if named(kind).needs_home and registry.named(pool.runner).fills_store:
+        raise ConflictError(f"The hosts of “{pool.name}” share no disk with a worker, which a {kind} needs.")
+    nodes.check(pool, gpus)
+    if nodes.count(pool, gpus) > 1:
+        raise InvalidError(
+            f"A {kind} runs on one node, and one of “{pool.name}” has fewer than {gpus} {pool.unit.plural}."
+        )
+
+
+def _paying(session: Session, project: Project, run: Run, gpus: int, seconds: int) -> Allocation:
     """The allocation that pays: that of the other run while it is good. Raises ConflictError without one."""
     if not projects.may_compute(project):
         raise ConflictError(f"“{project.title}” is {project.stage}; runs are looked into while a project is under way.")
-    allocation = payers.spendable(session, project, payers.payer(session, run.allocation_id, seconds))
-    launching.check_left(session, allocation.id, 1, seconds)
+    allocation = payers.spendable(session, project, payers.payer(session, run.allocation_id, gpus * seconds))
+    launching.check_left(session, allocation.id, gpus, seconds)
     return allocation

@@ -78,6 +78,7 @@ class RunKind(StrEnum):
     PREPARE = "prepare"
     EVALUATE = "evaluate"
     STUDY = "study"
+    PROGRAM = "program"
 
 
 class Sweep(Base, table=True):

@@ -234,7 +234,9 @@ def test_posts(kind: str, said: str) -> None:
     evaluation = {"evaluation": 3, "nth": 1, "tasks": [said] * 20, "steps": list(range(10**9, 10**9 + 200))}
     evaluation |= {"results": [[said, said, 10**9, 1e-9, 1e-9]] * 60, "more_results": 10**6}
     study = {"study" if key == "evaluation" else key: value for key, value in evaluation.items()}
-    for other in ({"sample": 2}, {"prepares": said}, evaluation, study):
+    program = {"program" if key == "evaluation" else key: value for key, value in evaluation.items()}
+    program |= {"tasks": [said], "parameters": dict.fromkeys(map(str, range(40)), said)}
+    for other in ({"sample": 2}, {"prepares": said}, evaluation, study, program):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
     of_cpus = replace(told, payload=payload | {"unit": "core"})

@@ -23,6 +23,7 @@ MAY_IMPORT = {
         "trainer.contract",
         "trainer.evaluation.task_names",
         "trainer.gpus",
+        "trainer.programs.entry",
         "trainer.schema",
         "trainer.study.registry",
     },

@@ -1,4 +1,4 @@
-"""`/catalogue …`: recipes and datasets, which members propose and admins accept; and preparing a recipe's data."""
+"""`/catalogue …`: recipes, datasets and programs, which members propose and admins accept; and preparing data."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,8 +9,9 @@ from discord import app_commands
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
-from bot.commands.catalogue import listing
-from bot.commands.catalogue.forms import DatasetForm, RecipeForm
+from bot.commands.catalogue import forms, listing
+from bot.commands.catalogue.forms import DatasetForm, ProgramForm, RecipeForm
+from bot.commands.form import Form
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
 from bot.commands.run import autocomplete as run_autocomplete
@@ -21,7 +22,7 @@ from broker.catalogue import CatalogueState
 from broker.runs import launching
 from projects.errors import InvalidError
 
-catalogue_group = app_commands.Group(name="catalogue", description="Recipes and datasets that runs are launched from")
+catalogue_group = app_commands.Group(name="catalogue", description="Recipes, datasets and programs of runs")
 
 
 @catalogue_group.command(name="list", description="List recipes with their size, data and cost, and what is proposed")
@@ -51,34 +52,34 @@ async def list_corpora(interaction: Interaction, pool: str | None = None) -> Non
     await errors.reply(interaction, text.listed(lines) or nothing)
 
 
-@catalogue_group.command(name="propose", description="Propose a recipe, or a dataset of the Hub; an admin decides")
+@catalogue_group.command(name="propose", description="Propose a recipe, a dataset or a program; an admin decides")
 @app_commands.describe(
-    what="A recipe is a configuration of the trainer; a dataset is one of the Hub at a commit",
-    file="The recipe as a YAML file; without it, a form asks for it",
-    name="The recipe's name, with a file; the file's own otherwise",
+    what="A recipe of the trainer, a dataset of the Hub at a commit, or a program: somebody's code",
+    file="The recipe or program as a YAML file; without it, a form asks for it",
+    name="Its name, with a file; the file's own otherwise",
 )
 async def propose(
     interaction: Interaction,
-    what: Literal["recipe", "dataset"],
+    what: Literal["recipe", "dataset", "program"],
     file: discord.Attachment | None = None,
     name: str | None = None,
 ) -> None:
-    """Propose the recipe in the file, or open the form."""
+    """Propose the recipe or program in the file, or open the form."""
     if file is None:
-        await interaction.response.send_modal(RecipeForm() if what == "recipe" else DatasetForm())
+        shown: dict[str, Callable[[], Form]] = {"recipe": RecipeForm, "dataset": DatasetForm, "program": ProgramForm}
+        await interaction.response.send_modal(shown[what]())
         return
-    if what != "recipe":
-        raise InvalidError("A file is a recipe; a dataset is named in a form, which comes without a file.")
+    if what == "dataset":
+        raise InvalidError("A file is a recipe or a program; a dataset is named in a form, which comes without a file.")
     # Four bytes a character at most; what is longer need not be fetched to be refused.
     if file.size > 4 * configs.LONGEST_RECIPE:
-        raise InvalidError(f"The file has {file.size:,} bytes; a recipe has at most {configs.LONGEST_RECIPE:,}.")
+        raise InvalidError(f"The file has {file.size:,} bytes; a {what} has at most {configs.LONGEST_RECIPE:,}.")
     await acknowledge(interaction)
     body = (await file.read()).decode("utf-8", errors="replace")
     called = name or file.filename.rpartition(".")[0] or file.filename
-    await interaction.client.write(
-        catalogue.propose_recipe, actor(interaction), str(interaction.id), name=called, body=body
-    )
-    await errors.reply(interaction, f"{text.code(called, 60)} is proposed; an admin decides.")
+    propose = catalogue.propose_recipe if what == "recipe" else catalogue.propose_program
+    await interaction.client.write(propose, actor(interaction), str(interaction.id), name=called, body=body)
+    await errors.reply(interaction, forms.proposed(called, what))
 
 
 @catalogue_group.command(name="accept", description="Admins: let everyone use a proposed entry")
@@ -88,7 +89,7 @@ async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = (
         f"{text.code(name, 60)} is accepted: everyone can use it.\n"
-        "**Next** `/run launch` takes it, as `recipe:` or as `dataset:`."
+        "**Next** `/run launch` takes it, as `recipe:` or as `dataset:`; `/run program` runs a program."
     )
     await _decide(interaction, name, CatalogueState.ACCEPTED, ("Accept", catalogue.accept, done))
 

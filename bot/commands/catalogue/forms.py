@@ -1,9 +1,15 @@
-"""The forms by which members propose recipes and datasets."""
+"""The forms by which members propose recipes, datasets and programs."""
 
 from bot import text
 from bot.app import Interaction, actor
 from bot.commands.form import MOST, Form, long, short
 from broker import catalogue
+
+
+def proposed(name: str, what: str) -> str:
+    """The answer to whoever proposes an entry."""
+    first = " an operator tries it, and then" if what == "program" else ""
+    return f"{text.code(name, 60)} is proposed;{first} an admin decides."
 
 
 class RecipeForm(Form):
@@ -21,6 +27,23 @@ class RecipeForm(Form):
             catalogue.propose_recipe, actor(interaction), str(interaction.id), name=name, body=self.body.value
         )
         return f"{text.code(name, 60)} is proposed; an admin decides."
+
+
+class ProgramForm(Form):
+    """Somebody's code at a commit, described in YAML."""
+
+    def __init__(self) -> None:
+        self.name = short(placeholder="sparse-autoencoder")
+        self.body = long(MOST, "YAML: repository, commit, lock, command, parameters, gpus, time_limit, disk_gib")
+        super().__init__("Propose a program", {"Name": self.name, "Program": self.body})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Propose it."""
+        name = self.name.value.strip()
+        await interaction.client.write(
+            catalogue.propose_program, actor(interaction), str(interaction.id), name=name, body=self.body.value
+        )
+        return proposed(name, "program")
 
 
 class DatasetForm(Form):

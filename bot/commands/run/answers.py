@@ -153,10 +153,12 @@ def resumed(receipt: Receipt, run: runs.Run) -> str:
 
 
 def reads(receipt: Receipt, what: str, run_id: int) -> str:
-    """The answer to whoever launches an evaluation or a study of a run."""
+    """The answer to whoever launches an evaluation or a study of a run, or a program on it."""
+    stay = "" if what == "a program" else " and stay on its card"
     return (
-        f"Run {receipt.run_id}, {what} of run {run_id}, is queued; its results are posted in the thread of run "
-        f"{run_id} and stay on its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
+        f"Run {receipt.run_id}, {what} {'on' if what == 'a program' else 'of'} run {run_id}, is queued; its results "
+        f"are posted in the thread of run {run_id}{stay}. It will cost {receipt.unit.hours(receipt.cost)} at most. "
+        f"{remains(receipt)}"
     )
 
 

@@ -15,7 +15,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, evaluations, launching, naming, on_checkpoints, runs
+from broker.runs import comparison, control, evaluations, launching, naming, on_checkpoints, programs, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -392,6 +392,41 @@ async def evaluate(
         limit=limit,
     )
     await errors.reply(interaction, answers.reads(receipt, "an evaluation", run_id))
+
+
+@run.command(name="program", description="Run an accepted program of somebody on a checkpoint of a run")
+@app_commands.describe(
+    name="The program; /catalogue list has them",
+    run=RUN,
+    step="The step of the checkpoint; the last one by default",
+    parameters="Values in place of its defaults, such as batch_size=8, seed=7",
+    time_limit="How long it may take, such as 45m or 2h; the program's own by default",
+)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
+@app_commands.autocomplete(name=autocomplete.programs, step=run_autocomplete.evaluable_steps)
+@app_commands.autocomplete(time_limit=run_autocomplete.durations)
+async def program(
+    interaction: Interaction,
+    name: str,
+    run: int | None = None,
+    step: str = on_checkpoints.LAST,
+    parameters: str = "",
+    time_limit: str = "",
+) -> None:
+    """Queue the program, and say what it will cost at most."""
+    await acknowledge(interaction)
+    run_id, who = await context.run_of(interaction, run), actor(interaction)
+    receipt = await interaction.client.write(
+        programs.launch,
+        who,
+        str(interaction.id),
+        run_id,
+        program=name,
+        parameters=parameters,
+        step=step,
+        time_limit=time_limit,
+    )
+    await errors.reply(interaction, answers.reads(receipt, "a program", run_id))
 
 
 @run.command(name="compare", description="Overlay the loss curves of up to six runs")

@@ -49,6 +49,7 @@ NEEDS: Mapping[str, Act] = {
     "run name": Act.USE_COMPUTE,
     "run sample": Act.USE_COMPUTE,
     "run evaluate": Act.USE_COMPUTE,
+    "run program": Act.USE_COMPUTE,
     "study start": Act.USE_COMPUTE,
     "catalogue prepare": Act.USE_COMPUTE,
     "catalogue accept": Act.DECIDE_CATALOGUE,

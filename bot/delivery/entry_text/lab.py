@@ -51,7 +51,7 @@ def grant_changed(p: Payload) -> str:
 
 
 def catalogue(verb: str) -> Text:
-    """A text about an entry of the catalogue, which is a recipe or a dataset."""
+    """A text about an entry of the catalogue, which is a recipe, a dataset or a program."""
 
     def worded(p: Payload) -> str:
         what = f"the {line(p['what'])} {text.code(p['name'], 60)}"
@@ -66,6 +66,14 @@ def catalogue(verb: str) -> Text:
 
 for kind, verb in (("proposed", "proposes"), ("accepted", "accepts"), ("declined", "declines"), ("retired", "retires")):
     entry(f"catalogue.{kind}")(catalogue(verb))
+
+
+@entry("catalogue.tried")
+def catalogue_tried(p: Payload) -> str:
+    return (
+        f"🧪 {by(p)} has tried the program {text.code(p['name'], 60)}: it ended well after "
+        f"{text.duration(p['seconds'])}. An admin may accept it."
+    )
 
 
 @entry("host.removed")

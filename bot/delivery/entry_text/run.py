@@ -1,8 +1,8 @@
 """Entries about runs, sweeps and checkpoints: `run.…`, `sweep.…`, `checkpoint.…` and `checkpoints.…`.
 
 A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
-and its entries have `sample`; or it evaluates or studies checkpoints, and its entries have `evaluation` or `study`. The
-entries of a sweep's runs have `sweep`.
+and its entries have `sample`; or it evaluates or studies checkpoints, or runs a program on one, and its entries have
+`evaluation`, `study` or `program`. The entries of a sweep's runs have `sweep`.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ from bot import text
 from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
 
-MEASURES = frozenset({"evaluation", "study"})
+MEASURES = frozenset({"evaluation", "study", "program"})
 """What entries are about that measure something on checkpoints of a run."""
+GO_ON = MEASURES - {"program"}
+"""Those of them that go on where they were interrupted."""
 MOST_LISTED = 6
 """Tasks and steps that are named one by one."""
 MOST_RESULTS = 1200
@@ -62,7 +64,7 @@ def started(p: Payload) -> str:
 @entry("run.requeued")
 def requeued(p: Payload) -> str:
     goes_on = "resume from its last checkpoint" if trains(p) else "start over"
-    goes_on = "go on with the checkpoints that are left" if p.keys() & MEASURES else goes_on
+    goes_on = "go on with the checkpoints that are left" if p.keys() & GO_ON else goes_on
     return f"🔁 {_run(p)} was interrupted and will {goes_on}.{why(p)}"
 
 
@@ -88,8 +90,8 @@ def paused(p: Payload) -> str:
 
 @entry("run.resumed")
 def resumed(p: Payload) -> str:
-    start = "from the beginning" if "prepares" in p else f"from step {p['step']:,}"
-    start = "with the checkpoints that are left" if p.keys() & MEASURES else start
+    start = "from the beginning" if p.keys() & {"prepares", "program"} else f"from step {p['step']:,}"
+    start = "with the checkpoints that are left" if p.keys() & GO_ON else start
     return (
         f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {unit(p).count(p['gpus'])} for at most "
         f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
@@ -117,11 +119,9 @@ def refunded(p: Payload) -> str:
     ended = (
         f"attempt {p['attempt']} made way" if p.get("preempted") else f"a machine fault ended attempt {p['attempt']}"
     )
-    last = "results" if p.keys() & MEASURES else "complete checkpoint"
-    return (
-        f"↩️ {_run(p)} is refunded {unit(p).hours(p['seconds'])}, all that it spent since its last {last}: "
-        f"{ended}.{why(p)}"
-    )
+    since = f" since its last {'results' if p.keys() & GO_ON else 'complete checkpoint'}"
+    since = "" if "program" in p else since
+    return f"↩️ {_run(p)} is refunded {unit(p).hours(p['seconds'])}, all that it spent{since}: {ended}.{why(p)}"
 
 
 @entry("run.finished")
@@ -132,7 +132,8 @@ def finished(p: Payload) -> str:
     if "sample" in p:
         return f"✍️ {_titled(p)}\n{text.block(p['text'], LONGEST_QUOTE)}"
     if p.keys() & MEASURES:
-        return f"📐 **{_run(p)}** · {_tasks(p)}, after {_spent(p)}{_results(p)}"
+        said = f"\n{text.block(p['text'], LONGEST_QUOTE)}" if "program" in p and p.get("text") else ""
+        return f"📐 **{_run(p)}** · {_tasks(p)}, after {_spent(p)}{_results(p)}{said}"
     if "prepares" in p:
         return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
     return f"🏁 {_run(p)} is finished{_at_step(p)}, after {_spent(p)}."
@@ -261,21 +262,24 @@ def _sample(p: Payload) -> str:
 
 
 def _measuring(p: Payload) -> str:
-    """An evaluation or a study by its number under its run."""
+    """An evaluation, a study or a program by its number under its run."""
     [kind] = p.keys() & MEASURES
     sweep = f" of sweep {p['sweep']}" if "sweep" in p else ""
     return f"{kind} {p['nth']} of run {p['run']}{sweep} (run {p[kind]})"
 
 
 def _tasks(p: Payload) -> str:
-    """The tasks of an evaluation, or the analyses of a study; of many, the first ones and a count."""
+    """The tasks of an evaluation, the analyses of a study, or the name of a program with its parameters; of many, the
+    first ones and a count."""
     tasks = p["tasks"] if "tasks" in p else p["analyses"]
     named = ", ".join(text.code(task, 60) for task in tasks[:MOST_LISTED])
+    if given := ", ".join(f"{name}={value}" for name, value in p.get("parameters", {}).items()):
+        named += f" with {line(given)}"
     return f"{named} and {more} more" if (more := len(tasks[MOST_LISTED:])) else named
 
 
 def _steps(p: Payload) -> str:
-    """The steps that an evaluation or a study is about; of many, the first and the last."""
+    """The steps that an evaluation, a study or a program is about; of many, the first and the last."""
     steps = [f"{step:,}" for step in p["steps"]]
     if len(steps) > MOST_LISTED:
         return f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}"
@@ -283,7 +287,7 @@ def _steps(p: Payload) -> str:
 
 
 def _results(p: Payload) -> str:
-    """The results of an evaluation or a study, a line a task and metric with its values by step."""
+    """The results of an evaluation, a study or a program, a line a task and metric with its values by step."""
     found: dict[tuple[str, str], list[str]] = {}
     for task, metric, step, value, stderr in p["results"]:
         error = "" if stderr is None else f" ±{stderr:.4f}"

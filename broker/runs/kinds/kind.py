@@ -47,6 +47,10 @@ class Kind(ABC):
     """Whether it reads the data that its parent has prepared."""
     may_overlap = False
     """Whether two of its attempts do no harm at the same time, where a lost host may still be at work."""
+    needs_home = False
+    """Whether its trainer reads and writes the home folder of a worker beside its own folder."""
+    goes_on = True
+    """Whether a later attempt goes on from the results that are saved, so that what they cost is never refunded."""
     can_be_extended = True
     takes = ""
     """How long it takes, in words, where nothing was measured."""
