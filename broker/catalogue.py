@@ -454,13 +454,14 @@ def _named_datasets(session: Session, values: dict[str, Any], states: set[Catalo
 
 
 def _check(config: TrainConfig) -> None:
-    """Raise InvalidError if the recipe would read files of the host that it runs on."""
+    """Raise InvalidError if the recipe would read files of the host that it runs on, or its base is none of the Hub."""
     places = {
-        "base": config.base,
         "data.prepared": config.data.prepared,
         "data.root": config.data.root,
         "data.tokenizer.file": config.data.tokenizer.file,
     }
+    if config.base is not None:
+        configs.parse_base(config.base)
     for number, source in enumerate(config.data.sources):
         if source.corpus is not None:  # lies where its pool says, whatever stands beside its name
             continue

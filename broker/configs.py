@@ -3,10 +3,11 @@
 A wrong configuration raises InvalidError, whose sentence names the key and says what would be right.
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,6 +17,16 @@ from trainer.config import ConfigError, TrainConfig
 
 LONGEST_RECIPE = 8_000
 """Characters of a recipe as a member types it."""
+
+_BASE = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}@[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+class Base(NamedTuple):
+    """A model of the Hub at a revision, a branch, a tag or a commit."""
+
+    repo: str
+    revision: str
+
 
 _Overrides = tuple[tuple[str, str], ...]
 
@@ -76,6 +87,20 @@ def sections(typed: str) -> dict[str, Any]:
 def built_in() -> Mapping[str, str]:
     """The YAML texts of the recipes that come with the trainer, by name."""
     return {name: trainer_config.recipe_text(name) for name in trainer_config.recipe_names()}
+
+
+def base(text: str) -> Base | None:
+    """The model of the Hub that a run's configuration starts from, which has every default spelt out."""
+    # Most runs have none, and the disk is looked at for all: only then is the text worth reading.
+    named = _read(text, ()).base if text.startswith("base: ") or "\nbase: " in text else None
+    return None if named is None else parse_base(named)
+
+
+def parse_base(named: str) -> Base:
+    """The model that ORG/NAME@REVISION names; raises InvalidError."""
+    if not _BASE.fullmatch(named):
+        raise InvalidError(f"base is {named[:80]!r}, and must be a model of the Hub at a revision, ORG/NAME@REVISION.")
+    return Base(*named.rsplit("@", 1))
 
 
 # Cached: suggestions read a configuration at every key that a member presses, and a launch those of all measured runs.

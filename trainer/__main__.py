@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer import base as bases
 from trainer import layouts
 from trainer.check import OFTEN, CheckReport, readable
 from trainer.check import check as dry_run
@@ -41,6 +42,9 @@ def train(
     out: Out,
     resume: Annotated[Path | None, typer.Option(help="A checkpoint of another folder; it is only read.")] = None,
     fork: Annotated[str | None, typer.Option(metavar="RUN@STEP", help="Start from a kept step of another run.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Where the base lies: a model folder of transformers, or a step folder.")
+    ] = None,
     fork_name: Annotated[str, typer.Option(help="What checkpoints call that run; its folder's name by default.")] = "",
     change: Annotated[
         str, typer.Option(metavar="KEYS", help="Keys, such as training.steps, that a resumed run may change.")
@@ -61,7 +65,8 @@ def train(
                 settings = load(config)
                 settings.data_ranks(gpus * hosts, hosts)
                 wished = [key.strip() for key in change.split(",") if key.strip()]
-                start = find_starting_point(settings, out, resume, fork, wished)
+                based = None if base is None else bases.found(settings, base.absolute(), out.absolute(), hosts)
+                start = find_starting_point(settings, out, resume, fork, wished, based)
                 if fork_name and start.is_fork and start.parent:
                     start = start._replace(parent=start.parent | {"run": fork_name})
                 if host == 0:
@@ -69,6 +74,8 @@ def train(
                     for message in start.changes:
                         append_event(out, Event.WARNING, message=message)
                 outcome = ranks.run(out.absolute(), settings, start, gpus, here)
+                if outcome.status == Status.DONE:
+                    bases.remove(out)
             except OSError as error:
                 outcome = Outcome(status=Status.FAILED, reason=f"The ranks could not be started: {error}.")
             except Exception as error:

@@ -36,12 +36,14 @@ class Outcome(BaseModel):
 
 
 class CorpusKind(StrEnum):
-    """What a lab can register: a corpus by the key of its place in a source (`path` for text), prepared data, or a
-    tokenizer."""
+    """What a lab can register: a corpus by the key of its place in a source (`path` for text, instructions and
+    preferences), prepared data, or a tokenizer."""
 
     TEXT = "text"
     TOKENS = "tokens"
     DATASET = "dataset"
+    INSTRUCTIONS = "instructions"
+    PREFERENCES = "preferences"
     PREPARED = "prepared"
     TOKENIZER = "tokenizer"
 

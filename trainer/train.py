@@ -343,14 +343,16 @@ class Run:
             "data": self.corpus.manifest,
             "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
             # After fp16, a run in another precision needs the count of skipped steps: they were no updates of Adam's.
-            **({"base": self._base()} if self.config.base else {}),
+            **({"base": base} if (base := self._base()) else {}),
             **({"loss_scale": self.loss_scale._asdict()} if self._scaling() or self.loss_scale.skipped else {}),
         }
 
-    def _base(self) -> dict[str, Any]:
-        """The base that the run began with: run, step, and the checksums of its weights."""
-        if self.resumed:
-            return dict(self.resumed["base"])
-        assert self.start.base is not None
+    def _base(self) -> dict[str, Any] | None:
+        """The base that the run began with: its name, its licence where that is known, and the checksums of its
+        weights; None where it began with none."""
+        if self.resumed or self.start.base is None:
+            base: dict[str, Any] | None = (self.resumed or {}).get("base")
+            return base
         made = metadata.read(self.start.base)
-        return {"run": self.start.base.parents[1].name, "step": made["step"], "weights": weights_of(made)}
+        licence = made.get("licence") or (made.get("base") or {}).get("licence")
+        return {"name": self.config.base, "licence": licence, "weights": weights_of(made)}

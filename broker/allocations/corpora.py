@@ -33,6 +33,8 @@ PLACES: Mapping[str, str] = {
     CorpusKind.TEXT: "path",
     CorpusKind.TOKENS: "tokens",
     CorpusKind.DATASET: "dataset",
+    CorpusKind.INSTRUCTIONS: "path",
+    CorpusKind.PREFERENCES: "path",
 }
 """The key of a source that takes the place of a corpus, by the kind of the corpus."""
 

@@ -19,6 +19,7 @@ from sqlalchemy import func, true, update
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col, select
 
+from broker import configs
 from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication, Repository
@@ -199,7 +200,7 @@ def _remove_copies(settings: Settings, db: Database) -> None:
 
 
 def _remove_hub_copies(settings: Settings, db: Database) -> None:
-    """Remove what was fetched from the Hub of runs that no unended run reads."""
+    """Remove what was fetched from the Hub that no unended run reads: checkpoints of runs, and bases."""
     places = list((settings.home / folders.HUB_COPIES).glob("*"))
     if not places:
         return
@@ -207,6 +208,9 @@ def _remove_hub_copies(settings: Settings, db: Database) -> None:
         read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
         names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
         needed = {folders.hub_copy(settings, name, 0).parent for name in names}
+        trained = select(Run.config).where(col(Run.state).not_in(ENDED), Run.kind == RunKind.TRAIN)
+        bases = {configs.base(text) for text in session.scalars(trained)}
+        needed |= {folders.hub_base(settings, *base).parent for base in bases if base is not None}
     for place in places:
         if place not in needed:
             shutil.rmtree(place, ignore_errors=True)

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,8 @@ TIMEOUT_SECONDS = 60.0
 MISSING, TOO_MANY, SERVER_ERROR, REFUSED = 404, 429, 500, (401, 403)
 LONGEST_PAUSE = 3600.0
 """The most seconds that a Retry-After header is heeded for."""
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md"]
+"""The files of a model that are read of others. Weights as pickles, which may run code, are not."""
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
 """What the client raises where the Hub refuses, is out of reach, or has not got all files."""
 
@@ -134,10 +137,28 @@ class Hub:
 
     def fetch(self, repo: str, revision: str, folder: Path) -> None:
         """Download all files of a branch or commit into `folder`, which is there once it is whole. Raises HubError."""
+        self._fetch(self.api, repo, revision, folder, None)
+
+    def fetch_model(self, repo: str, revision: str, folder: Path) -> None:
+        """Download the files of an open model that `python -m trainer import` reads, as `fetch` does, without our
+        token: whoever names the model may not see what the lab may. Raises HubError."""
+        anybody = HfApi(endpoint=self.endpoint, token=False)
+        self._fetch(anybody, repo, revision, folder, MODEL_FILES)
+
+    def model_size(self, repo: str, revision: str) -> int:
+        """The bytes that `fetch_model` would download. Raises HubError."""
+        try:
+            told = HfApi(endpoint=self.endpoint, token=False).model_info(repo, revision=revision, files_metadata=True)
+        except FAILURES as error:
+            raise _hub_error(error) from error
+        sizes = {each.rfilename: each.size or 0 for each in told.siblings or []}
+        return sum(size for name, size in sizes.items() if any(fnmatch(name, each) for each in MODEL_FILES))
+
+    def _fetch(self, api: HfApi, repo: str, revision: str, folder: Path, patterns: list[str] | None) -> None:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.api.snapshot_download(repo, revision=revision, local_dir=partial)
+            api.snapshot_download(repo, revision=revision, local_dir=partial, allow_patterns=patterns)
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
             try:
                 partial.rename(folder)

@@ -165,7 +165,9 @@ def _card(
         (scored.task, scored.metric, *scored.values[step]) for scored in results.of_step(session, run_id, step)
     ][:MOST_RESULTS]
     sources = [_source(source) for source in metadata.get("data", {}).get("sources", [])]
-    licence = project.licence.lower()
+    base = metadata.get("base") or {}
+    # What is made of a model is under that model's licence, where the base says which.
+    licence = str(base.get("licence") or project.licence).lower()
     card = ModelCard.from_template(
         ModelCardData(
             license=licence if licence in HUB_LICENCES else "other",
@@ -175,11 +177,12 @@ def _card(
             pipeline_tag="text-generation",
             tags=list(dict.fromkeys(("stoa", run.recipe, *run.tags))),
             datasets=[source["dataset"] for source in sources if source["dataset"]] or None,
-            base_model=parent.name if parent else None,
+            base_model=parent.name if parent else str(base["name"]).rpartition("@")[0] if base else None,
             model_name=repo if held_out or evaluated else None,
             eval_results=[*([_result(held_out)] if held_out else []), *map(_evaluated, evaluated)] or None,
         ),
         template_path=str(TEMPLATE),
+        base=base,
         contract=contract,
         evaluated=evaluated,
         data_manifest=DATA_MANIFEST_FILE,

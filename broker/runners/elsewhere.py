@@ -12,7 +12,7 @@ import structlog
 from rich import filesize
 from sqlmodel import select
 
-from broker import corpus_copies
+from broker import configs, corpus_copies
 from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
@@ -128,6 +128,25 @@ def _bring_checkpoint(
             f"the checkpoint of step {checkpoint.step:,} of run {checkpoint.run_id} lies on the disk of “{host}” "
             f"alone, and run {run.id} was started on “{processes.host()}”"
         )
+
+
+def bring_base(settings: Settings, run: Run) -> None:
+    """Fetch the model of the Hub that a run starts from, as anybody may, where it is not on this disk. Raises OSError
+    where the Hub does not give it, or the disk has no room."""
+    base = configs.base(run.config) if kind_of(run).trains else None
+    if base is None:
+        return
+    target = folders.hub_base(settings, *base)
+    if target.is_dir():
+        return
+    try:
+        hub = Hub(settings)
+        size = hub.model_size(*base) / 2**30
+        if disk.free_gib(settings) - size < settings.disk_floor_gib:
+            raise OSError(f"the disk has no room for {base.repo}, which has {size:.1f} GiB")
+        hub.fetch_model(*base, target)
+    except HubError as error:
+        raise OSError(f"{base.repo} at {base.revision} cannot be fetched from the Hub: {error}") from error
 
 
 def _from_hub(settings: Settings, checkpoint: Publication, repo: str) -> None:

@@ -53,6 +53,11 @@ def hub_copy(settings: Settings, repo: str, step: int) -> Path:
     return settings.home / HUB_COPIES / repo.replace("/", "--") / f"step{step}"
 
 
+def hub_base(settings: Settings, repo: str, revision: str) -> Path:
+    """Where a model of the Hub is, or would be, that this host has fetched as the base of runs."""
+    return settings.home / HUB_COPIES / repo.replace("/", "--") / f"base-{revision}"
+
+
 def token_of(told: str) -> int | None:
     """The token of the attempt whose checkpoint lies in a folder; None where the name does not say it."""
     parts = Path(told).parts

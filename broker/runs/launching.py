@@ -15,6 +15,7 @@ from broker.allocations import allocations, corpora, ledger, nodes, payers, pool
 from broker.allocations.allocations import Allocation
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit
+from broker.runners import registry
 from broker.runs import entries, estimates, evaluation_plans, naming, preparing, readings
 from broker.runs.evaluation_plans import Evaluated
 from broker.runs.kinds.kind import kind_of
@@ -252,6 +253,10 @@ def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
     corpora.check_on_pool(session, order.recipe, config, pool)
+    if config.base is not None and registry.named(pool.runner).fills_store:
+        raise InvalidError(
+            f"The machines of “{pool.name}” cannot fetch the base {config.base} from the Hub; take another pool."
+        )
     if order.kind == RunKind.TRAIN:
         check_fit(config, order.gpus, pool)
     origin = order.origin

@@ -99,7 +99,7 @@ def test_only_recipes_of_the_catalogue_are_prepared(lab: Lab, project: int) -> N
     assert lab.everything() == before
 
 
-def test_nodes_that_share_no_disk_do_not_prepare_together(lab: Lab) -> None:
+def test_nodes_that_share_no_disk_do_not_prepare_together_nor_fetch_a_base(lab: Lab) -> None:
     accept_tiny(lab)
     lab.pool("cloud", gpus=16, gpus_a_node=8, runner="kubernetes", options={"store_secret": "keys"})
     project = lab.project()
@@ -107,6 +107,9 @@ def test_nodes_that_share_no_disk_do_not_prepare_together(lab: Lab) -> None:
     with pytest.raises(InvalidError, match="“cloud” share no disk, so one of them prepares by itself; ask for 1 to 8"):
         prepare(lab, project, gpus=16)
     assert lab.run(prepare(lab, project, gpus=8)).state == RunState.QUEUED
+    lab.recipe("tuned", "like: demo\nbase: org/name@main\n")
+    with pytest.raises(InvalidError, match="The machines of “cloud” cannot fetch the base org/name@main from the Hub"):
+        lab.launch(project, recipe="tuned")
 
 
 def test_one_run_at_a_time_prepares_a_recipe(lab: Lab, project: int) -> None:

@@ -46,15 +46,18 @@ from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
-from projects.errors import NotFoundError
+from projects.errors import InvalidError, NotFoundError
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
 from projects.settings import Settings, get_settings
 from tests import forked
+from tests.broker.copying import add as add_corpus
 from tests.broker.lab import ADA, EMMY, GRACE, POOL, ROSA, STRANGER, Lab, request_id, settings
 from tests.patience import PATIENCE, wait_for
 from trainer import check
+from trainer import config as trainer_config
+from trainer.contract import CorpusKind
 
 LAST = 4
 AT_ONCE = 1e-12
@@ -828,6 +831,50 @@ def test_a_card_never_tells_of_another_step_than_the_weights_beside_it(
     assert main == hub.read(repo(conf, run), "README.md", "step2")
     assert "\nStep 2 of" in main
     assert "Grace" not in main
+
+
+def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
+    write(lab, conf, run, 0)
+    how = Path(row(lab, run, 0).folder) / "how.json"
+    base = {"name": "EleutherAI/pythia-160m@step143000", "licence": "apache-2.0"}
+    how.write_text(json.dumps(json.loads(how.read_text()) | {"base": base}))
+    publish(lab, conf, run)
+    card = hub.read(repo(conf, run), "README.md", "step0")
+    assert "base_model: EleutherAI/pythia-160m\n" in card
+    assert "license: apache-2.0\n" in card
+    assert r"- Base: EleutherAI/pythia\-160m\@step143000, whose licence is apache\-2\.0" in card
+
+    with pytest.raises(InvalidError, match=r"base is '/etc/models@0', and must be a model of the Hub at a revision"):
+        lab.recipe("from-a-place", "like: demo\nbase: /etc/models@0\n")
+    chats = conf.home / "chats.jsonl"
+    chats.write_text('{"prompt": "la", "completion": " la"}\n')
+    add_corpus(lab, POOL, chats, "chats", CorpusKind.INSTRUCTIONS)
+    source = "{name: chats, corpus: chats, weight: 1, licence: MIT}"
+    data = f"data: {{kind: instructions, sources: [{source}]}}"
+    lab.recipe("tuned", f"like: demo\nbase: {repo(conf, run)}@step0\n{data}\nlora: {{rank: 4}}\n")
+    tuned = lab.row(lab.launch(1, recipe="tuned"))
+    elsewhere.bring_base(conf, tuned)
+    [fetched] = (conf.home / "hub_copies").glob("*/*")
+    assert {path.name for path in fetched.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
+    assert not [path for path in fetched.iterdir() if path.is_dir()]
+    attempt = conf.runs_dir / str(tuned.id) / "attempt-1"
+    attempt.parent.mkdir(parents=True)
+    told = kind_of(tuned).command(Start(conf, lab.db, tuned, attempt))
+    assert told[-2:] == ["--base", str(fetched)]
+    written = trainer_config.load(Path(told[1]))
+    assert (written.data.kind, written.data.sources[0].path) == ("instructions", str(chats))
+    assert written.lora == trainer_config.LoraConfig(rank=4)
+    disk.tidy(conf, lab.db)
+    assert fetched.is_dir(), "a run that has not ended starts from it"
+    lab.cancel(tuned.id)
+    disk.tidy(conf, lab.db)
+    assert not fetched.exists()
+
+    with pytest.raises(OSError, match="the disk has no room for"):
+        elsewhere.bring_base(conf.model_copy(update={"disk_floor_gib": 1e9}), tuned)
+    HubClient(conf).show(repo(conf, run), private=True)
+    with pytest.raises(OSError, match="cannot be fetched from the Hub"):  # though the lab's own token would do
+        elsewhere.bring_base(conf, tuned)
 
 
 def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(

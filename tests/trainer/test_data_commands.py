@@ -196,6 +196,10 @@ def test_a_corpus_is_measured_where_it_lies(folder: Path, tmp_path: Path) -> Non
     bpe = Tokenizer.from_file(str(tokenizer))
     assert counted["tokens"] == sum(len(bpe.encode(text)) + 1 for text in ("la la", "lá"))
     assert measure("tokenizer", tokenizer)["vocabulary"] == bpe.get_vocab_size()
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "la", "completion": " l\u00e1"}\n')
+    measured = measure("instructions", chats)
+    assert (measured["documents"], measured["text_bytes"]) == (1, 6)
 
     manifest = json.loads((folder / "data" / "manifest.json").read_text())
     prepared = measure("prepared", folder / "data")

@@ -1,6 +1,7 @@
 """Fine-tuning, beside plain implementations: each example alone, without packing, on the same tiny model."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     counts = [(WORDS[n % 7], " ".join(WORDS[: n % 5 + 1])) for n in range(40)]
-    write("text", [{"text": f"count to {to}: {said} " * 8} for to, said in counts])
+    write(
+        "text",
+        [
+            {"text": f"count to {to}: {said} " * 8 + f"{number:b} {number * 7919:x} "}
+            for number, (to, said) in enumerate(counts * 6)
+        ],
+    )
     chats = [
         [
             {"role": "system", "content": "Count."},
@@ -265,16 +272,23 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not all(torch.equal(whole[name], base[name]) for name in whole)
     made = metadata.read(checkpoint_folder(parts, 4))
-    assert (made["base"]["run"], made["base"]["step"]) == ("base", 1)
+    assert (made["base"]["name"], made["base"]["licence"]) == (f"{root}/base@1", None)
 
 
 def test_peft_opens_the_adapters_of_two_ranks_over_the_base(root: Path, tmp_path: Path) -> None:
     config = configured(root, "instructions", base=f"{root}/base@1", lora=LORA, steps=2)
     alone = tmp_path / "alone"
     assert train(config, alone, find_starting_point(config, alone), HERE, lambda: False) == (Status.DONE, 2)
-    (tmp_path / "config.yml").write_text(dump(config))
-    done = run_trainer("train", tmp_path / "config.yml", "--out", tmp_path / "out", "--gpus", "2")
+    hub = tmp_path / "hub"  # as it lies on the Hub: without what only our trainer reads
+    shutil.copytree(checkpoint_folder(root / "base", 1), hub, ignore=shutil.ignore_patterns("how.json", "trainer"))
+    (hub / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Counting\n")
+    (tmp_path / "config.yml").write_text(dump(config.model_copy(update={"base": "lab/counting@v1"})))
+    command = ("train", tmp_path / "config.yml", "--out", tmp_path / "out", "--gpus", "2", "--base", hub)
+    done = run_trainer(*command)
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out" / "base").exists()
+    said = metadata.read(checkpoint_folder(tmp_path / "out", 2))["base"]
+    assert (said["name"], said["licence"]) == ("lab/counting@v1", "apache-2.0")
     folder = checkpoint_folder(tmp_path / "out", 2)
     ours, theirs = (load_file(step / "model.safetensors") for step in (folder, checkpoint_folder(alone, 2)))
     assert close(ours, theirs)
@@ -296,7 +310,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(root: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"in bf16 or fp32; set training.precision to one of them"):
         configured(root, "instructions", precision="fp16")
     larger = configured(root, "instructions", {"layers": 3}, base=base)
-    with pytest.raises(ConfigError, match=r"model.layers is 3 here and 2 in the checkpoint; .*name another base\."):
+    with pytest.raises(
+        ConfigError, match=r"model.layers is 3 here and 2 in the base; take the base's value, or another base\."
+    ):
         find_starting_point(larger, tmp_path)
     with pytest.raises(ConfigError, match=r"base must be RUN@STEP, a run's folder and one of its steps, not 'gpt2'\."):
         find_starting_point(configured(root, "instructions", base="gpt2"), tmp_path)

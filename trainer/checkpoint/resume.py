@@ -52,9 +52,11 @@ def find_starting_point(
     resume: Path | None = None,
     fork: str | None = None,
     change: Collection[str] = (),
+    base: str | None = None,
 ) -> StartingPoint:
     """The newest checkpoint in the run folder `out`, or `resume` where that is of a later step, or else `fork`, which
-    is RUN@STEP. `change` names those of CHANGED_ON_WISH, or keys below them, that a resumed run may change.
+    is RUN@STEP, or else the configuration's base, which lies at `base`, RUN@STEP, where that is not its name. `change`
+    names those of CHANGED_ON_WISH, or keys below them, that a resumed run may change.
 
     Raises ConfigError if the checkpoint is damaged, of another model, or, unless it is forked, of other data, another
     seed or another batch size, or of another value at a key that `change` does not name.
@@ -65,18 +67,17 @@ def find_starting_point(
             raise ConfigError(f"--change {key[:60]!r} is no key that a resumed run may change; those are {known}.")
     if resume is not None and fork is not None:
         raise ConfigError("--resume goes on with a run and --fork starts a new one; give one of the two.")
-    if fork is not None and config.base is not None:
-        raise ConfigError("--fork and base both say where the run starts; give one of the two.")
+    base = base or config.base
     folder = folders.newest(out)
     if resume is not None and (
         folder is None or metadata.read_verified(resume)["step"] > metadata.read_verified(folder)["step"]
     ):
         folder = resume.absolute()
     if folder is None and fork is not None:
-        return _fork(config, fork)
-    if folder is None and config.base is not None:
-        based, _ = _step_of("base", config.base)
-        _require_same(config, metadata.read_verified(based), FIXED_ON_FORK, CONTEXT_KEYS, "name another base")
+        return _fork(config, fork, base)
+    if folder is None and base is not None:
+        based, _ = _step_of("base", base)
+        _require_same_model(config, metadata.read_verified(based))
         return StartingPoint(base=based)
     if folder is None:
         return StartingPoint()
@@ -84,13 +85,15 @@ def find_starting_point(
     _require_same(config, made, FIXED_ON_RESUME, LOCATION_KEYS, "start afresh in another folder")
     _require_enough_steps(config, made)
     _require_same_reading(config, made)
-    base = _same_base(config.base, made) if config.base is not None and config.keeps_base else None
     changes = _changes(config, made, change)
-    return StartingPoint(folder, made["step"], made.get("parent"), changes=changes, base=base)
+    return StartingPoint(folder, made["step"], made.get("parent"), changes=changes, base=_kept_base(config, base, made))
 
 
-def _same_base(base: str, made: dict[str, Any]) -> Path:
-    """The checkpoint of the base. Raises ConfigError unless its weights are those that the run began with."""
+def _kept_base(config: TrainConfig, base: str | None, made: dict[str, Any]) -> Path | None:
+    """The checkpoint of the base, where the run goes on reading it. Raises ConfigError unless its weights are those
+    that the run of the checkpoint `made` began with."""
+    if base is None or not config.keeps_base:
+        return None
     folder, _ = _step_of("base", base)
     if weights_of(metadata.read_verified(folder)) != (made.get("base") or {}).get("weights"):
         raise ConfigError(f"The weights of the base {base} are not those that the run began with; name that base.")
@@ -99,7 +102,7 @@ def _same_base(base: str, made: dict[str, Any]) -> Path:
 
 def weights_of(made: dict[str, Any]) -> dict[str, str]:
     """The checksums of a checkpoint's files of weights, by their names."""
-    return {name: told for name, told in made["files"].items() if name.endswith(".safetensors") and "/" not in name}
+    return {name: told for name, told in made["files"].items() if name.startswith("model") and "/" not in name}
 
 
 def _changes(config: TrainConfig, made: dict[str, Any], change: Collection[str]) -> tuple[str, ...]:
@@ -139,12 +142,12 @@ def _config_of(made: dict[str, Any]) -> dict[str, Any]:
         return dict(made["config"])
 
 
-def _fork(config: TrainConfig, fork: str) -> StartingPoint:
+def _fork(config: TrainConfig, fork: str, base: str | None) -> StartingPoint:
     folder, parent = _step_of("--fork", fork)
     made = metadata.read_verified(folder)
     _require_same(config, made, FIXED_ON_FORK, CONTEXT_KEYS, "fork with the model it has")
     _require_enough_steps(config, made)
-    return StartingPoint(folder, made["step"], parent, is_fork=True)
+    return StartingPoint(folder, made["step"], parent, is_fork=True, base=_kept_base(config, base, made))
 
 
 def _step_of(key: str, named: str) -> tuple[Path, dict[str, Any]]:
@@ -180,6 +183,14 @@ def _require_same(
                 f"{key} is {ours!r} here and {theirs!r} in the checkpoint; go on with the checkpoint's value, or "
                 f"{otherwise}."
             )
+
+
+def _require_same_model(config: TrainConfig, made: dict[str, Any]) -> None:
+    """Raise ConfigError unless the model computes what that of the base does. The shapes of its weights are compared
+    when they are read."""
+    theirs = TrainConfig.model_validate(made["config"]).model.computed
+    for key, ours, other in _differences("model", config.model.computed, theirs):
+        raise ConfigError(f"{key} is {ours!r} here and {other!r} in the base; take the base's value, or another base.")
 
 
 def _require_enough_steps(config: TrainConfig, made: dict[str, Any]) -> None:

@@ -123,8 +123,8 @@ class _Encoder:
         return tokens, counted
 
 
-def _read(source: SourceConfig, data: DataConfig) -> Iterator[tuple[str, list[Example]]]:
-    """The name of each line and its examples."""
+def read(source: SourceConfig, data: DataConfig) -> Iterator[tuple[str, list[Example]]]:
+    """The name of each line and its examples. Raises ConfigError."""
     for path in readers.files_of(source, data.root_folder):
         kind = raw_files.kind_of(path)
         if kind == "parquet":
@@ -139,7 +139,7 @@ def _write(source: SourceConfig, data: DataConfig, bpe: Tokenizer, folder: Path,
     say(f"encoding {source.name}")
     encode, longest, left_out = _Encoder(bpe, data), data.sequence_length + 1, 0
     split: dict[str, Lines] = {name: [] for name in SPLITS}
-    for name, found in _read(source, data):
+    for name, found in read(source, data):
         encoded = [encode(example) for example in found]
         if max(len(tokens) for tokens, _ in encoded) > longest:
             left_out += 1

@@ -3,19 +3,25 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from trainer.contract import CorpusKind, Measured, measured_data
-from trainer.data import prepare, readers, tokenizer
-from trainer.data.config import DataConfig, SourceConfig, TokenizerConfig
+from trainer.data import instructions, prepare, readers, tokenizer
+from trainer.data.config import DataConfig, Kind, SourceConfig, TokenizerConfig
 from trainer.data.indexed import Indexed
 from trainer.data.prepare import Advance
 from trainer.data.readers import Say
 from trainer.schema import ConfigError
+
+EXAMPLES: Mapping[CorpusKind, Kind] = {
+    CorpusKind.INSTRUCTIONS: "instructions",
+    CorpusKind.PREFERENCES: "preferences",
+}
+"""The kinds of data whose lines are examples."""
 
 
 def files_at(kind: CorpusKind, place: Path) -> list[Path]:
@@ -43,7 +49,10 @@ def measure(
         case _:
             files = _files(kind, place)
             source = _as_source(kind, place, text_key)
-            found = _source(source, None if bpe is None else _tokenizer(bpe), say, advance)
+            if kind in EXAMPLES:
+                found = _examples(source, EXAMPLES[kind], advance)
+            else:
+                found = _source(source, None if bpe is None else _tokenizer(bpe), say, advance)
     size = sum(path.stat().st_size for path in files)
     return Measured.model_validate({"files": len(files), "bytes": size, **found}), files
 
@@ -61,7 +70,7 @@ def _files(kind: CorpusKind, place: Path) -> list[Path]:
 
 
 def _as_source(kind: CorpusKind, place: Path, text_key: str = "text") -> SourceConfig:
-    key = "path" if kind == CorpusKind.TEXT else kind.value
+    key = "path" if kind == CorpusKind.TEXT or kind in EXAMPLES else kind.value
     fields = {"name": "corpus", "licence": "LicenseRef-None", "epochs": 1, "text_key": text_key, key: str(place)}
     return SourceConfig.model_validate(fields)
 
@@ -80,6 +89,18 @@ def _source(source: SourceConfig, bpe: Tokenizer | None, say: Say, advance: Adva
         tokens += len(bpe.encode(document.text, add_special_tokens=False)) + 1 if bpe else 0
         advance(document.size)
     return {"documents": documents, "text_bytes": text_bytes, "tokens": tokens if bpe else None}
+
+
+def _examples(source: SourceConfig, kind: Kind, advance: Advance) -> dict[str, Any]:
+    data = DataConfig(kind=kind, sequence_length=8, tokenizer=TokenizerConfig(vocabulary=320), sources=[source])
+    lines = text_bytes = 0
+    for _, examples in instructions.read(source, data):
+        size = sum(len(part.text.encode()) for example in examples for part in example)
+        lines, text_bytes = lines + 1, text_bytes + size
+        advance(size)
+    if not lines:
+        raise readers.empty(source)
+    return {"documents": lines, "text_bytes": text_bytes}
 
 
 def _tokenizer(file: Path) -> Tokenizer:

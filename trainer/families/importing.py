@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -186,5 +187,18 @@ def _metadata(source: Path, config: TrainConfig, tokens: Tokenizer) -> dict[str,
         "tokens": 0,
         "parent": None,
         "imported": source.absolute().name,
+        "licence": _licence(source),
         "data": {"tokenizer": described, "sources": []},
     }
+
+
+def _licence(source: Path) -> str | None:
+    """The licence that the model card of a folder names, by the Hub's identifier; None where it names none."""
+    try:
+        text = (source / "README.md").read_text(encoding="utf-8")
+        known = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return None
+    licence = known.get("license") if isinstance(known, dict) else None
+    name = known.get("license_name") if licence == "other" else None
+    return str(name or licence) if isinstance(licence, str) else None

@@ -1,7 +1,7 @@
 """The `model` section of the configuration: the switches between GPT-Neo, GPT-J, GPT-NeoX and Llama. Imports no
 torch."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -103,6 +103,19 @@ class ModelConfig(Section):
     def scale(self) -> float:
         """The factor of attention's logits."""
         return self.logit_scale or self.head_size**-0.5
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """What decides what the model computes from its weights: each key with the value that it has where it is left
+        out, without those that another key leaves unused. How far positions reach is left out."""
+        unused = {"vocabulary", "context", "yarn", "init", "attention"}
+        unused |= {"rotary_pct", "rotary_base", "rotary_layout"} if self.positions != "rotary" else set()
+        unused |= {"t5_buckets", "t5_max_distance"} if self.positions != "t5" else set()
+        local = [self.is_local(layer) for layer in range(self.layers)]
+        unused |= set() if any(local) else {"window"}
+        values = self.model_dump(mode="json", exclude=unused)
+        spelt_out = {"kv_heads": self.groups, "mlp_size": self.inner_size, "logit_scale": self.scale}
+        return values | spelt_out | {"attention": ["local" if each else "global" for each in local]}
 
     def is_local(self, layer: int) -> bool:
         """Whether layer `layer`, counted from 0, sees only the last `window` tokens."""

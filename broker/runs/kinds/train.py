@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from broker import configs
 from broker.publications import Publication
 from broker.runs import folders, preparing
 from broker.runs.kinds import sample
@@ -26,6 +27,8 @@ class Train(Kind):
         run = start.run
         config = preparing.written(start.settings, start.db, run, start.folder)
         arguments = ["train", str(config), "--out", str(start.folder), "--gpus", str(run.gpus // start.nodes)]
+        if base := configs.base(run.config):
+            arguments += ["--base", str(folders.hub_base(start.settings, *base))]
         if start.before:
             return [*arguments, "--resume", start.before[-1].folder]
         if run.fork_step is None:
