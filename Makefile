@@ -10,7 +10,7 @@ SUITE := --numprocesses $(or $(PROCESSES),6) --dist loadfile --no-loadscope-reor
 # Hundreds of processes import the same files, so their bytecode is kept. pip would compile four times what the demo imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-bot pictures check clean
+.PHONY: demo test test-slow chaos bench-trainer bench-broker bench-metrics bench-study bench-bot pictures check clean
 
 demo: $(INSTALLED)
 	@$(BIN)/stoa demo $(if $(EXIT),--no-stay)
@@ -34,6 +34,9 @@ bench-broker: $(INSTALLED)
 
 bench-metrics: $(INSTALLED)
 	$(BIN)/python -m bench.metrics
+
+bench-study: $(INSTALLED)
+	$(BIN)/python -m bench.study
 
 bench-bot: $(INSTALLED)
 	$(BIN)/python -m bench.bot

@@ -20,7 +20,7 @@ from bot.delivery.welcomes import Welcomes
 from bot.renderer import Renderer
 from broker.allocations import awards
 from broker.reviews import inventory
-from broker.runs import runs, sweeps
+from broker.runs import programs, runs, sweeps
 from broker.runs.runs import RunKind, RunView
 from projects import projects
 from projects.projects import ProjectView
@@ -151,13 +151,21 @@ class ProjectFeed:
                 key, said = gatherings.key(entries, destination), gatherings.render(entries, mention)
             else:
                 key, said = f"entry:{entry.id}:{destination}", posts.render(entry, destination, context, mention)
-            sent = await self.sender.post(key, target, said, post_buttons.of(entries), mention)
+            pictures = await self._pictures(entry) if len(entries) == 1 else []
+            sent = await self.sender.post(key, target, said, post_buttons.of(entries), mention, pictures=pictures)
             if sent is not None and mention is person:
                 person = None  # the next posts of the entry do not mention them again
             if sent is None and destination is Destination.CHANNEL:
                 await self.channels.deleted(f"project:{self.project_id}")
         if entry.kind in ENDS_PROJECT:
             await self.app.write(follower_roles.let_end, self.project_id)
+
+    async def _pictures(self, entry: EntryView) -> Sequence[bytes]:
+        """The pictures that a program has left which an entry says has finished."""
+        told = entry.payload or {}
+        if entry.kind != "run.finished" or "program" not in told:
+            return []
+        return await self.app.read(programs.pictures, self.app.settings, told["program"], told["attempt"])
 
     async def _channel(self, destination: Destination, entry: EntryView, context: PostContext) -> str | None:
         """The id of the channel or thread of a destination; None where a person has deleted it."""

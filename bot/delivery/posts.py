@@ -10,6 +10,7 @@ from bot import text
 from bot.delivery.entry_text import TEXTS, Payload, general
 from bot.delivery.entry_text.phrases import line, quoted
 from bot.mention import Mention, ended
+from broker.runs.entries import MEASURES
 from broker.runs.runs import RunKind, RunView
 from projects.projects import ProjectView
 from projects.record.record import LAB, EntryView
@@ -112,12 +113,12 @@ def _milestone(kind: str, payload: Payload) -> bool:
     Of the runs of a sweep, the channel hears only what goes wrong; the end of the sweep tells of the others.
     """
     if "sweep" in payload:
-        return kind in ENDS_SWEEP and not payload.keys() & {"sample", "evaluation", "study"}
+        return kind in ENDS_SWEEP and not payload.keys() & {"sample", *MEASURES}
     if kind == "checkpoint.published":
         return bool(payload.get("first") or payload.get("final"))
     if "sample" in payload:
         return kind == "run.finished" and bool(payload.get("text"))
-    if payload.keys() & {"evaluation", "study"}:
+    if payload.keys() & MEASURES:
         return kind == "run.finished"
     return kind in ENDS_RUN
 

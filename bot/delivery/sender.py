@@ -77,16 +77,20 @@ class Sender:
         *,
         digest: str = "",
         grows: bool = False,
+        pictures: Sequence[bytes] = (),
     ) -> str | None:
         """Post a text whose last line is its marker; whatever it says, it pings nobody but `mention`.
 
-        One that `grows` may be rewritten with up to 4,000 characters; `digest` tells what it shows.
+        A text of at most 2,000 characters takes `pictures` with it, PNG. One that `grows` may be rewritten with up to
+        4,000 characters; `digest` tells what it shows.
         Returns the message's id, or None where a person has deleted the message or its channel. Raises discord.NotFound
         while one of the lab's own channels is deleted and no other is chosen.
         """
         end = said.splitlines()[-1]
         if not buttons and not grows and text.length(said) <= text.MESSAGE:
-            return await self._send(key, channel_id, end, content=said, digest=digest, mention=mention)
+            return await self._send(
+                key, channel_id, end, content=said, digest=digest, mention=mention, pictures=pictures
+            )
         view = ui.LayoutView(timeout=None)
         view.add_item(ui.TextDisplay(said))
         if buttons:
@@ -160,7 +164,7 @@ class Sender:
     async def rewrite(self, row: DiscordMessage, said: str | None) -> None:
         """Replace the text of a post, which is a plain message or a Components V2 one, and take its buttons away.
 
-        A post that says so already keeps them. None leaves the text as it is.
+        A post that says so already keeps them. None leaves the text as it is; another text comes without pictures.
 
         Raises OldMessageError and LockedThreadError.
         """
@@ -171,6 +175,8 @@ class Sender:
             if shown == said:
                 return
             await _replace(message, shown if said is None else said)
+            if said is not None and message.attachments and not message.flags.components_v2:
+                await message.edit(attachments=[])
 
         await self._post_edited(row, edit)
 
@@ -233,6 +239,7 @@ class Sender:
         view: ui.LayoutView | None = None,
         digest: str = "",
         mention: Mention | None = None,
+        pictures: Sequence[bytes] = (),
     ) -> str | None:
         pinged = None if mention is None or mention.is_role else str(mention.discord_id)
         row, certain = await self.app.write(self._intend, key, channel_id, pinged)
@@ -251,7 +258,10 @@ class Sender:
                 await self.app.read(self._require_still, row)
                 pings = NOBODY if mention is None else mention.allowed
                 if view is None:
-                    message = await channel.send(content, nonce=row.nonce, suppress_embeds=True, allowed_mentions=pings)
+                    files = [discord.File(io.BytesIO(png), f"{n}.png") for n, png in enumerate(pictures, 1)]
+                    message = await channel.send(
+                        content, nonce=row.nonce, suppress_embeds=True, allowed_mentions=pings, files=files
+                    )
                 else:
                     message = await channel.send(view=view, nonce=row.nonce, allowed_mentions=pings)
         except discord.NotFound as error:

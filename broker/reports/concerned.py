@@ -11,6 +11,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.catalogue import CatalogueEntry
 from broker.end_reasons import EndReason
+from broker.runs.entries import MEASURES
 from broker.runs.runs import Run, RunKind, RunState, Sweep
 from projects import notify
 from projects.people import Person
@@ -37,11 +38,11 @@ def person(session: Session, entry: EntryView) -> int | None:
 
 
 def _launcher(session: Session, entry: EntryView) -> int | None:
-    """Who launched the run that an entry tells the end of, or asked for the sample, the evaluation or the study."""
+    """Who launched the run that an entry tells the end of, or asked for what reads its checkpoints."""
     told = entry.payload or {}
     if "sample" in told:  # the lab itself takes one, without a prompt, at the end of each run
         return _asked(session, Run, told["sample"]) if "prompt" in told else None
-    for kind in ("evaluation", "study"):
+    for kind in MEASURES:
         if kind in told:
             return _asked(session, Run, told[kind])
     run = session.get(Run, told["run"]) if "run" in told else None
@@ -69,7 +70,7 @@ def _is_told(session: Session, run: Run, entry: EntryView) -> bool:
         told = json.loads(body or "{}")
         if (
             told.get("sweep") == run.sweep_id
-            and not told.keys() & {"sample", "evaluation", "study"}
+            and not told.keys() & {"sample", *MEASURES}
             and (entry.kind != "run.paused" or _wants_hours(told))
         ):
             newest[told["run"]] = number
@@ -121,7 +122,7 @@ def is_news(session: Session, entry: EntryView) -> bool:
     """Whether an entry is news for a project's followers: that it begins, reports, has its first run, or ends."""
     if entry.kind == "run.finished":
         told = entry.payload or {}
-        of_other_kind = told.keys() & {"sample", "prepares", "evaluation", "study", "sweep"}
+        of_other_kind = told.keys() & {"sample", "prepares", "sweep", *MEASURES}
         return not of_other_kind and _is_first(session, entry, told.get("run"))
     return entry.payload is not None and entry.kind in NEWS
 

@@ -10,6 +10,9 @@ from projects import people
 from projects.people import Person
 from projects.record import record
 
+MEASURES = frozenset({"evaluation", "study", "program"})
+"""What entries are about that measure something on checkpoints of a run, by the key of its number."""
+
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:
     """Append an entry about the run to its project's record, with what its kind says of it."""

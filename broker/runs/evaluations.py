@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import yaml
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -13,7 +12,7 @@ from broker.publications import Disk, Publication
 from broker.runs import evaluation_plans, launching, on_checkpoints
 from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.launching import Receipt
-from broker.runs.on_checkpoints import LAST
+from broker.runs.on_checkpoints import LAST, Reading
 from broker.runs.runs import ENDED, Run, RunKind
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
@@ -26,14 +25,17 @@ SECONDS_A_STEP = 30 * 60
 PAUSE = timedelta(minutes=10)
 
 
-class Evaluation(BaseModel):
+class Evaluation(Reading):
     """What an evaluation runs, as its configuration says it. `shots` are examples before each question and `limit`
     documents of each task; None leaves both to the task."""
 
     tasks: list[str]
-    steps: list[int]
     shots: int | None = None
     limit: int | None = None
+
+    @property
+    def needs_data(self) -> str:
+        return next((task for task in self.tasks if task.startswith(task_names.HELDOUT)), "")
 
 
 def launch(

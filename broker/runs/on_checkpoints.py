@@ -29,6 +29,17 @@ LAST, ALL = "last", "all"
 """The steps of a run by a word: its newest checkpoint, or each that is on this disk or open on the Hub."""
 
 
+class Reading(BaseModel):
+    """What a run about checkpoints does, as its configuration says it, and the steps of the checkpoints."""
+
+    steps: list[int]
+
+    @property
+    def needs_data(self) -> str:
+        """The first of its tasks or analyses that reads the data that the checkpoints were trained on, if one does."""
+        return ""
+
+
 def launch(
     session: Session,
     actor: Actor,
@@ -79,6 +90,12 @@ def queue(
     pool = session.get_one(Pool, pays.pool_id)
     _check_kind(kind, pool, gpus)
     _check_reached(session, parent, chosen, pool)
+    needy = asked.needs_data if isinstance(asked, Reading) else ""
+    if needy and registry.named(pool.runner).fills_store:
+        raise ConflictError(
+            f"“{needy}” reads the data that run {parent.id} was trained on, which the trainers of “{pool.name}” do not "
+            "have."
+        )
     session.refresh(parent, with_for_update={"key_share": True})  # its checkpoints stay on the disk from here on
     _check_readable(session, parent, chosen)
     if actor is not None:

@@ -8,15 +8,19 @@ import yaml
 from sqlalchemy.orm import Session
 
 from broker import catalogue
-from broker.runs import launching, on_checkpoints
+from broker.runs import folders, launching, on_checkpoints
 from broker.runs.launching import Receipt
 from broker.runs.on_checkpoints import LAST
-from broker.runs.runs import Run, RunKind
+from broker.runs.runs import Run, RunKind, load
 from projects.errors import InvalidError
 from projects.people import Actor
 from projects.settings import Settings
+from trainer.contract import PICTURES_FOLDER
 from trainer.programs.entry import Order, Program
 from trainer.schema import ConfigError
+
+MOST_PICTURE_BYTES = 16 * 2**20
+"""What a post takes, all its pictures together."""
 
 
 def launch(
@@ -69,6 +73,18 @@ def _values(program: Program, typed: str) -> dict[str, str]:
 def what(run: Run) -> Order:
     """What a run runs."""
     return Order.model_validate(yaml.safe_load(run.config))
+
+
+def pictures(session: Session, settings: Settings, run_id: int, token: int) -> list[bytes]:
+    """The pictures that an attempt has left, as PNG; none where they are not on this host."""
+    if not folders.is_own(settings, run_id, load(session, run_id).request_id):
+        return []
+    found, size = [], 0
+    for path in sorted((folders.of_run(settings, run_id) / f"attempt-{token}" / PICTURES_FOLDER).glob("?.png")):
+        size += path.lstat().st_size
+        if path.is_file() and not path.is_symlink() and size <= MOST_PICTURE_BYTES:
+            found.append(path.read_bytes())
+    return found
 
 
 def options(settings: Settings) -> list[str]:

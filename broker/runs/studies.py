@@ -1,12 +1,11 @@
 """Studies: members have analyses run over checkpoints of a run, one after the other."""
 
 import yaml
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from broker.runs import on_checkpoints
 from broker.runs.launching import Receipt
-from broker.runs.on_checkpoints import ALL
+from broker.runs.on_checkpoints import ALL, Reading
 from broker.runs.runs import Run, RunKind
 from projects import text
 from projects.errors import InvalidError
@@ -18,11 +17,14 @@ ANALYSES = tuple(registry.ANALYSES)
 """The names of the analyses."""
 
 
-class Study(BaseModel):
+class Study(Reading):
     """What a study runs, as its configuration says it."""
 
     analyses: list[str]
-    steps: list[int]
+
+    @property
+    def needs_data(self) -> str:
+        return next((name for name in self.analyses if name not in registry.WITHOUT_DATA), "")
 
 
 def launch(

@@ -18,12 +18,14 @@ from broker.publications import Publication, Repository
 from broker.reports import run_plan, why
 from broker.reports.run_plan import RunPlan
 from broker.runners.processes import Process
-from broker.runs import attempts, control, leases, results, runs, settlement
+from broker.runs import attempts, control, folders, leases, results, runs, settlement
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import RunKind, RunState
 from broker.runs.series import Measured
 from projects import membership
 from projects.db.columns import utcnow
+from projects.record import record, redaction
+from projects.settings import Settings
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab, has
 from tests.patience import PATIENCE, until
@@ -46,6 +48,16 @@ def publish(session: Session, run: int, step: int) -> None:
     """A checkpoint is on the Hub."""
     session.add(Repository(run_id=run, name="lab/ours", private=False))
     session.get_one(Publication, (run, step)).url = f"https://hub.example.org/lab/ours/tree/step{step}"
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n"
+PROGRAM = """\
+repository: https://example.org/autoencoder
+commit: 0123456789abcdef0123456789abcdef01234567
+command: [python, train.py, "{checkpoint}", "{latents}"]
+parameters: {latents: {type: integer, default: 8, least: 1, most: 64}}
+time_limit: 6m
+"""
 
 
 def start(lab: Lab, run: int, *devices: int) -> int:
@@ -516,7 +528,51 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
         f"Run {evaluation.id} is an evaluation of run {run}, and its results are saved as they come; let it end, or "
         "cancel it."
     )
+
+    asked: dict[str, Any] = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
+    refused = said(await ada.command("run program", **asked))
+    assert refused.startswith("There is no program “autoencoder”; the programs are: none yet")
+    form = await ada.command("catalogue propose", what="program")
+    answer = await ada.submit(form, {"Name": "autoencoder", "Program": PROGRAM})
+    assert answer.text == "`autoencoder` is proposed; an operator tries it, and then an admin decides."
+    described = lab.call(catalogue.proposed_program, "autoencoder")
+    lab.call(catalogue.tried, "autoencoder", described, 3)
+    lab.call(catalogue.accept, None, "autoencoder", reason="It is well known.")
+    assert await ada.complete("run program", "name", "auto") == [("autoencoder", "autoencoder")]
+    refused = said(await ada.command("run program", **asked | {"parameters": "latents=many"}))
+    assert refused == "latents is a whole number from 1 to 64, not 'many'."
+    queued = said(await ada.command("run program", **asked))
+    program = lab.call(runs.of_project, 1, kind=RunKind.PROGRAM)[0]
+    assert queued.startswith(f"Run {program.id}, a program on run {run}, is queued; its results are posted in the")
+    about = f"launches program 1 of run {run} (run {program.id}): `autoencoder` with latents=32 on step 20, in at most"
+    await lab.guild.wait_for(thread, lambda m: about in m.text)
+    token = start(lab, program.id)
+    results = [Result(step, "metrics", "unexplained", 1 / step) for step in (1, 2)]
+    lab.call(leases.renew, program.id, token, 1.0, Progress(0, 0, results=results), lease_seconds=600)
+    pictures = lab.call(own_folder, program.id, lab.root) / f"attempt-{token}" / "pictures"
+    pictures.mkdir(parents=True)
+    (pictures / "1.png").write_bytes(PICTURE)
+    (pictures / "2.png").symlink_to(lab.root / "bot.log")
+    lab.call(settlement.settle, program.id, token, 2.0, Progress(0, 0), Ending(0, sample="layer: 1"), 3)
+    for place in (thread, channel.id):
+        post = await lab.guild.wait_for(place, lambda m: f"📐 **Program 1 of run {run} (run {program.id})**" in m.text)
+        assert "metrics unexplained: 0.5000 at step 2" in post.text
+        assert "layer: 1" in post.text
+        assert [file.path.read_bytes() for file in post.attachments] == [PICTURE]
+    told = next(e for e in lab.call(record.since, "project:1", 0) if (e.payload or {}).get("text") == "layer: 1")
+    lab.call(redaction.redact, None, "project:1", told.number, "It was private.")
+    blanked = await lab.guild.wait_for(channel.id, lambda m: m.id == post.id and not m.attachments)
+    assert "layer: 1" not in blanked.text
+    shown = await ada.command("study show", study=program.id)
+    assert shown.message is not None
+    assert f"Run {program.id} is a program on run {run}" in shown.text
     assert "Traceback" not in lab.log
+
+
+def own_folder(session: Session, run: int, home: Path) -> Path:
+    """The folder of a run below the bot's home."""
+    settings = Settings(_env_file=None, home=home)
+    return folders.own(settings, run, runs.load(session, run).request_id)
 
 
 async def test_an_offer_says_how_often_the_run_reads_its_corpus(shared_lab: Shared) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col, select
 
+from broker.allocations.pools import Pool
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
@@ -99,6 +100,18 @@ def test_an_evaluation_runs_the_tasks_on_the_checkpoints_that_are_left(lab: Lab,
     assert finished["more_results"] == 0
     assert lab.run(run).spent > 0
     assert command(lab, run, tmp_path)[:2] == ["eval", folders[2]], "an attempt has something to end with"
+
+
+def test_where_trainers_have_no_data_what_reads_them_is_refused(lab: Lab, trained: int) -> None:
+    with lab.db.write() as session:
+        session.execute(update(Pool).values(runner="kubernetes"))
+    before = lab.everything()
+    with pytest.raises(ConflictError, match=f"“heldout” reads the data that run {trained} was trained on, which the"):
+        evaluate(lab, trained)
+    with lab.db.write() as session, pytest.raises(ConflictError, match="“induction” reads the data that run"):
+        studies.launch(session, ADA, "ask", trained, analyses="weights induction")
+    assert lab.everything() == before
+    assert evaluate(lab, trained, tasks="arc_easy")
 
 
 def test_every_second_checkpoint_of_a_run_is_evaluated_as_it_comes(lab: Lab, tmp_path: Path) -> None:

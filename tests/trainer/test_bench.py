@@ -11,6 +11,16 @@ from tests.trainer.conftest import ROOT
 
 
 @pytest.mark.chaos
+def test_the_plain_way_measures_the_same() -> None:
+    command = [sys.executable, "-m", "bench.study", "--checkpoints", "2", "--small"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    goals = json.loads(done.stdout.splitlines()[-1])
+    assert not goals["results apart"]["missed"]
+    assert goals["2 checkpoints, the plain way by the trainer"]["value"] > 0
+    assert done.returncode == any(goal["missed"] for goal in goals.values())
+
+
+@pytest.mark.chaos
 def test_both_sides_compute_the_same() -> None:
     command = [sys.executable, "-m", "bench.trainer", "--small", "--turns", "1"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE, check=True)

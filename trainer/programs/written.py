@@ -77,18 +77,19 @@ def finish(work: Path, out: Path, step: int) -> list[str]:
     Raises OSError.
     """
     said, left_out = _results(work / RESULTS_FILE)
-    kept = 0
+    kept: list[str] = []
     for path in sorted(work.glob("*.png"))[:1000]:
         why = picture_refused(path)
-        if not why and kept == MOST_PICTURES:
+        if not why and len(kept) == MOST_PICTURES:
             why = f"it is more than the {MOST_PICTURES} that are shown"
         if why:
             left_out.append(f"{path.name[:60]} is not shown: {why}")
             continue
-        kept += 1
+        kept.append(path.name[:60])
         (out / PICTURES_FOLDER).mkdir(exist_ok=True)
-        shutil.copyfile(path, out / PICTURES_FOLDER / f"{kept}.png", follow_symlinks=False)
-    text = "\n".join([*said, *left_out[:MOST_FIELDS]])
+        shutil.copyfile(path, out / PICTURES_FOLDER / f"{len(kept)}.png", follow_symlinks=False)
+    shown = [f"pictures: {', '.join(kept)}"] if kept else []
+    text = "\n".join([*said, *shown, *left_out[:MOST_FIELDS]])
     write_atomically(out / SAMPLE_FILE, json.dumps({"text": text, "checkpoint_step": step}))
     return left_out
 

@@ -25,6 +25,8 @@ ANALYSES = {
     "memorisation": "trainer.study.memorisation.Memorisation",
 }
 """The class of each analysis. Results are in this order."""
+WITHOUT_DATA = frozenset({"paired_prompts", "weights"})
+"""Those that read checkpoints alone; the others read the data that these were trained on as well."""
 
 
 def named(names: str) -> list[str]:

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from bot import text
 from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
+from broker.runs.entries import MEASURES
 
-MEASURES = frozenset({"evaluation", "study", "program"})
-"""What entries are about that measure something on checkpoints of a run."""
 GO_ON = MEASURES - {"program"}
-"""Those of them that go on where they were interrupted."""
+"""Those of what measures that go on where they were interrupted."""
 MOST_LISTED = 6
 """Tasks and steps that are named one by one."""
 MOST_RESULTS = 1200
