@@ -65,7 +65,10 @@ def train(
                 settings = load(config)
                 settings.data_ranks(gpus * hosts, hosts)
                 wished = [key.strip() for key in change.split(",") if key.strip()]
-                based = None if base is None else bases.found(settings, base.absolute(), out.absolute(), hosts)
+                based = None
+                if base is not None:
+                    begins = resume is None and fork is None
+                    based = bases.found(settings, base.absolute(), out.absolute(), hosts, begins=begins)
                 start = find_starting_point(settings, out, resume, fork, wished, based)
                 if fork_name and start.is_fork and start.parent:
                     start = start._replace(parent=start.parent | {"run": fork_name})

@@ -16,10 +16,13 @@ FOLDER = "base"
 """In the folder of a run: its base, imported. It goes once the run is done."""
 
 
-def found(config: TrainConfig, base: Path, out: Path, hosts: int) -> str:
-    """The base in `base` as RUN@STEP, for a run in `out` on `hosts` hosts. Raises ConfigError."""
+def found(config: TrainConfig, base: Path, out: Path, hosts: int, *, begins: bool) -> str | None:
+    """The base in `base` as RUN@STEP, for a run in `out` on `hosts` hosts; None where the run does not read it, as it
+    no longer `begins`. Raises ConfigError."""
     if config.base is None:
         raise ConfigError("--base says where the base lies, and the configuration has none; add base.")
+    if not (config.keeps_base or (begins and folders.newest(out) is None)):
+        return None
     step = checkpoint_step(base)
     if step is not None and (base / CHECKPOINT_METADATA_FILE).is_file():
         return f"{base.parents[1]}@{step}"

@@ -836,13 +836,13 @@ def test_a_card_never_tells_of_another_step_than_the_weights_beside_it(
 def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:
     write(lab, conf, run, 0)
     how = Path(row(lab, run, 0).folder) / "how.json"
-    base = {"name": "EleutherAI/pythia-160m@step143000", "licence": "apache-2.0"}
+    base = {"name": "EleutherAI/pythia-160m@step143000", "licence": "cc-by-4.0"}
     how.write_text(json.dumps(json.loads(how.read_text()) | {"base": base}))
     publish(lab, conf, run)
     card = hub.read(repo(conf, run), "README.md", "step0")
     assert "base_model: EleutherAI/pythia-160m\n" in card
-    assert "license: apache-2.0\n" in card
-    assert r"- Base: EleutherAI/pythia\-160m\@step143000, whose licence is apache\-2\.0" in card
+    assert "license: cc-by-4.0\n" in card  # the project has another
+    assert r"- Base: EleutherAI/pythia\-160m\@step143000, whose licence is cc\-by\-4\.0" in card
 
     with pytest.raises(InvalidError, match=r"base is '/etc/models@0', and must be a model of the Hub at a revision"):
         lab.recipe("from-a-place", "like: demo\nbase: /etc/models@0\n")

@@ -355,6 +355,15 @@ def test_heldout_is_bits_per_byte_of_each_source_and_changes_nothing(checkpoint:
         assert found[f"heldout_{source.name}"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_heldout_is_of_text_alone(checkpoint: Path, config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "la", "completion": "la"}\n' * 9)
+    source = {"name": "chats", "path": str(tmp_path / "chats.jsonl"), "weight": 1, "licence": "MIT"}
+    values = config.data.model_dump() | {"kind": "instructions", "sources": [source]}
+    prepare(type(config.data).model_validate(values), tmp_path / "data", checkpoint, lambda stage: None)
+    result = run("eval", checkpoint, "--tasks", "heldout", "--data", tmp_path / "data")
+    assert (result.exit_code, "are instructions; name other tasks" in result.stderr) == (78, True)
+
+
 def test_eval_prints_a_table_of_the_tasks_that_match(checkpoint: Path, tmp_path: Path) -> None:
     data = checkpoint.parents[1] / "data"
     result = run("eval", checkpoint, "--tasks", "heldout_*docs", "--data", data, "--limit", "1")

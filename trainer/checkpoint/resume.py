@@ -28,6 +28,9 @@ FIXED_ON_FORK = ("model",)
 CONTEXT_KEYS = ("model.context", "model.yarn")
 """Keys of the model that a fork may change: how far its positions reach."""
 
+LEFT_OUT = ("stages", "lora", "dpo")
+"""Sections that are not dumped where a run has none."""
+
 
 class StartingPoint(NamedTuple):
     """Where a run starts: at a checkpoint, which is only read, or at step 0 with fresh weights where it is None.
@@ -229,7 +232,7 @@ def _is_under(key: str, tops: Collection[str]) -> bool:
 def _value_at(values: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         # These are not dumped where a run has none.
-        values = values.get(part, []) if part in ("stages", "lora", "dpo") else values[part]
+        values = values.get(part, [] if part == "stages" else None) if part in LEFT_OUT else values[part]
     return values
 
 

@@ -23,10 +23,13 @@ _METRICS = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perpl
 def heldout(data: Path) -> Group:
     """The group of the tasks `heldout_{source}` of a prepared data folder.
 
-    Raises ConfigError if the folder holds no prepared data, a damaged file, or no held-out document.
+    Raises ConfigError if the folder holds no prepared data, data of another kind than text, a damaged file, or
+    no held-out document.
     """
     group = Group(NAME)
     for source in manifest_of(data)["sources"]:
+        if "kind" in source:
+            raise ConfigError(f"{NAME} is of text, and the data in {data} are {source['kind']}; name other tasks.")
         texts = documents(data, source["name"], are_rows="row" in source)
         if texts:
             group.add(_task(source["name"], texts))
