@@ -21,6 +21,9 @@ if how == "well":
             print("wrote", path)
         except OSError as error:
             print("not written:", error.strerror)
+    beside = Path(checkpoint).parent
+    if (beside / "secret").exists():
+        print("secrets:", repr((beside / "secret").read_text()), os.listdir(beside / "secrets"))
     try:
         socket.create_connection(("192.0.2.1", 80), timeout=5)
     except OSError as error:

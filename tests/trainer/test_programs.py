@@ -1,6 +1,7 @@
 """`python -m trainer program`: a program of somebody runs within its bounds, and what it leaves is handed on."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -68,13 +69,20 @@ def test_a_program_runs_apart_and_its_numbers_and_pictures_are_handed_on(
     described: dict[str, Any], environments: Path, tmp_path: Path
 ) -> None:
     secret = {"STOA_DISCORD_TOKEN": "s3cret", "CUDA_VISIBLE_DEVICES": "0,1"}
-    ran = run_trainer(*arguments(described, environments, tmp_path, "well"), variables=secret)
+    (tmp_path / "secrets").mkdir()
+    hidden = [tmp_path / "secret", tmp_path / "secrets"]
+    for path in (hidden[0], hidden[1] / "token"):
+        path.write_text("s3cret")
+    hide = [word for path in hidden for word in ("--hide", str(path))]
+    ran = run_trainer(*arguments(described, environments, tmp_path, "well"), *hide, variables=secret)
     assert ran.returncode == 0, ran.stderr + ran.stdout
     lines = ran.stdout.splitlines()
     variables = next(line for line in lines if line.startswith("variables:")).split()
     assert "STOA_DISCORD_TOKEN" not in variables
     assert "CUDA_VISIBLE_DEVICES" in variables
     assert "checkpoint: weights" in lines
+    assert "secrets: '' []" in lines
+    assert hidden[0].read_text() == "s3cret", "others see it"
     assert lines.count("not written: Read-only file system") == 4
     assert "no network: Network is unreachable" in lines
 
@@ -151,12 +159,21 @@ def test_output_keeps_its_beginning_and_its_end(described: dict[str, Any], envir
     assert ran.stdout.rstrip().endswith("002999")
 
 
+@pytest.mark.parametrize("can_unshare", [True, False])
 def test_what_a_program_has_forked_away_ends_with_it(
-    described: dict[str, Any], environments: Path, tmp_path: Path
+    described: dict[str, Any], environments: Path, tmp_path: Path, can_unshare: bool
 ) -> None:
-    assert run_trainer(*arguments(described, environments, tmp_path, "forks")).returncode == 0
+    variables = {}
+    if not can_unshare:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "unshare").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / "unshare").chmod(0o755)
+        variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    assert run_trainer(*arguments(described, environments, tmp_path, "forks"), variables=variables).returncode == 0
     assert (tmp_path / "out" / "work" / "forked").exists()
     assert living(tmp_path) == []
+    warned = "cannot cut a program's network" in (tmp_path / "out" / "events.jsonl").read_text()
+    assert warned != can_unshare
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
