@@ -66,6 +66,22 @@ elif how == "many":
 elif how == "fails":
     sys.exit("it does not work")
 """
+PROJECT = """\
+[project]
+name = "tiny"
+version = "1"
+requires-python = ">=3.11"
+"""
+LOCK = """\
+version = 1
+revision = 3
+requires-python = ">=3.11"
+
+[[package]]
+name = "tiny"
+version = "1"
+source = { virtual = "." }
+"""
 WAYS = ["well", "forever", "disk", "file", "prints", "forks", "many", "fails"]
 
 
@@ -73,17 +89,22 @@ def program(folder: Path) -> dict[str, Any]:
     """A repository in the folder with such a program at its commit, and the description of it."""
     folder.mkdir(parents=True)
     (folder / "main.py").write_text(CODE)
-    (folder / "requirements.txt").write_text("# nothing beside Python\n")
-    author = ["-c", "user.name=Noor", "-c", "user.email=noor@example.org"]
-    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "It begins"]):
-        subprocess.run(["git", "-C", folder, *words], check=True, env=dict(os.environ))
-    commit = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "uv.lock").write_text(LOCK)
     return {
         "repository": f"file://{folder}",
-        "commit": commit.stdout.strip(),
-        "lock": "requirements.txt",
+        "commit": committed(folder),
         "command": ["python", "main.py", "{how}", "{checkpoint}"],
         "parameters": {"how": {"type": "choice", "default": "well", "choices": WAYS}},
         "time_limit": "5m",
         "disk_gib": 0.02,
     }
+
+
+def committed(folder: Path) -> str:
+    """Make a repository of what a folder holds; its commit."""
+    author = ["-c", "user.name=Noor", "-c", "user.email=noor@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "It begins"]):
+        subprocess.run(["git", "-C", folder, *words], check=True, env=dict(os.environ))
+    commit = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return commit.stdout.strip()

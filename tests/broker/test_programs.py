@@ -11,7 +11,7 @@ from broker import catalogue
 from broker.runners import processes
 from broker.runs import programs, results
 from broker.runs.kinds.kind import Start, kind_of
-from broker.runs.progress import Checkpoint, Ending, Progress
+from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import RunState
 from projects.errors import ConflictError, DomainError, InvalidError
 from projects.record import record
@@ -149,6 +149,6 @@ def test_what_cannot_be_run_is_refused_and_changes_nothing(lab: Lab, trained: in
     )
     assert command[:2] == ["program", str(folder.parent / "config.yml")]
     assert command[command.index("--provides") + 1] == "torch"
-    lab.renew(run, token, 40)
+    lab.renew(run, token, 40, Progress(0, 0, results=[Result(1, "metrics", "loss", 1.0)]))
     lab.settle(run, token, 50, Ending(-9, "its host fell over", transient=True))
     assert lab.run(run).spent == 0, "it begins again, and so all is refunded"

@@ -1,9 +1,11 @@
 """`python -m trainer program`: a program of somebody runs within its bounds, and what it leaves is handed on."""
 
 import json
+import shutil
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 import yaml
 
 from tests.patience import PATIENCE, wait_for
-from tests.programs import program
-from tests.trainer.conftest import run_trainer, start_trainer
+from tests.programs import committed, program
+from tests.trainer.conftest import ROOT, run_trainer, start_trainer
+from trainer.contract import checkpoints
 from trainer.exits import FailedError
 from trainer.programs import environment
 from trainer.programs.entry import read
@@ -109,6 +112,36 @@ def test_a_program_that_leaves_its_bounds_or_fails_is_told_of_in_a_sentence(
         assert (tmp_path / "out" / "work" / "large").stat().st_size < 0.03 * 2**30
 
 
+@pytest.mark.chaos
+def test_a_sparse_autoencoder_is_trained_on_a_checkpoint_with_sparsify(finished: Path, tmp_path: Path) -> None:
+    """EleutherAI's package from PyPI, which needs the network; this environment gives what it has of the lock."""
+    repository = tmp_path / "repository"
+    shutil.copytree(ROOT / "tests" / "sparse_autoencoder", repository)
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    (repository / "text.txt").write_text("\n".join(page.read_text() for page in pages)[:40_000])
+    sizes = {"latents": "64", "k": "4", "batch": "8", "context": "32"}
+    numbers = {
+        name: {"type": "integer", "default": int(size), "least": 1, "most": 4096} for name, size in sizes.items()
+    }
+    described = {
+        "repository": f"file://{repository}",
+        "commit": committed(repository),
+        "command": ["python", "train.py", "{checkpoint}", *(f"--{name}={{{name}}}" for name in sizes)],
+        "parameters": numbers,
+    }
+    (tmp_path / "order.yml").write_text(yaml.safe_dump({"name": "sae", "program": described}))
+    here = {each.metadata["Name"].lower().replace("_", "-") for each in metadata.distributions()}
+    given = ["--checkpoint", checkpoints(finished)[-1], "--out", tmp_path / "out", "--environments", tmp_path / "made"]
+    given += ["--provides", " ".join([*sorted(here), "nvidia-*", "cuda-*", "triton"])]
+    ran = run_trainer("program", tmp_path / "order.yml", *map(str, given))
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    said = json.loads((tmp_path / "out" / "sample.json").read_text())["text"]
+    told = dict(line.split(": ") for line in said.splitlines())
+    assert told["layer"] == "layers.1"
+    assert 0 < float(told["unexplained"]) < float(told["at first"])
+    assert list((tmp_path / "out" / "work").rglob("sae.safetensors"))
+
+
 def test_output_keeps_its_beginning_and_its_end(described: dict[str, Any], environments: Path, tmp_path: Path) -> None:
     ran = run_trainer(*arguments(described, environments, tmp_path, "prints"))
     assert ran.returncode == 0
@@ -157,7 +190,7 @@ def test_an_environment_is_made_once_where_two_ask_and_again_where_one_was_inter
     assert ready.stat().st_mtime_ns == made
     for changes, said in (
         ({"commit": "0" * 40}, "commit 000000000000 of file://"),
-        ({"lock": "uv.lock"}, "The repository has no uv.lock at commit "),
+        ({"lock": "requirements.txt"}, "The repository has no requirements.txt at commit "),
     ):
         with pytest.raises(FailedError, match=said):
             environment.prepare(read(yaml.safe_dump(described | changes)), base, tmp_path)

@@ -161,7 +161,7 @@ def _let_see(base: Base, made: Environment) -> None:
 def _do(command: Sequence[str], wrong: str) -> str:
     """The output of a command. Raises FailedError, which begins with what is `wrong`, where it fails."""
     environment: Mapping[str, str] = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    alone = {"HOME": "/nonexistent", "GIT_TERMINAL_PROMPT": "0"}
+    alone = {"HOME": "/nonexistent", "GIT_TERMINAL_PROMPT": "0", "UV_SYSTEM_CERTS": "1"}
     try:
         done = subprocess.run(
             command,
