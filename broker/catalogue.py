@@ -292,7 +292,7 @@ def recipe_text(session: Session, name: str) -> str:
                 f"No pool has the data of “{name}”: an operator registers its corpora with `stoa corpus add`. The "
                 f"recipes to launch now are: {', '.join(listed)}."
             )
-        raise NotFoundError(f"There is no recipe “{name[:60]}”; the recipes are: {', '.join(listed)}.")
+        raise NotFoundError(f"There is no recipe “{name[:60]}”; {text.meant(name[:60], listed, 'the recipes are')}")
     if name in configs.built_in():
         return configs.built_in()[name]
     found = _named(session, name).body

@@ -107,7 +107,8 @@ def current(session: Session) -> Policies:
 def named(name: str) -> str:
     """The name, if it is a policy's; raises NotFoundError."""
     if name not in Policies.model_fields:
-        raise NotFoundError(f"There is no policy “{name[:60]}”; the policies are: {', '.join(Policies.model_fields)}.")
+        hint = text.meant(name[:60], list(Policies.model_fields), "the policies are")
+        raise NotFoundError(f"There is no policy “{name[:60]}”; {hint}")
     return name
 
 

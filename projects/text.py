@@ -1,7 +1,9 @@
 """Texts that members type: cleaned, bounded in length, and refused with a sentence where they cannot be used."""
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Collection
 
 from projects.cleaning import cleaned as cleaned
 from projects.cleaning import has_ink
@@ -11,6 +13,12 @@ from projects.errors import InvalidError
 TITLE, BRIEF, USUAL, LONG, LONGEST = 80, 500, 1000, 1500, 2000
 
 _MENTION = re.compile(r"@(?:everyone|here)\b|<(?:@[!&]?|#|/|a?:\w+:|id:|t:)[^>]*>", re.IGNORECASE)
+
+
+def meant(name: str, known: Collection[str], otherwise: str) -> str:
+    """The end of a refusal of an unknown name: up to three known ones that are like it, or `otherwise` and all."""
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    return f"do you mean {' or '.join(near)}?" if near else f"{otherwise}: {', '.join(known)}."
 
 
 def prose(field: str, value: str, *, most: int, required: bool = True) -> str:

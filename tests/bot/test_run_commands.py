@@ -410,6 +410,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert reading.message is not None
     refused = await ada.press(reading.message, "Post in channel")
     assert "You may not write in this channel" in str([refused.text, refused.followups])
+    listed = (await ada.command("run list", channel=channel.id)).text
+    assert re.search(rf"\*\*{first}\*\* .* · loss 7\.\d{{3}} · held-out 6\.500 at step 20 · .*<#\d+>", listed)
     shown = await ada.command("run show", run=first, panel="tokens_per_second", log_tokens=True)
     assert shown.message is not None
     [picture] = shown.message.attachments

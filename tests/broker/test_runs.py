@@ -25,6 +25,7 @@ from trainer.config import TrainConfig
 
 REFUSED_LAUNCHES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "nonesuch"}, "no recipe “nonesuch”; the recipes are: demo."),
+    ({"recipe": "demmo"}, "no recipe “demmo”; do you mean demo?"),
     ({"recipe": "../demo"}, "no recipe"),
     ({"recipe": "x" * 6000}, "no recipe"),
     ({"overrides": "layers=3"}, "'layers' may not be overridden; what may be is steps"),

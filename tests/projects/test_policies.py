@@ -57,7 +57,8 @@ def test_a_change_is_in_force_at_once_and_told_with_who_and_why(db: Database) ->
 @pytest.mark.parametrize(
     ("name", "value", "reason", "actor", "error", "sentence"),
     [
-        ("starter_days", "1", "Why not.", None, NotFoundError, "no policy “starter_days”; the policies are: starter"),
+        ("starter_days", "1", "Why not.", None, NotFoundError, "no policy “starter_days”; do you mean starter_p"),
+        ("💰", "1", "Why not.", None, NotFoundError, "no policy “💰”; the policies are: starter_hours"),
         ("starter_hours", "-1", "Why not.", None, InvalidError, "“-1” cannot be starter_hours: input should be great"),
         ("starter_hours", "inf", "Why not.", None, InvalidError, "cannot be starter_hours"),
         ("most_open_proposals", "2.5", "Why not.", None, InvalidError, "cannot be most_open_proposals"),

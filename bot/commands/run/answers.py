@@ -185,7 +185,7 @@ def remains(receipt: Receipt) -> str:
 def listed(run: RunView, threads: Mapping[str, DiscordChannel]) -> str:
     """A run in the list of a project's newest: its state, losses and hours, and a link to its thread or its sweep's."""
     losses = [] if run.loss is None else [f"loss {run.loss:.3f}"]
-    losses += [] if run.held_out is None else [f"held-out {run.held_out:.3f}"]
+    losses += [] if run.held_out is None else [f"held-out {run.held_out:.3f} at step {run.held_out_step:,}"]
     sweep = [] if run.sweep_id is None else [f"sweep {run.sweep_id}"]
     thread = threads.get(f"run:{run.id}" if run.sweep_id is None else f"sweep:{run.sweep_id}")
     link = [f"<#{thread.channel_id}>"] if thread is not None and thread.channel_id and not thread.gone else []
