@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SUITE := --numprocesses $(or $(PROCESSES),6) --dist loadfile --no-loadscope-reorder
+SUITE := --numprocesses $(or $(PROCESSES),5) --dist loadfile --no-loadscope-reorder
 
 # Hundreds of processes import the same files, so their bytecode is kept. pip would compile four times what the demo imports.
 unexport PYTHONDONTWRITEBYTECODE

@@ -6,17 +6,29 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cli import admin, corpora, hosts, machines, programs, reservations, shares
-from cli.admin import COMPUTE, RECORD, RUN, Number, database, refuse, refusing, settings
+from cli.admin import COMPUTE, PEOPLE, RECORD, RUN, Number, database, refuse, refusing, settings
 
 if TYPE_CHECKING:
     from projects.settings import Settings
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Grouped(TyperGroup):
+    """Lists the commands group by group, as a newcomer needs them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, those of a group together and else in the order of the code."""
+        groups = (RUN, COMPUTE, PEOPLE, RECORD)
+        panels = {name: getattr(command, "rich_help_panel", "") for name, command in self.commands.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: groups.index(panels[name]))
+
+
+app = typer.Typer(cls=Grouped, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(admin.app)
 app.add_typer(corpora.app, name="corpus", rich_help_panel=COMPUTE)
 app.add_typer(hosts.app, name="host", rich_help_panel=COMPUTE)

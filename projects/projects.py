@@ -86,6 +86,7 @@ class Project(Base, table=True):
     release_policy: str = ReleasePolicy.OPEN
     licence: str = LICENCES[0]
     has_channel: bool = False
+    channel_url: str = ""
     hidden: bool = False
     outcome: str | None = None
     learnt: str = words(default="")
@@ -151,6 +152,7 @@ class ProjectView:
     release_policy: ReleasePolicy = ReleasePolicy.OPEN
     licence: str = LICENCES[0]
     has_channel: bool = False
+    channel_url: str = ""
     hidden: bool = False
 
     @property
@@ -287,6 +289,7 @@ def _views(session: Session, project_ids: Sequence[int]) -> Sequence[ProjectView
             release_policy=ReleasePolicy(project.release_policy),
             licence=project.licence,
             has_channel=project.has_channel,
+            channel_url=project.channel_url,
             hidden=project.hidden,
         )
         for project in session.scalars(listed)

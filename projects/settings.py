@@ -33,6 +33,7 @@ class SettingsError(ValueError):
     """A setting is wrong; the sentence names it and says what would be right."""
 
 
+AN_ID = 1042391021733249054
 Snowflake = Annotated[int, Field(ge=0, lt=2**63)]
 """An id of Discord's; 0 where it is not set."""
 
@@ -269,14 +270,14 @@ def get_settings() -> Settings:
     try:
         return Settings(_env_file=file or None)
     except ValidationError as error:
-        wrong = "; ".join(_sentence(found) for found in error.errors())
+        wrong = "; ".join(_sentence(found, file) for found in error.errors())
         raise SettingsError(f"A setting is wrong, here or in .env: {wrong}.") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"The settings in {file} cannot be read: {error}.") from None
 
 
-def _sentence(error: ErrorDetails) -> str:
-    """What is wrong with a setting, without the value of one that is a secret."""
+def _sentence(error: ErrorDetails, file: str) -> str:
+    """What is wrong with a setting and in which line of the `file`, without the value of one that is a secret."""
     name = str(error["loc"][0]) if error["loc"] else "STOA_"
     must = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
     if not error["loc"] and must.startswith("STOA_"):
@@ -287,4 +288,15 @@ def _sentence(error: ErrorDetails) -> str:
         must = "must be up to 60 letters, digits, dots, dashes and underscores"
     hidden = name in SECRET or name in SCHEMES or name == "store" or not error["loc"]
     value = "" if hidden else f", not {str(error['input'])[:60]!r}"
-    return f"STOA_{name.upper()} {must}{value}"
+    example = f"; an id is written like {AN_ID}" if name.endswith("_id") and error["type"] == "int_parsing" else ""
+    return f"STOA_{name.upper()}{_line(name, file)} {must}{value}{example}"
+
+
+def _line(name: str, file: str) -> str:
+    """Where a setting stands in a file, as words after its name; empty where it comes from the environment."""
+    variable = f"STOA_{name.upper()}"
+    if variable in map(str.upper, os.environ) or not Path(file).is_file():
+        return ""
+    lines = Path(file).read_text(errors="replace").splitlines()
+    named = [number for number, line in enumerate(lines, 1) if line.partition("=")[0].split()[-1:] == [variable]]
+    return f" in line {named[-1]} of {file}" if named else ""

@@ -79,7 +79,8 @@ class ProjectChannels:
             with once():  # should Discord fail after creating the channel, the next try finds it by its mark
                 topic = _topic(project, row.mark)
                 created = await guild.create_text_channel(project.slug, topic=topic, category=category)
-        await self.app.write(outbox.open_channel, key, project.id, str(created.id))
+        url = f"https://discord.com/channels/{guild.id}/{created.id}"
+        await self.app.write(outbox.open_channel, key, project.id, str(created.id), url)
         return str(created.id)
 
     async def relabel(self, project: ProjectView) -> None:

@@ -13,7 +13,7 @@ from sqlmodel import col, select
 from bot.delivery.posts import Destination
 from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
 from broker.reports import entry_units
-from projects import moderation
+from projects import moderation, projects
 from projects.db.columns import utcnow
 from projects.record import record
 from projects.record.record import Entry, EntryView, Payload, Stream
@@ -136,8 +136,10 @@ def plan_channel(session: Session, key: str, project_id: int) -> DiscordChannel:
     return row
 
 
-def open_channel(session: Session, key: str, project_id: int, channel_id: str) -> None:
-    """Note a channel or thread that was created."""
+def open_channel(session: Session, key: str, project_id: int, channel_id: str, url: str = "") -> None:
+    """Note a channel or thread that was created; `url` is the address of a project's own channel."""
+    if url:
+        projects.lock(session, project_id).channel_url = url
     row = session.get(DiscordChannel, key)
     if row is None:
         row = DiscordChannel(key=key, project_id=project_id, mark="")

@@ -1,6 +1,7 @@
 """Evaluations ordered with a run: the tasks that each k-th of its checkpoints is given as it comes."""
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -21,6 +22,11 @@ class Evaluated(NamedTuple):
 
     tasks: list[str]
     every: int
+
+    @property
+    def needs_data(self) -> str:
+        """The first of the tasks that reads the data that the run was trained on, if one does."""
+        return reading_data(self.tasks)
 
     def __str__(self) -> str:
         return ", ".join(self.tasks) + (f" every {self.every}" if self.every > 1 else "")
@@ -47,6 +53,11 @@ class EvaluationPlan(Base, table=True):
     def ordered(self) -> Evaluated:
         """What was ordered."""
         return Evaluated(self.tasks.split(), self.every)
+
+
+def reading_data(tasks: Iterable[str]) -> str:
+    """The first of these tasks that reads the data that a run was trained on, if one does."""
+    return next((task for task in tasks if task.startswith(task_names.HELDOUT)), "")
 
 
 def parse(typed: str) -> Evaluated | None:

@@ -35,7 +35,7 @@ class Evaluation(Reading):
 
     @property
     def needs_data(self) -> str:
-        return next((task for task in self.tasks if task.startswith(task_names.HELDOUT)), "")
+        return evaluation_plans.reading_data(self.tasks)
 
 
 def launch(

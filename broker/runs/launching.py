@@ -253,6 +253,12 @@ def draw_up(session: Session, order: Order) -> tuple[Run, TrainConfig]:
     if order.dataset:
         catalogue.check_trains_on(session, order.recipe, config, order.dataset)
     corpora.check_on_pool(session, order.recipe, config, pool)
+    evaluated = evaluation_plans.parse(order.evaluate)
+    if evaluated is not None and evaluated.needs_data and registry.named(pool.runner).fills_store:
+        raise ConflictError(
+            f"“{evaluated.needs_data}” reads the run's data, which evaluations on “{pool.name}” do not have; leave it "
+            "out of “evaluate”."
+        )
     if config.base is not None and registry.named(pool.runner).fills_store:
         raise InvalidError(
             f"The machines of “{pool.name}” cannot fetch the base {config.base} from the Hub; take another pool."

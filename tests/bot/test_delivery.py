@@ -13,7 +13,7 @@ import broker.runs.runs  # noqa: F401 - the tables that others refer to
 from bot.delivery import notices
 from bot.delivery.loop import Backoff
 from bot.tables import DiscordMessage
-from projects import lifecycle
+from projects import lifecycle, projects
 from projects.db.columns import utcnow
 from projects.record import verification
 from projects.record.record import Payload
@@ -249,6 +249,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
     room = next(c for c in await lab.guild.channels() if c.name == "p1-one-is-deleted")
     assert re.search(r"Who falls\? · P1 \(stoa-[0-9a-f]{12}\)$", room.topic or "")
     assert f"<#{room.id}>" in (await lab.person("Ada").command("project show", project=one)).text
+    assert lab.call(projects.view, one).channel_url.endswith(f"/{room.id}")
     await lab.person("Omar").delete_channel("p1-one-is-deleted")
     card = await lab.guild.wait_for("proposals", lambda m: m.text.endswith("P1 · project"))
     await lab.person("Omar").delete("proposals", card)
@@ -264,6 +265,7 @@ async def test_what_a_person_deletes_stays_deleted_and_stops_nothing_else(lab: L
         assert "The channel of **P1 · One is deleted** was deleted" in post.text
     await until(lambda: {"entry", "project"} <= set(re.findall(r"it is not sent again.*key=(\w+)", lab.log)))
     assert f"<#{room.id}>" not in (await lab.person("Ada").command("project show", project=one)).text
+    assert lab.call(projects.view, one).channel_url == ""
     assert await cards(lab, one) == 0
     assert "p1-one-is-deleted" not in [channel.name for channel in await lab.guild.channels()]
 

@@ -124,6 +124,7 @@ REPLIES = [
     Reply("run compare", Ends.DONE),
     Reply("run sample", Ends.DONE),
     Reply("run evaluate", Ends.DONE),
+    Reply("run program", Ends.DONE),
     Reply("study start", Ends.DONE),
     Reply("study show", Ends.DONE),
     Reply("run extend", Ends.DONE, "Run 1 may take 5 min longer", "Ada", {"run": 1, "time": "5m"}),

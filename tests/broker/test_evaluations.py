@@ -110,6 +110,9 @@ def test_where_trainers_have_no_data_what_reads_them_is_refused(lab: Lab, traine
         evaluate(lab, trained)
     with lab.db.write() as session, pytest.raises(ConflictError, match="“induction” reads the data that run"):
         studies.launch(session, ADA, "ask", trained, analyses="weights induction")
+    project = lab.row(trained).project_id
+    with pytest.raises(ConflictError, match="“heldout_docs” reads the run's data"):
+        lab.launch(project, evaluate="arc_easy, heldout_docs every 2")
     assert lab.everything() == before
     assert evaluate(lab, trained, tasks="arc_easy")
 

@@ -29,6 +29,7 @@ def peak(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.chaos
 def test_four_times_the_lines_take_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.runners.output.MOST_BYTES", 2**18)  # less than the fewer lines have
     most: dict[str, list[int]] = {"supervise": [], "publish": [], "curve": []}

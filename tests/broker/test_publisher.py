@@ -283,6 +283,8 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     lab.renew(run, 1, 0, Progress(0, 0, checkpoints=[written]))
     assert (shown(lab, run).code_commit, shown(lab, run).hub_commit) == ("", None), "the code was in no checkout"
     how.write_text(json.dumps(told))
+    with lab.db.write() as session:
+        session.execute(update(Project).values(channel_url="https://discord.com/channels/1/2"))
     publish(lab, conf, run)
     (entry,) = entries(lab)
     assert [entry[key] for key in ("tokens", "held_out", "held_out_step")] == [200, "4.000", 2]
@@ -292,6 +294,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     said = hub.read(repo(conf, run), "README.md", "step2")
     config = configs.read(lab.row(run).config)
     assert f"\n- Compute: 1 core of {POOL}, sponsored by " in said
+    assert "\n- Channel: https://discord.com/channels/1/2, where each post names its entry in" in said
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
         "| Hardware | 1 core |",

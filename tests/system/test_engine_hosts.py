@@ -77,6 +77,7 @@ def test_any_worker_of_an_engines_pool_takes_a_job_over_once_its_lease_is_out(
         slurm.clear()
 
 
+@pytest.mark.chaos
 def test_another_worker_takes_a_job_of_kubernetes_over_and_need_not_know_its_key(
     standin: Standin, tmp_path: Path
 ) -> None:

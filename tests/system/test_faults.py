@@ -212,6 +212,7 @@ def stoa() -> Iterator[Stoa]:
     shutil.rmtree(home)
 
 
+@pytest.mark.chaos
 def test_a_run_never_notices_what_befalls_queue_worker_and_scheduler(stoa: Stoa) -> None:
     stoa.parts.kill("worker")
     run = stoa.launch(steps=500)
