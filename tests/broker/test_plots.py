@@ -30,7 +30,8 @@ ODD = "🧪🔥 数据 $x_1$ $ _\\frac{ a title that goes on " + "and on " * 600
 @pytest.fixture(autouse=True)
 def nothing_warns() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # such as matplotlib's of a glyph that its font lacks
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what others left open, and is collected meanwhile
         yield
 
 
