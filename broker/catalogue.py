@@ -213,8 +213,9 @@ def program(session: Session, name: str) -> Program:
     """The description of a program that can be run; raises NotFoundError."""
     listed = programs(session)
     if name not in listed:
-        known = ", ".join(listed)[:400] or "none yet: `stoa program add` and /catalogue propose them"
-        raise NotFoundError(f"There is no program “{name[:60]}”; the programs are: {known}.")
+        none = "there are none yet: `stoa program add` and /catalogue propose them."
+        hint = text.meant(name[:60], listed, "the programs are") if listed else none
+        raise NotFoundError(f"There is no program “{name[:60]}”; {hint}")
     return _described(_named(session, name).body)
 
 

@@ -16,6 +16,7 @@ from trainer.model.config import ModelConfig
 from trainer.schema import ConfigError as ConfigError
 from trainer.schema import Section
 from trainer.stages import MOST_STEPS, StageConfig
+from trainer.tuning_config import DpoConfig, LoraConfig
 from trainer.yaml_text import read_yaml as read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -146,25 +147,6 @@ class ParallelConfig(Section):
                 "parallel.pipeline 1."
             )
         return self
-
-
-AdaptedModule = Literal["attention.qkv", "attention.out", "mlp.gate", "mlp.up", "mlp.down"]
-
-
-class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021, LoRA): a matrix W of the `targets` computes with W + alpha / rank · B A, and A
-    and B alone are trained."""
-
-    rank: int = Field(default=8, ge=1, le=4096)
-    alpha: float = Field(default=16.0, gt=0, le=1e6)
-    targets: tuple[AdaptedModule, ...] = Field(default=("attention.qkv",), min_length=1)
-
-
-class DpoConfig(Section):
-    """Direct preference optimisation (Rafailov et al. 2023), of data of preferences; `beta` is that of its equation
-    7."""
-
-    beta: float = Field(default=0.1, gt=0, le=100)
 
 
 class TrainConfig(Section):

@@ -14,9 +14,11 @@ from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.launching import Receipt
 from broker.runs.on_checkpoints import LAST, Reading
 from broker.runs.runs import ENDED, Run, RunKind
+from projects import projects
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
+from projects.projects import Project
 from trainer.evaluation import task_names
 
 MOST_SHOTS = 100
@@ -67,23 +69,28 @@ def launch(
 
 def due(session: Session) -> Sequence[int]:
     """The runs that have come to something: checkpoints that are to be evaluated now, or the last of them."""
-    open_plans = select(EvaluationPlan).where(
-        col(EvaluationPlan.is_over).is_(False), col(EvaluationPlan.not_before) <= utcnow()
+    newer = select(Publication.run_id).where(
+        Publication.run_id == EvaluationPlan.run_id, col(Publication.step) > EvaluationPlan.through
     )
-    return [plan.run_id for plan in session.scalars(open_plans) if _next(session, plan) is not None]
+    has_come = select(Run.id).where(Run.id == EvaluationPlan.run_id, col(Run.state).in_(ENDED) | newer.exists())
+    goes_on = select(Run.id).where(Run.id == EvaluationPlan.newest, col(Run.state).not_in(ENDED))
+    waiting = (col(EvaluationPlan.is_over).is_(False), col(EvaluationPlan.not_before) <= utcnow())
+    plans = session.scalars(select(EvaluationPlan).where(*waiting, has_come.exists(), ~goes_on.exists()))
+    return [plan.run_id for plan in plans if _next(session, plan) is not None]
 
 
 def queue_due(session: Session, run_id: int) -> None:
     """Queue an evaluation of the checkpoints of a run that have come, as ordered with it, one evaluation at a time.
 
-    Where the allocation cannot pay for all of them, the first ones are queued; for none, it is tried again later.
+    Where the allocation cannot pay for all of them, the first ones are queued; for none, it is tried again later, as
+    long as the project may compute.
     """
     parent = session.get_one(Run, run_id, with_for_update={"key_share": True})
     plan = session.get_one(EvaluationPlan, run_id, with_for_update=True, populate_existing=True)
     steps = None if plan.is_over else _next(session, plan)
     if steps is None:
         return
-    if not steps:
+    if not steps or (parent.state in ENDED and not projects.may_compute(session.get_one(Project, parent.project_id))):
         plan.is_over = True
         return
     while steps:

@@ -533,7 +533,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
 
     asked: dict[str, Any] = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
     refused = said(await ada.command("run program", **asked))
-    assert refused.startswith("There is no program “autoencoder”; the programs are: none yet")
+    assert refused.startswith("There is no program “autoencoder”; there are none yet")
     form = await ada.command("catalogue propose", what="program")
     answer = await ada.submit(form, {"Name": "autoencoder", "Program": PROGRAM})
     assert answer.text == "`autoencoder` is proposed; an operator tries it, and then an admin decides."

@@ -15,12 +15,14 @@ from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
 from broker.runs import evaluations, launching, results, runs, studies
+from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured
 from broker.scheduling.scheduler import Scheduler
 from projects.errors import ConflictError, DomainError, InvalidError
+from projects.projects import Project, Stage
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
 
@@ -171,6 +173,26 @@ def test_every_second_checkpoint_of_a_run_is_evaluated_as_it_comes(lab: Lab, tmp
     with lab.db.read() as session:
         assert evaluations.due(session) == []
         assert launching.rerun_order(session, run).evaluate == "heldout, arc_easy every 2"
+
+
+def test_nothing_more_is_evaluated_of_a_run_whose_project_is_over(lab: Lab, tmp_path: Path) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    run = lab.launch(project, evaluate="arc_easy")
+    token = lab.start(run, 0)
+    kept = Checkpoint(1, str(contract.checkpoint_folder(tmp_path / "runs" / str(run) / "attempt-1", 1)))
+    lab.renew(run, token, 5, Progress(0, 0, step=1, tokens=100, checkpoints=[kept]))
+    lab.settle(run, token, 5, Ending(0))
+    with lab.db.write() as session:
+        session.execute(update(Project).values(stage=Stage.COMPLETED))
+    with lab.db.read() as session:
+        assert evaluations.due(session) == [run]
+    with lab.db.write() as session:
+        evaluations.queue_due(session, run)
+        session.flush()
+        assert evaluations.due(session) == []
+        session.execute(update(EvaluationPlan).values(is_over=False))
+        assert evaluations.due(session) == [run], "it is over, and does not wait for its next try"
 
 
 @pytest.mark.parametrize(

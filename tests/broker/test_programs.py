@@ -125,7 +125,7 @@ def test_what_cannot_be_run_is_refused_and_changes_nothing(lab: Lab, trained: in
     described = program(tmp_path / "repository")
     with lab.db.write() as session, pytest.raises(InvalidError, match="is an https:// address"):
         catalogue.propose_program(session, ADA, "ask", name="tiny", body=yaml.safe_dump(described))
-    with pytest.raises(DomainError, match="There is no program “tiny”; the programs are: none yet"):
+    with pytest.raises(DomainError, match="There is no program “tiny”; there are none yet"):
         launch(lab, trained)
     accepted(lab, described)
     before = lab.everything()

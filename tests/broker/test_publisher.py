@@ -58,6 +58,7 @@ from tests.patience import PATIENCE, wait_for
 from trainer import check
 from trainer import config as trainer_config
 from trainer.contract import CorpusKind
+from trainer.tuning_config import LoraConfig
 
 LAST = 4
 AT_ONCE = 1e-12
@@ -866,7 +867,7 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     assert told[-2:] == ["--base", str(fetched)]
     written = trainer_config.load(Path(told[1]))
     assert (written.data.kind, written.data.sources[0].path) == ("instructions", str(chats))
-    assert written.lora == trainer_config.LoraConfig(rank=4)
+    assert written.lora == LoraConfig(rank=4)
     disk.tidy(conf, lab.db)
     assert fetched.is_dir(), "a run that has not ended starts from it"
     lab.cancel(tuned.id)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.config import DpoConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
 from trainer.engine.dpo import dpo_loss
@@ -25,6 +25,7 @@ from trainer.model import lora, loss
 from trainer.model.packing import Packing, packing_of
 from trainer.model.tensor_parallel import ALONE
 from trainer.model.transformer import Block, Transformer
+from trainer.tuning_config import DpoConfig
 
 MOMENTS: tuple[TensorKind, TensorKind] = ("exp_avg", "exp_avg_sq")
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import LoraConfig
 from trainer.model.transformer import Transformer
+from trainer.tuning_config import LoraConfig
 
 A, B = "lora_a", "lora_b"
 

@@ -60,7 +60,7 @@ def run(
     environment: dict[str, str],
     bounds: Bounds,
     *,
-    each_round: Callable[[], None],
+    each_round: Callable[[], object],
     log: IO[bytes],
 ) -> Outcome:
     """Run a command in `source` until it ends, is asked to stop, or leaves its bounds; its outcome.

@@ -69,7 +69,7 @@ def _run(order: Path, out: Path, root: Path, checkpoint: Path | None, base: Base
         made.source,
         scrubbed(made, work, out),
         bounded.Bounds(work, int(asked.program.disk_gib * 2**30), [path.absolute() for path in hide]),
-        each_round=lambda: void(metrics.tell()),
+        each_round=metrics.tell,
         log=sys.stdout.buffer,
     )
     while metrics.tell():
@@ -93,7 +93,3 @@ def scrubbed(made: environment.Environment, work: Path, out: Path) -> dict[str, 
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(work / ".hf"),
     }
-
-
-def void(_: object) -> None:
-    """Nothing of a value."""
