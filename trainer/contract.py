@@ -143,6 +143,8 @@ CHECKPOINT_METADATA_FILE = "how.json"
 """How the checkpoint was made: step, configuration, data, versions, and the hashes of its other files."""
 PROBE_FILE = "probe.safetensors"
 """A few held-out tokens with the logits that the trainer computed for them."""
+ORDER_FILE = "order.safetensors"
+"""The rows that each step since the checkpoint before read."""
 TRAINER_FOLDER = "trainer"
 """What only the trainer needs: Adam's moments."""
 

@@ -85,6 +85,23 @@ def show(
 
 
 @app.command()
+def seen(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    text: Annotated[str, typer.Option(help="What to search for, in whole words.")],
+    json: AsJson = False,
+) -> None:
+    """Show at which steps a run read a text, or else the passages of its data that are nearest to it."""
+    with one_sentence():
+        from trainer.data.seen import search, table
+
+        found = search(run, text)
+        if json:
+            print(found.model_dump_json())
+        else:
+            Console().print(table(found))
+
+
+@app.command()
 def inspect(
     prefix: Annotated[Path, typer.Argument(metavar="PREFIX", help="A .bin/.idx pair, without the ending.")],
     json: AsJson = False,
