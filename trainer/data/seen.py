@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from trainer.contract import Passage, SeenText
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.indexed import Indexed
@@ -38,31 +38,6 @@ BESIDE = 3
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Hashes = NDArray[np.uint64]
-
-
-class Passage(BaseModel):
-    """A place in a document that has the text, or `share` of it. `steps` are those that read it, counted from 1."""
-
-    source: str
-    licence: str
-    document: str
-    share: float
-    steps: list[int]
-
-
-class SeenText(BaseModel):
-    """Where a text of `tokens` was found: the first passages and the number of all; or else those nearest to it.
-
-    `searched` tokens of the `held` ones were looked at, and the steps are those after `begun` up to `done`.
-    """
-
-    tokens: int
-    found: int
-    passages: list[Passage]
-    searched: int
-    held: int
-    begun: int
-    done: int
 
 
 class Wanted(NamedTuple):

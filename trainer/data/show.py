@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
 from trainer.checkpoint import metadata
 from trainer.checkpoint.folders import newest
 from trainer.config import load
-from trainer.contract import CONFIG_FILE
+from trainer.contract import CONFIG_FILE, Part, SeenRow, SeenStep
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import folder_of, verify
@@ -18,34 +17,6 @@ from trainer.metrics import last_metrics
 from trainer.schema import ConfigError
 
 EXCERPT = 160
-
-
-class Part(BaseModel):
-    """The tokens [start, end) of a row, which are of this document."""
-
-    document: str
-    start: int
-    end: int
-
-
-class SeenRow(BaseModel):
-    """Row `row` of a step's batch, which is row `number` of its source's training tokens; both count from 0."""
-
-    row: int
-    source: str
-    licence: str
-    number: int
-    documents: list[Part]
-    text: str
-    tokens: list[int]
-
-
-class SeenStep(BaseModel):
-    """The rows that a step read, all or one of them."""
-
-    step: int
-    sequence_length: int
-    rows: list[SeenRow]
 
 
 class ReadData(NamedTuple):
@@ -68,8 +39,8 @@ def open_data(run: Path) -> ReadData:
     return ReadData(corpus, parent["step"] if parent else 0, done, parent["run"] if parent else "")
 
 
-def look(run: Path, step: int, row: int | None = None) -> SeenStep:
-    """The rows that step `step` read, or the row `row` of them. Steps count from 1, as in the metrics.
+def look(run: Path, step: int, row: int | None = None, count: int = 1) -> SeenStep:
+    """The rows that step `step` read, or `count` of them from row `row` on. Steps count from 1, as in the metrics.
 
     The line of step N in the metrics is about these rows, and checkpoint stepN has seen steps 1 to N. A row has
     sequence_length + 1 tokens: all but the last are inputs, all but the first targets. Raises ConfigError if the run
@@ -89,7 +60,7 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
     bpe = tokenizer.load(corpus.folder)
     rows = []
     for number, drawn in enumerate(corpus.rows(step - 1)):
-        if row is not None and number != row:
+        if row is not None and not row <= number < row + count:
             continue
         source = corpus.sources[drawn.source]
         tokens = corpus.tokens(drawn).tolist()
@@ -106,7 +77,7 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
                 tokens=tokens,
             )
         )
-    return SeenStep(step=step, sequence_length=config.data.sequence_length, rows=rows)
+    return SeenStep(step=step, batch=config.training.batch, sequence_length=config.data.sequence_length, rows=rows)
 
 
 def table(seen: SeenStep, tokens: bool, text: bool) -> Table:
