@@ -302,7 +302,7 @@ async def shared_lab(
 
 
 def wire_problems(lab: Lab, judge: DiscordJudge | None) -> list[str]:
-    """What does not fit Discord's description, the bot's malformed requests, and messages that typed text could ping by."""
+    """What does not fit Discord's description, malformed requests, and messages by which typed text could ping."""
     folder = lab.root / "sandbox"
     loose = loose_mentions(folder)
     if judge is None:
