@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.checkpoint.resume import StartingPoint, weights_of
 from trainer.code_version import code_version
 from trainer.config import TrainConfig, dump
 from trainer.contract import CONFIG_FILE, Event, Status, checkpoint_folder
+from trainer.data import order_file
 from trainer.data.examples import open_corpus
 from trainer.data.prepare import ensure, folder_of
 from trainer.distributed.parallel_dims import ParallelDims
@@ -66,7 +68,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, out: Path, start: StartingPoint, dims: ParallelDims) -> None:
         self.config, self.out, self.start, self.dims = config, out, start, dims
-        self.step = start.step
+        self.step = self.saved = start.step
         self.resumed = metadata.read(start.checkpoint) if start.checkpoint else None
         kept = (self.resumed or {}).get("loss_scale")
         self.loss_scale = LossScale(**kept) if kept else LossScale(config.training.loss_scale.initial)
@@ -321,6 +323,7 @@ class Run:
                     self.dims.is_main,
                     self._checkpoint_metadata(),
                     self.data,
+                    partial(order_file.write, corpus=self.corpus, since=self.saved, step=self.step),
                 )
             except OSError as error:
                 newest = folders.newest(self.out)
@@ -332,6 +335,7 @@ class Run:
             if self.dims.is_main:
                 append_event(self.out, Event.CHECKPOINT, step=self.step, path=str(folder.relative_to(self.out)))
                 self.progress.say(f"step {self.step}: checkpoint {folder.relative_to(self.out)}")
+        self.saved = self.step
         self.dims.barrier()
 
     def _checkpoint_metadata(self) -> dict[str, Any]:

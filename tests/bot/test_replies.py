@@ -121,6 +121,8 @@ REPLIES = [
     Reply("run why", Ends.DONE, "**Run 1** of", "Ada", {"run": 1}),
     Reply("run config", Ends.DONE, "**Run 1** · recipe `demo`", "Ada", {"run": 1}),
     Reply("run log", Ends.NEXT, "Run 1 has not been tried yet", "Ada", {"run": 1}),
+    Reply("run data", Ends.DONE, "Run 1 has done no step yet; 1 is none of them.", "Ada", {"run": 1, "step": 1}),
+    Reply("run seen", Ends.DONE, "The data of run 1 lie on the disk", "Ada", {"run": 1, "text": "a line of text"}),
     Reply("run compare", Ends.DONE),
     Reply("run sample", Ends.DONE),
     Reply("run evaluate", Ends.DONE),

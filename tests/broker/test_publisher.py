@@ -64,7 +64,10 @@ from trainer.tuning_config import LoraConfig
 LAST = 4
 AT_ONCE = 1e-12
 """Seconds of a pause that is over by the next try, however often it has doubled."""
-PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
+PUBLISHED = {
+    *("README.md", "how.json", "model.safetensors", "tokenizer.json"),
+    *("metrics.jsonl", "data_manifest.json", "order.safetensors"),
+}
 
 
 @dataclass
@@ -153,7 +156,9 @@ def checkpoint(home: Path, step: int) -> Checkpoint:
     save_file({"weight": np.full((64, 64), step, np.float32)}, folder / "model.safetensors")
     place = {"dataset": "common/text", "revision": "0123456789abcdef" * 2}
     sources = [{"name": "python-docs", "licence": "PSF-2.0", "place": place, "train": {"tokens": 123456}}]
-    (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}}))
+    save_file({"row": np.zeros((1, 8), np.int32)}, folder / "order.safetensors")
+    files = {"order.safetensors": "xxh3:0"}
+    (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}, "files": files}))
     (folder / "tokenizer.json").write_text("{}")
     save_file({"moments": np.zeros(64, np.float32)}, folder / "trainer" / "moments.safetensors")
     return Checkpoint(step, str(folder))
@@ -253,6 +258,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     }
     assert r"# Sinks of \<attention\>: run" in said
     assert r"| python\-docs | PSF\-2\.0 | common/text at 0123456789ab | 123,456 |" in said
+    assert "\n`data_manifest.json` holds their hashes. `order.safetensors` has the rows that each step since" in said
     assert "People: Ada (lead), Grace" in said
     assert "sponsored by The house" in said
     assert r"- Changed in it: steps = 4" in said

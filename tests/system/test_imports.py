@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "trainer.schema",
         "trainer.study.registry",
     },
-    "bot": {"projects", "broker"},
+    "bot": {"projects", "broker", "trainer.contract"},
     "web": {"projects", "broker", "trainer.contract"},
     "cli": {"projects", "broker", "bot", "web", "demo.play", "trainer.contract"},
     "demo": {"projects", "broker", "cli.services", "sandbox"},
