@@ -202,6 +202,7 @@ def _card(
         since=since,
         sources=sources,
         step=step,
+        thread_url=row.thread_url,
         tokens=metadata.get("tokens", 0),
     )
     return f"{card}\n"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from bot import kept_forms, text
 from bot.commands.form import Again
 from bot.commands.project.forms import UpdateForm
 from bot.tables import DiscordForm
+from broker.allocations import pools
+from broker.allocations.units import in_hours
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.errors import OverError
@@ -23,7 +25,6 @@ from tests.patience import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
-HOURS = "Hours must be a number above 0, such as 1.5."
 
 
 def edited(times: int) -> Callable[[Answer], bool]:
@@ -124,7 +125,9 @@ async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_
 async def test_hours(shared_lab: Shared, hours: str) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    refused(lab, await lab.request(channel, hours), HOURS, heads)
+    _, most = lab.call(pools.largest_in, "local")
+    said = f"Hours must be a number above 0, at most {in_hours(most)}, such as 1.5."
+    refused(lab, await lab.request(channel, hours), said, heads)
 
 
 async def test_more_hours_than_the_pool_can_give(shared_lab: Shared) -> None:
@@ -139,7 +142,9 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
     answer = await lab.request(channel, Until="2020-01-01")
-    refused(lab, answer, "The day must lie in the future, at most one year from now.", heads)
+    last = datetime.now(UTC).date() + timedelta(days=365)
+    said = f"The day must lie in the future, and no later than {last}; 2020-01-01 does not."
+    refused(lab, answer, said, heads)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ REPLIES = [
     Reply(
         "allocation change",
         Ends.NEXT,
-        "The change is asked for",
+        "The change is asked for: 1 core-hour more.\n**Next** ",
         "Ada",
         {"allocation": 1},
         (),

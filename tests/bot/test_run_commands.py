@@ -1,6 +1,7 @@
 """Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
 
 import asyncio
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -440,7 +441,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert re.search(
         rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
     )
-    assert "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA)." in compared.text
+    after = "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA); held-out after the"
+    assert f"{after} same, unsmoothed." in compared.text
     assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
     evaluated = f"`arc_easy` acc: run {first} **0.2500** at step 16 · run {second} **0.5000** at step 30"
     assert evaluated in compared.text.replace("\\", "")
@@ -465,9 +467,16 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert picture.filename == f"run-{first}.png"
     assert "```" not in shown.text, "nothing is published that one could load"
     lab.call(publish, first, 16)
+    lab.call(
+        leases.renew, first, token, 20.5, Progress(0, 0, points=[Measured("mfu", 20, 20_000, 0.413)]), lease_seconds=600
+    )
+    source = {"weight": 1, "held_out": {"tokens": 100, "bytes": 400}}
+    (lab.root / "how.json").write_text(json.dumps({"data": {"sources": [source]}}))
+    lab.call(lambda session: setattr(session.get_one(Publication, (first, 16)), "folder", str(lab.root)))
     usual = await ada.command("run show", run=first)
     assert usual.message is not None
-    assert "**Held-out** perplexity 665.1 per token, at step 20\n**Seed** 1234\n" in usual.text
+    in_bits = "**Held-out** perplexity 665.1 per token, 2.3444 bits per byte, at step 20\n"
+    assert f"{in_bits}**MFU** 41.3% · **Seed** 1234\n" in usual.text
     commits = "**Commit of the code** not recorded · **Commit on the Hub** of step 16: not recorded"
     assert f"{commits}\n```\nfrom transformers" in usual.text
     assert 'AutoModelForCausalLM.from_pretrained("lab/ours", revision="step16")\n' in usual.text

@@ -42,6 +42,7 @@ from broker.runners import elsewhere
 from broker.runs import evaluations, naming, runs
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
+from broker.runs.runs import Run
 from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
@@ -292,6 +293,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     how.write_text(json.dumps(told))
     with lab.db.write() as session:
         session.execute(update(Project).values(channel_url="https://discord.com/channels/1/2"))
+        session.execute(update(Run).values(thread_url="https://discord.com/channels/1/3"))
     publish(lab, conf, run)
     (entry,) = entries(lab)
     assert [entry[key] for key in ("tokens", "held_out", "held_out_step")] == [200, "4.000", 2]
@@ -301,7 +303,8 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     said = hub.read(repo(conf, run), "README.md", "step2")
     config = configs.read(lab.row(run).config)
     assert f"\n- Compute: 1 core of {POOL}, sponsored by " in said
-    assert "\n- Channel: https://discord.com/channels/1/2, where each post names its entry in" in said
+    assert "\n- Record: https://discord.com/channels/1/3, the run's thread, where each post names its entry" in said
+    assert "\n- Channel: https://discord.com/channels/1/2, where each post names its entry in the record\n" in said
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
         "| Hardware | 1 core |",

@@ -83,7 +83,8 @@ def offer(preview: Preview) -> Card:
         _too_short(quote, first),
     ]
     queue = [
-        f"**Queue** place {preview.queue.position} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
+        f"**Queue** place {preview.queue.position} of {preview.queue.length}. "
+        f"{text.local_times(text.line(preview.queue.reason, 300))} "
         f"{starts(preview.queue.expected)}",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
@@ -212,7 +213,8 @@ def named(run: runs.Run) -> str:
 def waits(why: Why) -> str:
     """Why a run is in its state, and when a queued one starts."""
     then = f"was {why.state} at the decision of {text.when(why.decided_at)}" if why.decided_at else f"is {why.state}"
-    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {text.escape(why.reason)}".rstrip()]
+    reason = text.local_times(text.escape(why.reason))
+    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {reason}".rstrip()]
     if why.position is not None:
         lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
@@ -256,7 +258,7 @@ def logged(log: Log) -> str:
     lines += [
         f"**{tried.token}** {tried.state} · {log.unit.hours(tried.spent)}"
         + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
-        + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
+        + (f" · {text.local_times(text.line(tried.reason, 160))}" if tried.reason else "")
         for tried in log.attempts[-ATTEMPTS_SHOWN:]
     ]
     if log.lines is None and log.store:
