@@ -70,8 +70,10 @@ class Run:
         self.config, self.out, self.start, self.dims = config, out, start, dims
         self.step = self.saved = start.step
         self.resumed = metadata.read(start.checkpoint) if start.checkpoint else None
-        kept = (self.resumed or {}).get("loss_scale")
+        kept = None if start.is_afresh else (self.resumed or {}).get("loss_scale")
         self.loss_scale = LossScale(**kept) if kept else LossScale(config.training.loss_scale.initial)
+        # Adam counts its steps from here on.
+        self.state_since = start.step if start.is_afresh else (self.resumed or {}).get("state_since", 0)
         self.progress = Progress(out, config.training.steps, shown=dims.is_main)
         if dims.is_main:
             ensure(
@@ -127,6 +129,10 @@ class Run:
         if self.dims.is_main and self.resumed and self.resumed["code_version"] != code_version():
             message = "the checkpoint was written by another version of the trainer"
             append_event(self.out, Event.WARNING, message=message)
+        if self.dims.is_main and self.start.is_afresh and self.step:
+            message = f"the checkpoint of step {self.step} has no optimizer state, which begins afresh"
+            append_event(self.out, Event.WARNING, message=message)
+            self.progress.say(message)
         hardware.check_precision(self.config.training, self.dims.device)
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.dims)
@@ -135,7 +141,7 @@ class Run:
         if base is not None and isinstance(self.engine, TuningEngine) and self.config.keeps_base:
             self.engine.keep(base)
         read = save_load.reader(checkpoint, self.config) if checkpoint else base or save_load.fresh(self.config)
-        self.engine.load(read, self.step, self.loss_scale.skipped)
+        self.engine.load(read, self.step - self.state_since, self.loss_scale.skipped)
         self.peak_flops = hardware.peak_flops(self.config.training, self.dims.device) * self.dims.world_size
 
     def close(self) -> None:
@@ -347,6 +353,7 @@ class Run:
             "data": self.corpus.manifest,
             "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
             # After fp16, a run in another precision needs the count of skipped steps: they were no updates of Adam's.
+            **({"state_since": self.state_since} if self.state_since else {}),
             **({"base": base} if (base := self._base()) else {}),
             **({"loss_scale": self.loss_scale._asdict()} if self._scaling() or self.loss_scale.skipped else {}),
         }

@@ -207,10 +207,10 @@ def _remove_hub_copies(settings: Settings, db: Database) -> None:
     with db.read() as session:
         read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
         names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
-        needed = {folders.hub_copy(settings, name, 0).parent for name in names}
+        needed = {folders.hub_copies(settings, name) for name in names}
         trained = select(Run.config).where(col(Run.state).not_in(ENDED), Run.kind == RunKind.TRAIN)
         bases = {configs.base(text) for text in session.scalars(trained)}
-        needed |= {folders.hub_base(settings, *base).parent for base in bases if base is not None}
+        needed |= {folders.hub_copies(settings, base.repo) for base in bases if base is not None}
     for place in places:
         if place not in needed:
             shutil.rmtree(place, ignore_errors=True)

@@ -405,7 +405,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert limit == "3m"
     assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
-    assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
+    assert unknown == f"Run {first} has no checkpoint of step 7 here or open on the Hub; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
     assert f"Launch a fork of run {first} from step 16 on 2 cores" in offer.text
     assert "49.2k tokens in the 24 steps from 16 to 40" in offer.text

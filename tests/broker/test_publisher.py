@@ -906,7 +906,7 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
     with pytest.raises(OSError, match=f"step 0 of {repo(conf, run)} cannot be fetched from the Hub: "):
         elsewhere.bring(away, lab.db, lab.row(evaluation), pytest.fail, begins=True)
     elsewhere.bring(of_anybody, lab.db, lab.row(evaluation), pytest.fail, begins=True)
-    [fetched] = (conf.home / "hub_copies").glob("*/*")
+    [fetched] = (conf.home / "hub_copies").glob("*/checkpoints/*")
     assert fetched.name == "step0"
     attempt = conf.runs_dir / str(evaluation) / "attempt-1"
     told_trainer = kind_of(lab.row(evaluation)).command(Start(conf, lab.db, lab.row(evaluation), attempt))
@@ -928,6 +928,54 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
         session.get_one(Repository, run).private = True
         with pytest.raises(NotFoundError, match="has no checkpoint of step 0 here or open on the Hub; the nearest"):
             evaluations.launch(session, ADA, "held", run, tasks="heldout", steps="0", time_limit="10m")
+
+
+def test_a_fork_starts_from_what_is_on_the_hub_with_the_optimizers_state_where_that_is_kept(
+    lab: Lab, conf: Settings, hub: Hub
+) -> None:
+    project = lab.project(title="Sinks of <attention>")
+    lab.allocation(project)
+    lab.recipe("kept", "like: demo\ncheckpoints: {keep_state: [2]}\n")
+    run = lab.launch(project, recipe="kept", overrides=f"steps={LAST}")
+    lab.start(run, 0)
+    write(lab, conf, run, 1, 2)
+    publish(lab, conf, run)
+    branches = [branch.name for branch in hub.api.list_repo_refs(repo(conf, run)).branches]
+    assert sorted(branches) == ["main", "step1", "step2", "step2-state"]
+    files = set(hub.api.list_repo_files(repo(conf, run), revision="step2-state")) - {".gitattributes"}
+    assert files == {"trainer/moments.safetensors"}
+
+    def planned(step: int) -> run_plan.Preview:
+        with lab.db.write() as session:
+            return run_plan.plan_fork(session, ADA, request_id(), run, step)
+
+    assert not planned(1).quote.is_afresh, "all of it is on this disk"
+    moments = (Path(row(lab, run, 2).folder) / "trainer" / "moments.safetensors").read_bytes()
+    for step in (1, 2):
+        shutil.rmtree(row(lab, run, step).folder)
+        with lab.db.write() as session:
+            disk.mark(session, run, step, Disk.GONE)
+    with pytest.raises(NotFoundError, match="has no checkpoint of step 3 here or open on the Hub; it has: 1, 2"):
+        planned(3)
+    for step, is_afresh in ((1, True), (2, False)):
+        plan = planned(step)
+        assert plan.quote.is_afresh == is_afresh
+        with lab.db.write() as session:
+            fork = run_plan.confirm(session, ADA, plan.plan_id).run_id
+        elsewhere.bring(conf, lab.db, lab.row(fork), pytest.fail, begins=True)
+        attempt = conf.runs_dir / str(fork) / "attempt-1"
+        attempt.parent.mkdir(parents=True)
+        told = kind_of(lab.row(fork)).command(Start(conf, lab.db, lab.row(fork), attempt))
+        origin, _, at = told[told.index("--fork") + 1].partition("@")
+        fetched = Path(origin) / "checkpoints" / f"step{at}"
+        assert (fetched / "model.safetensors").is_file()
+        assert (fetched / "trainer").is_dir() != is_afresh
+    assert (fetched / "trainer" / "moments.safetensors").read_bytes() == moments
+    # A host that was cut off between the two parts fetches what is missing.
+    shutil.rmtree(fetched / "trainer")
+    elsewhere.bring(conf, lab.db, lab.row(fork), pytest.fail, begins=True)
+    assert {path.name for path in fetched.parent.iterdir()} == {"step1", "step2"}
+    assert (fetched / "trainer" / "moments.safetensors").read_bytes() == moments
 
 
 def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(

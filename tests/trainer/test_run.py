@@ -18,7 +18,7 @@ from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
 from trainer.checkpoint.resume import StartingPoint
 from trainer.code_version import code_commit
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, load
 from trainer.contract import ORDER_FILE, Status
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.loss_spikes import LossSpikes
@@ -245,6 +245,31 @@ def test_fork_starts_a_new_run_from_a_kept_step(finished: Path, tmp_path: Path) 
     how = json.loads((tmp_path / "again" / "checkpoints" / "step9" / "how.json").read_text())
     assert how["parent"]["run"] == "run 12"
     assert how["parent"]["parent"]["run"] == finished.name
+
+
+def test_a_fork_of_published_weights_begins_its_optimizer_afresh(finished: Path, tmp_path: Path) -> None:
+    published = tmp_path / "hub" / "checkpoints" / "step4"
+    shutil.copytree(finished / "checkpoints" / "step4", published, ignore=lambda _, names: {"trainer"} & set(names))
+    config = write_config(tmp_path / "tiny.yml", steps=8)
+    fork = ("--fork", f"{tmp_path / 'hub'}@4")
+    result = run_trainer("train", config, "--out", tmp_path / "out", *fork)
+    assert result.returncode == 0, result.stderr
+    warned = [event["message"] for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "warning"]
+    assert "the checkpoint of step 4 has no optimizer state, which begins afresh" in warned
+    first = tmp_path / "out" / "checkpoints" / "step5"
+    assert json.loads((first / "how.json").read_text())["state_since"] == 4
+    # After one update, the bias-corrected moments of Adam are the gradient and its square: (1 - β1) g, (1 - β2) g².
+    state = load_file(first / "trainer" / "optimizer.safetensors")
+    name = "head.norm.weight" if "exp_avg.head.norm.weight" in state else next(iter(state)).partition(".")[2]
+    beta1, beta2 = load(config).optimizer.betas
+    gradient = state[f"exp_avg.{name}"] / (1 - beta1)
+    torch.testing.assert_close(state[f"exp_avg_sq.{name}"], gradient.square() * (1 - beta2), rtol=1e-4, atol=1e-12)
+    again = run_trainer("train", config, "--out", tmp_path / "again", "--resume", first)
+    assert again.returncode == 0, again.stderr
+    ours, theirs = (
+        load_file(tmp_path / out / "checkpoints" / "step8" / "model.safetensors") for out in ("again", "out")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_fork_reaches_further_by_yarn(finished: Path, tmp_path: Path) -> None:

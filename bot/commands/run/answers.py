@@ -71,6 +71,7 @@ def offer(preview: Preview) -> Card:
         *_reads(quote),
         *copies(quote),
         *_evaluated(quote),
+        *_afresh(quote),
     ]
     known = "not known" if quote.expected is None else f"about {unit.hours(quote.expected)}"
     costs = [
@@ -117,6 +118,13 @@ def _evaluated(quote: Quote) -> list[str]:
     also = f" and {more} more" if more > 0 else ""
     which = text.each_checkpoint(quote.evaluated.every)
     return [f"**Evaluation** {which} is given {tasks}{also}, in runs of their own, which cost extra"]
+
+
+def _afresh(quote: Quote) -> list[str]:
+    """A warning where a fork goes on without its parent's optimizer state."""
+    if not quote.is_afresh:
+        return []
+    return [f"⚠️ **Optimizer** Step {quote.run.fork_step:,} is on the Hub without its state, so Adam begins afresh"]
 
 
 def copies(quote: Quote) -> list[str]:
