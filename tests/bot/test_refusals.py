@@ -70,7 +70,7 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
     assert empty.message.button_labels == ["Edit and resend"]
     form = await ada.press(empty.message, "Edit and resend")
     assert form.fields[0].value == "Abandoned"
-    filled = PROPOSAL | {"Title": "🧪🔥🧪"}
+    filled = PROPOSAL | {"Title": "🧪" * 2000}  # 4,000 UTF-16 units, as many as a field holds
     answer = await lab.propose(**filled)
     lab.kill_bot()
     await lab.start_bot()
@@ -119,6 +119,10 @@ async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_
     assert offer.timeout == 24 * 3600
     assert refused_form.timeout is not None
     assert refused_form.timeout > offer.timeout
+    for said, opens_with in (("a" * 3000, "a" * 3000), ("b" * 5000, "b" * 3999 + "…")):
+        refused_form.fill({"Update": said})
+        assert refused_form.update.default == opens_with
+        assert (refused_form.update.max_length or 0) >= len(opens_with)
 
 
 @pytest.mark.parametrize("hours", ["-5", "0", "many", "NaN"])
