@@ -48,8 +48,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Changes:
-    """What the roles of the server lack: `make` are the projects that have a channel and no role, and `over` those whose
-    role is to be deleted."""
+    """What the roles of the server lack: `make` are the projects with a channel and no role, `over` those whose role is
+    to be deleted."""
 
     give: Sequence[Holding]
     take: Sequence[Holding]
