@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.card import BLUE, Card, sections
-from bot.commands import context
+from bot.commands import autocomplete, context
 from bot.commands.run import answers as run_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from broker.plots.curve import Evaluated, Panels
@@ -40,8 +40,9 @@ async def analyses(interaction: Interaction, typed: str) -> list[Choice[str]]:
     run="The run whose checkpoints they read, where this is not its thread",
     steps="The steps of the checkpoints, such as 10 20 30; all by default, or last",
     time_limit="How long it may take, such as 45m or 2h; 30m by default",
+    pairs="Pairs of the catalogue that paired_prompts asks; its own closing brackets by default",
 )
-@app_commands.autocomplete(analyses=analyses, steps=run_autocomplete.evaluable_steps)
+@app_commands.autocomplete(analyses=analyses, steps=run_autocomplete.evaluable_steps, pairs=autocomplete.pairs)
 @app_commands.autocomplete(time_limit=run_autocomplete.durations)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def start(
@@ -50,12 +51,20 @@ async def start(
     run: int | None = None,
     steps: str = on_checkpoints.ALL,
     time_limit: str = "30m",
+    pairs: str = "",
 ) -> None:
     """Queue the study, and say what it will cost at most."""
     await acknowledge(interaction)
     run_id, who = await context.run_of(interaction, run), actor(interaction)
     receipt = await interaction.client.write(
-        studies.launch, who, str(interaction.id), run_id, analyses=analyses, steps=steps, time_limit=time_limit
+        studies.launch,
+        who,
+        str(interaction.id),
+        run_id,
+        analyses=analyses,
+        steps=steps,
+        time_limit=time_limit,
+        pairs=pairs,
     )
     await errors.reply(interaction, run_answers.reads(receipt, "a study", run_id))
 

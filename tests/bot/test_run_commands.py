@@ -580,6 +580,15 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert f", a study of run {run}, is queued" in queued
     studied = f"launches study 1 of run {run} (run {evaluation.id + 1}): `weights`, `induction` on steps 16, 20"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
+    form = await ada.command("catalogue propose", what="pairs")
+    answer = await ada.submit(form, {"Name": "verbs", "Pairs": "pairs: [{preferred: are, other: is}]"})
+    assert answer.text == "`verbs` are proposed; an admin decides."
+    lab.call(catalogue.accept, None, "verbs", reason="It asks for agreement.")
+    assert await ada.complete("study start", "pairs", "ver", run=run) == [("verbs", "verbs")]
+    asked: dict[str, Any] = {"run": run, "analyses": "paired_prompts", "pairs": "verbs", "time_limit": "6m"}
+    assert "is queued" in said(await ada.command("study start", **asked))
+    studied = f"launches study 2 of run {run} (run {evaluation.id + 2}): `paired_prompts`, with the pairs `verbs` on"
+    await lab.guild.wait_for(thread, lambda m: studied in m.text)
     again = await ada.command("run config", run=evaluation.id)
     assert again.ephemeral
     assert said(await ada.command("run pause", run=evaluation.id)) == (
@@ -587,7 +596,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
         "cancel it."
     )
 
-    asked: dict[str, Any] = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
+    asked = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
     refused = said(await ada.command("run program", **asked))
     assert refused.startswith("There is no program “autoencoder”; there are none yet")
     form = await ada.command("catalogue propose", what="program")

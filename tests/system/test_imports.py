@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "trainer.gpus",
         "trainer.programs.entry",
         "trainer.schema",
+        "trainer.study.pairs",
         "trainer.study.registry",
     },
     "bot": {"projects", "broker", "trainer.contract"},
