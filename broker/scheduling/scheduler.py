@@ -23,7 +23,7 @@ from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
-from broker.runners import reaper, registry
+from broker.runners import lost_attempts, reaper, registry
 from broker.runners.shim import since_boot
 from broker.runs import attempts, control, evaluations, inputs, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
@@ -158,7 +158,7 @@ class Scheduler:
             self.was_away = False
             self.expires_from = since_boot() + self.settings.lease_seconds
         if since_boot() >= self.expires_from:
-            reaper.expire(self.settings, self.db, self.fence)
+            lost_attempts.expire(self.settings, self.db, self.fence)
 
     def _start_runs(self) -> None:
         """Plan, pause the runs that nobody can pay for, let runs make way, and admit those that start now."""
