@@ -353,7 +353,7 @@ def gpu_pools(session: Session, name: str) -> Sequence[Pool]:
 
 
 def core_pools(session: Session, name: str) -> Sequence[Pool]:
-    """The pools that count on the cores of a host, likewise."""
+    """The pools that count on the cores of a host: those that it names, or else those that no host names."""
     counting = [pool for pool in pools.every(session) if pool.is_cpu and pool.is_local]
     return _served(session, name, counting)
 

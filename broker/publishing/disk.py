@@ -151,13 +151,13 @@ def spare(session: Session, *, keep: int, scarce: bool = False, stored: bool = F
 
 
 def _here(settings: Settings, found: Sequence[Publication]) -> list[Publication]:
-    """Those whose attempt's folder is on this disk, which other hosts know nothing of."""
+    """The checkpoints whose attempt has its folder on this host's disk."""
     places = ((each, folders.of_checkpoint(settings.runs_dir, each.run_id, each.folder)) for each in found)
     return [each for each, place in places if place.parents[1].is_dir()]
 
 
 def _safe(settings: Settings, db: Database, found: Sequence[Publication]) -> list[Publication]:
-    """Those that are on the Hub, or whole in the store now."""
+    """The checkpoints that are on the Hub, or whole in the store now."""
     safe = [each for each in found if each.url is not None]
     unpublished = [each for each in found if each.url is None]
     if unpublished:

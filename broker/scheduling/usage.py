@@ -91,6 +91,9 @@ def any_ended(session: Session) -> bool:
 
 
 def _over(now: datetime) -> ColumnElement[bool]:
-    """Those that are not part of the sums and hold nothing any more; a lost one's trainer may still be stopping."""
+    """The condition for attempts that are not in the sums yet and hold nothing any more.
+
+    The trainer of a lost attempt may still be stopping until its lease has run out.
+    """
     stopped = (col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) <= now)
     return col(Attempt.counted).is_(False) & ((col(Attempt.state) == AttemptState.ENDED) | stopped)
