@@ -206,10 +206,10 @@ def _remove_hub_copies(settings: Settings, db: Database) -> None:
     with db.read() as session:
         read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
         names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
-        needed = {folders.hub_copy(settings, name, 0).parent for name in names}
+        needed = {folders.hub_copies(settings, name) for name in names}
         unended = session.scalars(select(Run).where(col(Run.state).not_in(ENDED)))
         bases = {base for run in unended for base in kind_of(run).from_hub(run)}
-        needed |= {folders.hub_base(settings, *base).parent for base in bases}
+        needed |= {folders.hub_copies(settings, base.repo) for base in bases}
     for place in places:
         if place not in needed:
             shutil.rmtree(place, ignore_errors=True)

@@ -118,12 +118,16 @@ class Hub:
         self.endpoint = settings.hub_endpoint.rstrip("/")
         self.api = HfApi(endpoint=self.endpoint, token=settings.hub_token.get_secret_value() or False)
 
-    def publish(self, repo: str, branch: str, folder: Path, message: str, *, private: bool = False) -> Branch:
-        """Upload the folder's files, but for the trainer's own, to branch `branch` of `repo`.
+    def publish(
+        self, repo: str, branch: str, folder: Path, message: str, *, private: bool = False, state: bool = False
+    ) -> Branch:
+        """Upload the folder's files, but for the trainer's own, or with `state` those alone, to branch `branch` of
+        `repo`.
 
         A second call changes nothing. With `private` the repository is private before the first file goes there;
         without it a private repository stays private, as only `show` opens it. Raises HubError.
         """
+        own = [f"{TRAINER_FOLDER}/**"]
         try:
             self.api.create_repo(repo, private=private, exist_ok=True)
             if private and not self.api.repo_info(repo).private:
@@ -137,9 +141,10 @@ class Hub:
                 folder_path=folder,
                 revision=branch,
                 commit_message=message,
-                ignore_patterns=[f"{TRAINER_FOLDER}/**"],
+                allow_patterns=own if state else None,
+                ignore_patterns=None if state else own,
             )
-            self._verify(repo, branch, folder)
+            self._verify(repo, branch, folder, state=state)
         except FAILURES as error:
             raise _hub_error(error) from error
         return Branch(f"{self.endpoint}/{repo}/tree/{branch}", commit.oid)
@@ -234,12 +239,12 @@ class Hub:
         except FAILURES as error:
             raise _hub_error(error) from error
 
-    def _verify(self, repo: str, branch: str, folder: Path) -> None:
+    def _verify(self, repo: str, branch: str, folder: Path, *, state: bool) -> None:
         """Raise RuntimeError unless the branch has every published file of the folder with the same hash."""
         there = {item.path: item for item in self.api.list_repo_tree(repo, revision=branch, recursive=True)}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()
-            if path.is_dir() or name.startswith(f"{TRAINER_FOLDER}/"):
+            if path.is_dir() or name.startswith(f"{TRAINER_FOLDER}/") != state:
                 continue
             found = there.get(name)
             if not isinstance(found, RepoFile) or not _same(found, path):

@@ -124,6 +124,7 @@ def run(said: str) -> RunView:
         name=said,
         tags=(said,) * 5,
         phase=said,
+        phase_at=datetime(2030, 1, 1, tzinfo=UTC),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col, select
 
+from broker import catalogue
 from broker.allocations.pools import Pool
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
@@ -21,12 +22,13 @@ from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured
 from broker.scheduling.scheduler import Scheduler
-from projects.errors import ConflictError, DomainError, InvalidError
+from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
 from projects.projects import Project, Stage
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to-add-a-kind-of-run.md"
+VERBS = "pairs:\n- {prompt: The cats, preferred: ' are', other: ' is'}\n"
 TASK = {"task": "heldout_docs", "metric": "bits_per_byte", "documents": 9, "shots": 0, "version": "1.0"}
 
 
@@ -283,6 +285,37 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     assert pairs == ("paired_prompts", "pairs", {10: (24.0, None), 30: (24.0, None)})
     told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
     assert (told["study"], told["nth"], told["analyses"]) == (run, 1, ["paired_prompts", "weights"])
+
+    def ask(analyses: str) -> int:
+        with lab.db.write() as session:
+            return studies.launch(
+                session, ADA, "ask verbs", trained, analyses=analyses, steps="10", pairs="verbs"
+            ).run_id
+
+    with lab.db.write() as session:
+        with pytest.raises(
+            InvalidError, match="Pair 1 of The text: other Field required; a pair has prompt, preferred"
+        ):
+            catalogue.propose_pairs(session, None, "no verbs", name="verbs", body="pairs: [{preferred: x}]")
+        catalogue.propose_pairs(session, None, "verbs", name="verbs", body=VERBS)
+    with pytest.raises(NotFoundError, match="The catalogue has no pairs “verbs”; there are none yet: /catalogue"):
+        ask("paired_prompts")
+    with lab.db.write() as session:
+        catalogue.accept(session, None, "verbs", reason="It asks for agreement.")
+    with pytest.raises(InvalidError, match="Pairs are what paired_prompts asks a model; add it to the analyses"):
+        ask("weights")
+    asking = ask("paired_prompts")
+    with lab.db.write() as session:
+        catalogue.retire(session, None, "verbs", reason="A better one is there.")
+    attempt = tmp_path / "runs" / str(asking) / "attempt-1"
+    attempt.mkdir(parents=True)
+    told_trainer = command(lab, asking, tmp_path, attempt)
+    assert Path(told_trainer[told_trainer.index("--pairs") + 1]).read_text() == VERBS
+    token = lab.start(asking, 0)
+    (attempt / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    lab.renew(asking, token, 60, output.read(attempt, 0, 0))
+    assert {scored.task for scored in lab.run(trained).evaluations} == {"paired_prompts", "paired_prompts/verbs"}
+    assert lab.payloads(lab.row(trained).project_id, "run.queued")[-1]["pairs"] == "verbs"
 
     for typed, said in (("", "Name an analysis; there are paired_prompts"), ("wieghts", "do you mean weights")):
         with lab.db.write() as session, pytest.raises(InvalidError, match=said):

@@ -10,6 +10,7 @@ from discord import ui
 from bot import text
 from bot.app import Interaction, actor
 from bot.buttons import Button
+from bot.cards.review_card import changed
 from bot.commands.allocation.endorser import roles_now
 from bot.commands.form import Form, choice, long, short
 from broker.allocations import allocations, requests, units
@@ -19,7 +20,10 @@ from broker.allocations.units import Amount, Unit
 from broker.reviews import changes, reviews
 from projects.text import LONG, USUAL
 
-DECIDE = "**Next** The reviewers decide; their decision and its reason are posted in the project's channel."
+DECIDE = (
+    "**Next** The reviewers decide; their decision and its reason are posted in the project's channel. If this is not "
+    "what you meant, take it back with `/allocation withdraw`."
+)
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
 
 
@@ -71,7 +75,7 @@ class ChangeForm(Form):
     """A request for more hours of an allocation, or for a later end than `until`."""
 
     def __init__(self, allocation_id: int, unit: Unit, until: datetime) -> None:
-        self.allocation_id = allocation_id
+        self.allocation_id, self.unit = allocation_id, unit
         self.hours = short(placeholder="Empty for no more hours", required=False)
         self.until = short(placeholder=f"Later than {until:%Y-%m-%d}; empty for the same end", required=False)
         self.justification = long(LONG, "Results so far, and what more is for. Everyone can read it.")
@@ -80,7 +84,7 @@ class ChangeForm(Form):
 
     async def send(self, interaction: Interaction) -> str:
         """Make the request."""
-        await interaction.client.write(
+        number = await interaction.client.write(
             changes.request,
             actor(interaction),
             str(interaction.id),
@@ -89,7 +93,8 @@ class ChangeForm(Form):
             hours=self.hours.value,
             until=self.until.value,
         )
-        return f"The change is asked for.\n{DECIDE}"
+        wants = changed(await interaction.client.read(changes.view, number), self.unit)
+        return f"The change is asked for: {wants}.\n{DECIDE}"
 
 
 class ApproveForm(Form):

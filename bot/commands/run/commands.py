@@ -1,5 +1,6 @@
 """`/run …`: launch, show, pause, resume, fork, sample from, evaluate and compare runs, and sweeps of them."""
 
+import asyncio
 import io
 import re
 
@@ -10,11 +11,11 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.run_card import run_card
 from bot.commands import autocomplete, context
-from bot.commands.run import answers, buttons, comparison_answers, sweep_answers
+from bot.commands.run import answers, buttons, comparison_answers, data_answers, sweep_answers
 from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
-from broker.reports import run_details, run_plan, sweep_plan, why
+from broker.reports import data_read, run_details, run_plan, sweep_plan, why
 from broker.runs import baselines, comparison, control, evaluations, launching, naming, on_checkpoints, programs, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
@@ -346,6 +347,42 @@ async def log(interaction: Interaction, run: int | None = None) -> None:
     """Show the attempts and the log."""
     await acknowledge(interaction)
     await buttons.log(interaction, await context.run_of(interaction, run))
+
+
+@run.command(name="data", description="Show what a step of a run read, with source, document and licence")
+@app_commands.describe(step="The step, counted from 1", run=RUN, page="Which page of its rows; the first by default")
+@app_commands.autocomplete(run=run_autocomplete.any_run)
+async def data(
+    interaction: Interaction,
+    step: app_commands.Range[int, 1],
+    run: int | None = None,
+    page: app_commands.Range[int, 1] = 1,
+) -> None:
+    """Show a page of the rows."""
+    await acknowledge(interaction)
+    app, run_id = interaction.client, await context.run_of(interaction, run)
+    place = await app.read(data_read.of_step, app.settings, run_id, step)
+    first = data_answers.first_row(place, page)
+    async with app.dear_turn():
+        found = await asyncio.to_thread(data_read.rows, place, step, first, data_answers.ROWS)
+    await errors.reply(interaction, data_answers.rows(run_id, place, found, page))
+
+
+@run.command(name="seen", description="Say at which steps a run read a text, or which passages are nearest to it")
+@app_commands.describe(text="What to search for, in whole words; a sentence or a line", run=RUN)
+@app_commands.autocomplete(run=run_autocomplete.any_run)
+async def seen(
+    interaction: Interaction,
+    text: app_commands.Range[str, data_read.FEWEST_CHARACTERS, data_read.LONGEST_TEXT],
+    run: int | None = None,
+) -> None:
+    """Search the run's data for the text."""
+    await acknowledge(interaction)
+    app, run_id = interaction.client, await context.run_of(interaction, run)
+    place = await app.read(data_read.of_run, app.settings, run_id)
+    async with app.dear_turn():
+        found = await asyncio.to_thread(data_read.search, place, text)
+    await errors.reply(interaction, data_answers.passages(place, text, found))
 
 
 @run.command(name="sample", description="Have a run's last checkpoint continue your text")

@@ -282,7 +282,9 @@ def _tasks(p: Payload) -> str:
     named = ", ".join(text.code(task, 60) for task in tasks[:MOST_LISTED])
     if given := ", ".join(f"{name}={value}" for name, value in p.get("parameters", {}).items()):
         named += f" with {line(given)}"
-    return f"{named} and {more} more" if (more := len(tasks[MOST_LISTED:])) else named
+    if more := len(tasks[MOST_LISTED:]):
+        named += f" and {more} more"
+    return f"{named}, with the pairs {text.code(p['pairs'], 60)}" if p.get("pairs") else named
 
 
 def _steps(p: Payload) -> str:

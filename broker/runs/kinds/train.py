@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from broker import configs
 from broker.configs import Base
-from broker.publications import Publication
+from broker.publications import Publication, Repository
 from broker.runs import folders, preparing
 from broker.runs.kinds import sample
 from broker.runs.kinds.kind import Kind, Start
@@ -57,7 +57,10 @@ class Train(Kind):
         run = start.run
         with start.db.read() as session:
             kept = session.get(Publication, (run.parent_id, run.fork_step))
+            repository = session.get(Repository, run.parent_id)
         folder = None if kept is None else folders.on_disk(start.settings, kept.run_id, kept.folder)
+        if folder is not None and not folder.is_dir() and repository is not None and not start.in_store:
+            folder = folders.hub_copy(start.settings, repository.name, run.fork_step or 0)
         if folder is None or not (start.in_store or folder.is_dir()):
             raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
         return f"{folder.parents[1]}@{run.fork_step}"
