@@ -587,8 +587,17 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert await ada.complete("study start", "pairs", "ver", run=run) == [("verbs", "verbs")]
     asked: dict[str, Any] = {"run": run, "analyses": "paired_prompts", "pairs": "verbs", "time_limit": "6m"}
     assert "is queued" in said(await ada.command("study start", **asked))
-    studied = f"launches study 2 of run {run} (run {evaluation.id + 2}): `paired_prompts`, with the pairs `verbs` on"
+    study = evaluation.id + 2
+    studied = f"launches study 2 of run {run} (run {study}): `paired_prompts`, with the pairs `verbs` on"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
+    token = start(lab, study)
+    results = [Result(step, "paired_prompts", "preferred", value, 0.1) for step, value in ((16, 0.5), (20, 0.75))]
+    lab.call(leases.renew, study, token, 1.0, Progress(0, 0, results=results), lease_seconds=600)
+    lab.call(settlement.settle, study, token, 2.0, Progress(0, 0), Ending(0), 3)
+    for place in (thread, channel.id):
+        post = await lab.guild.wait_for(place, lambda m: f"📐 **Study 2 of run {run} (run {study})**" in m.text)
+        assert "paired_prompts/verbs preferred: 0.5000 ±0.1000 at step 16" in post.text.replace("\\", "")
+        assert [file.path.read_bytes()[:8] for file in post.attachments] == [PICTURE]
     again = await ada.command("run config", run=evaluation.id)
     assert again.ephemeral
     assert said(await ada.command("run pause", run=evaluation.id)) == (

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -287,20 +286,26 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
     assert (told["study"], told["nth"], told["analyses"]) == (run, 1, ["paired_prompts", "weights"])
 
+    def ask(analyses: str) -> int:
+        with lab.db.write() as session:
+            return studies.launch(
+                session, ADA, "ask verbs", trained, analyses=analyses, steps="10", pairs="verbs"
+            ).run_id
+
     with lab.db.write() as session:
-        pairs_of = partial(catalogue.propose_pairs, session, None, "verbs", name="verbs")
         with pytest.raises(
             InvalidError, match="Pair 1 of The text: other Field required; a pair has prompt, preferred"
         ):
-            pairs_of(body="pairs: [{preferred: x}]")
-        pairs_of(body=VERBS)
-        ask = partial(studies.launch, session, ADA, "ask verbs", trained, steps="10", pairs="verbs")
-        with pytest.raises(NotFoundError, match="The catalogue has no pairs “verbs”; there are none yet: /catalogue"):
-            ask(analyses="paired_prompts")
+            catalogue.propose_pairs(session, None, "no verbs", name="verbs", body="pairs: [{preferred: x}]")
+        catalogue.propose_pairs(session, None, "verbs", name="verbs", body=VERBS)
+    with pytest.raises(NotFoundError, match="The catalogue has no pairs “verbs”; there are none yet: /catalogue"):
+        ask("paired_prompts")
+    with lab.db.write() as session:
         catalogue.accept(session, None, "verbs", reason="It asks for agreement.")
-        with pytest.raises(InvalidError, match="Pairs are what paired_prompts asks a model; add it to the analyses"):
-            ask(analyses="weights")
-        asking = ask(analyses="paired_prompts").run_id
+    with pytest.raises(InvalidError, match="Pairs are what paired_prompts asks a model; add it to the analyses"):
+        ask("weights")
+    asking = ask("paired_prompts")
+    with lab.db.write() as session:
         catalogue.retire(session, None, "verbs", reason="A better one is there.")
     attempt = tmp_path / "runs" / str(asking) / "attempt-1"
     attempt.mkdir(parents=True)
