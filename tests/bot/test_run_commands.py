@@ -601,8 +601,8 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     post = await lab.guild.wait_for(card.thread_id or "", lambda m: f"📐 **Run {baseline}**" in m.text)
     assert "`org/tiny@\u200bmain` on `arc_easy`, after 0.001 core-hours" in post.text
     assert "arc_easy acc: 0.7500 ±0.0200\n" in post.text
-    shown = (await ada.command("run show", run=baseline)).text.replace("\\", "")
-    assert "**Evaluations** `arc_easy` acc **0.7500** ±0.0200\n" in shown
+    its_card = (await ada.command("run show", run=baseline)).text.replace("\\", "")
+    assert "**Evaluations** `arc_easy` acc **0.7500** ±0.0200\n" in its_card
     assert said(await ada.command("run config", run=baseline)) == (
         f"**Run {baseline}** evaluates org/tiny@\u200bmain; what it does is in the file."
     )
