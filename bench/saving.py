@@ -31,7 +31,7 @@ def main() -> None:
         for step in (1, 2, 3):
             began = time.perf_counter()
             out, probe = Path(folder) / "run", rows[:, :16].contiguous()
-            save_load.save(config, out, step, engine, probe, True, {"tokens": 0}, Path(folder))
+            save_load.save(config, out, step, engine, probe, True, {"tokens": 0}, Path(folder), lambda folder: None)
             seconds.append(time.perf_counter() - began)
     print(statistics.median(seconds))
 

@@ -17,6 +17,8 @@ ZERO_WIDTH = "\u200b"
 # A web address is left as it is; a list, heading or quote is marked at the start of a line, all else anywhere.
 _MARKUP = re.compile(r"(https?://[^\s<>\\]+)|(^[ \t]*)([-+#>])|([\\*_~`|<\[\]])|@", re.MULTILINE)
 
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC")
+
 
 def length(value: str) -> int:
     """The length of `value` in UTF-16 code units, as Discord's clients count; its servers never count more."""
@@ -111,6 +113,19 @@ def day(said: str) -> str:
     except ValueError:
         return line(said, 120)
     return when(moment if moment.tzinfo else moment.replace(hour=12, tzinfo=UTC), "D")
+
+
+def local_times(said: str) -> str:
+    """A sentence of Stoa's own in which each time of the form “2030-01-31 12:00:00 UTC” is as each reader's zone has
+    it."""
+
+    def shown(found: re.Match[str]) -> str:
+        try:
+            return when(datetime.fromisoformat(f"{found[1]}+00:00"))
+        except ValueError:
+            return found[0]
+
+    return _MOMENT.sub(shown, said)
 
 
 def period(begins: datetime, ends: datetime) -> str:

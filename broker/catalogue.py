@@ -1,9 +1,10 @@
-"""The catalogue: recipes, datasets and programs by name. Members propose entries; an admin accepts or declines them in
-public.
+"""The catalogue: recipes, datasets, programs and pairs of prompts by name. Members propose entries; an admin accepts
+or declines them in public.
 
 A dataset entry is a Hub dataset at a commit, with its licence. A recipe is a configuration of the trainer whose sources
 are text that comes with Python, datasets of the catalogue by name, or corpora that lie on pools by name: nothing that a
 member types becomes a path. A program is somebody's code at a commit; it is accepted once an operator has tried it.
+Pairs are what the analysis `paired_prompts` asks a model.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from trainer.config import ConfigError, TrainConfig
 from trainer.programs.entry import Program
 from trainer.programs.entry import dump as spelt_out
 from trainer.programs.entry import read as described
+from trainer.study import pairs
 
 PLACES = ("path", "tokens")
 TRIED = "tried"
@@ -47,6 +49,7 @@ class CatalogueKind(StrEnum):
     RECIPE = "recipe"
     DATASET = "dataset"
     PROGRAM = "program"
+    PAIRS = "pairs"
 
 
 class CatalogueState(StrEnum):
@@ -67,8 +70,8 @@ TRANSITIONS: Mapping[CatalogueState, frozenset[CatalogueState]] = {
 
 
 class CatalogueEntry(Base, table=True):
-    """A recipe or a program, whose YAML is `body`, or a Hub `dataset` at a `revision`. Declining an entry frees its
-    name.
+    """A recipe, a program or pairs, whose YAML is `body`, or a Hub `dataset` at a `revision`. Declining an entry frees
+    its name.
 
     `prepared` is the folder of a recipe's prepared data, below `data/` in the home folder; empty before a run has made
     it. Of a program it says that it was tried.
@@ -185,6 +188,41 @@ def propose_program(session: Session, actor: Actor | None, request_id: str, *, n
     )
 
 
+def propose_pairs(session: Session, actor: Actor | None, request_id: str, *, name: str, body: str) -> int:
+    """Propose pairs of continuations, in YAML, for studies; returns the entry's id. `actor` None is the operator.
+
+    A repeated request returns the same id. Raises InvalidError and ConflictError.
+    """
+    earlier = _earlier(session, request_id)
+    if earlier is not None:
+        return earlier
+    _free_name(session, name)
+    if len(body) > configs.LONGEST_RECIPE:
+        raise InvalidError(f"The pairs have {len(body):,} characters; at most {configs.LONGEST_RECIPE:,} fit.")
+    try:
+        pairs.read(body, "The text")
+    except ConfigError as error:
+        raise InvalidError(str(error)) from error
+    return _propose(
+        session, actor, CatalogueEntry(request_id=request_id, kind=CatalogueKind.PAIRS, name=name, body=body)
+    )
+
+
+def accepted_pairs(session: Session) -> list[str]:
+    """The names of the pairs that studies can ask a model."""
+    return _accepted(session, CatalogueKind.PAIRS)
+
+
+def pairs_text(session: Session, name: str) -> str:
+    """The YAML of accepted pairs; raises NotFoundError."""
+    listed = accepted_pairs(session)
+    if name not in listed:
+        none = "there are none yet: /catalogue proposes them."
+        hint = text.meant(name[:60], listed, "the pairs are") if listed else none
+        raise NotFoundError(f"The catalogue has no pairs “{name[:60]}”; {hint}")
+    return _named(session, name).body
+
+
 def proposed_program(session: Session, name: str) -> Program:
     """The description of a program that is proposed or accepted; raises NotFoundError and ConflictError."""
     found = _named(session, name)
@@ -205,8 +243,7 @@ def tried(session: Session, name: str, program: Program, seconds: int) -> None:
 
 def programs(session: Session) -> list[str]:
     """The names of the programs that can be run."""
-    wanted = (CatalogueEntry.kind == CatalogueKind.PROGRAM, CatalogueEntry.state == CatalogueState.ACCEPTED)
-    return sorted(session.scalars(select(CatalogueEntry.name).where(*wanted)))
+    return _accepted(session, CatalogueKind.PROGRAM)
 
 
 def program(session: Session, name: str) -> Program:
@@ -257,13 +294,7 @@ def recipes(session: Session) -> list[str]:
 
 def datasets(session: Session) -> list[str]:
     """The names of the datasets that recipes can use."""
-    return sorted(
-        session.scalars(
-            select(CatalogueEntry.name).where(
-                CatalogueEntry.kind == CatalogueKind.DATASET, CatalogueEntry.state == CatalogueState.ACCEPTED
-            )
-        )
-    )
+    return _accepted(session, CatalogueKind.DATASET)
 
 
 def is_ready(name: str) -> bool:
@@ -405,6 +436,12 @@ def _described(body: str) -> Program:
         return described(body)
     except ConfigError as error:
         raise InvalidError(str(error)) from error
+
+
+def _accepted(session: Session, kind: CatalogueKind) -> list[str]:
+    """The names of the accepted entries of a kind."""
+    wanted = (CatalogueEntry.kind == kind, CatalogueEntry.state == CatalogueState.ACCEPTED)
+    return sorted(session.scalars(select(CatalogueEntry.name).where(*wanted)))
 
 
 def _earlier(session: Session, request_id: str) -> int | None:

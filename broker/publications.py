@@ -125,6 +125,11 @@ def newest(session: Session, run_id: int) -> Publication | None:
     ).one_or_none()
 
 
+def state_branch(step: int) -> str:
+    """The branch on the Hub that has the optimizer's state of a step, where that is published."""
+    return f"step{step}-state"
+
+
 def kept(session: Session, run_id: int) -> Sequence[int]:
     """The steps of the checkpoints of a run that are complete on this disk, in order: a fork can start from these."""
     return session.scalars(

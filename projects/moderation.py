@@ -39,7 +39,6 @@ def open_channel(session: Session, actor: Actor, project_id: int) -> None:
 def channel_deleted(session: Session, project_id: int) -> None:
     """Record that the project's channel was deleted on Discord; its entries are still recorded, and posted no more."""
     project = projects.lock(session, project_id)
-    project.channel_url = ""
     record.append(session, record.LAB, "channel.deleted", by=None, project=project_id, title=project.title)
 
 

@@ -200,6 +200,29 @@ def malformed(folder: Path) -> list[str]:
     ]
 
 
+def loose_mentions(folder: Path) -> list[str]:
+    """The messages by which more could be pinged than the one person or role that the bot itself names in a post.
+
+    Whatever carries text says so itself: Discord pings all that a message without `allowed_mentions` names.
+    """
+    found = []
+    for exchange in recorded(folder, "exchanges.jsonl"):
+        body, path = exchange["request"], exchange["path"]
+        message = body.get("data") if path.startswith("/interactions/") and isinstance(body, dict) else body
+        if not isinstance(message, dict) or not any(message.get(key) for key in ("content", "embeds", "components")):
+            continue
+        if "title" in message or "custom_id" in message:  # a form, which is no message
+            continue
+        allowed = message.get("allowed_mentions") or {"parse": ["everything"]}
+        named = [str(one) for key in ("users", "roles") for one in allowed.get(key) or []]
+        posts = exchange["method"] == "POST" and path.startswith("/channels/")
+        said = json.dumps([message.get(key) for key in ("content", "components")])
+        line = re.search(r"-# For <@&?(\d+)>", said) if posts else None
+        if allowed.get("parse") != [] or named not in ([], [line[1]] if line else []):
+            found.append(f"{exchange['method']} {path}: may ping by {allowed}: {said[:200]}")
+    return found
+
+
 def _merged(one: Json | None, other: Json | None) -> Json | None:
     if one is None or other is None:
         return None

@@ -105,15 +105,26 @@ class TrainingConfig(Section):
 
 class CheckpointsConfig(Section):
     """Checkpoints at steps 0, 1, 2, 4, … up to `log_until`, then every `every` steps, at the steps in `at`, and at the
-    last step."""
+    last step.
+
+    A lab publishes the optimizer's state too of the steps in `keep_state`, and of each multiple of `keep_state_every`
+    that is saved, unless that is 0.
+    """
 
     log_until: int = Field(default=512, ge=0, le=MOST_STEPS)
     every: int = Field(default=1_000, ge=1, le=MOST_STEPS)
     at: tuple[Annotated[int, Field(ge=0, le=MOST_STEPS)], ...] = ()
+    keep_state: tuple[Annotated[int, Field(ge=1, le=MOST_STEPS)], ...] = ()
+    keep_state_every: int = Field(default=0, ge=0, le=MOST_STEPS)
+
+    def keeps_state(self, step: int) -> bool:
+        """Whether the optimizer's state of a saved step is published; step 0 has none."""
+        every = self.keep_state_every
+        return step in self.keep_state or (step > 0 and every > 0 and step % every == 0)
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether a run of `last` steps saves at `step`; at step 0, before the first step, every run does."""
-        if step in (0, last) or step in self.at:
+        if step in (0, last, *self.at, *self.keep_state):
             return True
         if step <= self.log_until:
             return step & (step - 1) == 0
@@ -123,7 +134,7 @@ class CheckpointsConfig(Section):
         """The first step after `step` at which a run of `last` steps saves."""
         power = 1 << step.bit_length()
         multiple = (max(step, self.log_until) // self.every + 1) * self.every
-        named = [at for at in self.at if at > step]
+        named = [at for at in (*self.at, *self.keep_state) if at > step]
         return min([last, multiple, *named, *([power] if power <= self.log_until else [])])
 
 

@@ -35,6 +35,10 @@ class Outcome(BaseModel):
     transient: bool = False
 
 
+ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "LlamaForCausalLM")
+"""The classes of transformers whose models the trainer reads, as a `config.json` names them in `architectures`."""
+
+
 class CorpusKind(StrEnum):
     """What a lab can register: a corpus by the key of its place in a source (`path` for text, instructions and
     preferences), prepared data, or a tokenizer."""
@@ -82,6 +86,60 @@ def measured_data(folder: Path) -> Measured:
         vocabulary=manifest["tokenizer"]["vocabulary"],
         sources={source["name"]: source["licence"] for source in manifest["sources"]},
     )
+
+
+class Part(BaseModel):
+    """The tokens [start, end) of a row, which are of this document."""
+
+    document: str
+    start: int
+    end: int
+
+
+class SeenRow(BaseModel):
+    """Row `row` of a step's batch, which is row `number` of its source's training tokens; both count from 0."""
+
+    row: int
+    source: str
+    licence: str
+    number: int
+    documents: list[Part]
+    text: str
+    tokens: list[int]
+
+
+class SeenStep(BaseModel):
+    """The rows that a step read, some or all of the `batch`."""
+
+    step: int
+    batch: int
+    sequence_length: int
+    rows: list[SeenRow]
+
+
+class Passage(BaseModel):
+    """A place in a document that has the text, or `share` of it. `steps` are those that read it, counted from 1."""
+
+    source: str
+    licence: str
+    document: str
+    share: float
+    steps: list[int]
+
+
+class SeenText(BaseModel):
+    """Where a text of `tokens` was found: the first passages and the number of all; or else those nearest to it.
+
+    `searched` tokens of the `held` ones were looked at, and the steps are those after `begun` up to `done`.
+    """
+
+    tokens: int
+    found: int
+    passages: list[Passage]
+    searched: int
+    held: int
+    begun: int
+    done: int
 
 
 class Event(StrEnum):
@@ -143,6 +201,8 @@ CHECKPOINT_METADATA_FILE = "how.json"
 """How the checkpoint was made: step, configuration, data, versions, and the hashes of its other files."""
 PROBE_FILE = "probe.safetensors"
 """A few held-out tokens with the logits that the trainer computed for them."""
+ORDER_FILE = "order.safetensors"
+"""The rows that each step since the checkpoint before read."""
 TRAINER_FOLDER = "trainer"
 """What only the trainer needs: Adam's moments."""
 

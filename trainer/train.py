@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.checkpoint.resume import StartingPoint, weights_of
 from trainer.code_version import code_version
 from trainer.config import TrainConfig, dump
 from trainer.contract import CONFIG_FILE, Event, Status, checkpoint_folder
+from trainer.data import order_file
 from trainer.data.examples import open_corpus
 from trainer.data.prepare import ensure, folder_of
 from trainer.distributed.parallel_dims import ParallelDims
@@ -66,10 +68,12 @@ class Run:
 
     def __init__(self, config: TrainConfig, out: Path, start: StartingPoint, dims: ParallelDims) -> None:
         self.config, self.out, self.start, self.dims = config, out, start, dims
-        self.step = start.step
+        self.step = self.saved = start.step
         self.resumed = metadata.read(start.checkpoint) if start.checkpoint else None
-        kept = (self.resumed or {}).get("loss_scale")
+        kept = None if start.is_afresh else (self.resumed or {}).get("loss_scale")
         self.loss_scale = LossScale(**kept) if kept else LossScale(config.training.loss_scale.initial)
+        # Adam counts its steps from here on.
+        self.state_since = start.step if start.is_afresh else (self.resumed or {}).get("state_since", 0)
         self.progress = Progress(out, config.training.steps, shown=dims.is_main)
         if dims.is_main:
             ensure(
@@ -125,6 +129,10 @@ class Run:
         if self.dims.is_main and self.resumed and self.resumed["code_version"] != code_version():
             message = "the checkpoint was written by another version of the trainer"
             append_event(self.out, Event.WARNING, message=message)
+        if self.dims.is_main and self.start.is_afresh and self.step:
+            message = f"the checkpoint of step {self.step} has no optimizer state, which begins afresh"
+            append_event(self.out, Event.WARNING, message=message)
+            self.progress.say(message)
         hardware.check_precision(self.config.training, self.dims.device)
         self.progress.stage("building the model")
         self.engine = open_engine(self.config, self.dims)
@@ -133,7 +141,7 @@ class Run:
         if base is not None and isinstance(self.engine, TuningEngine) and self.config.keeps_base:
             self.engine.keep(base)
         read = save_load.reader(checkpoint, self.config) if checkpoint else base or save_load.fresh(self.config)
-        self.engine.load(read, self.step, self.loss_scale.skipped)
+        self.engine.load(read, self.step - self.state_since, self.loss_scale.skipped)
         self.peak_flops = hardware.peak_flops(self.config.training, self.dims.device) * self.dims.world_size
 
     def close(self) -> None:
@@ -321,6 +329,7 @@ class Run:
                     self.dims.is_main,
                     self._checkpoint_metadata(),
                     self.data,
+                    partial(order_file.write, corpus=self.corpus, since=self.saved, step=self.step),
                 )
             except OSError as error:
                 newest = folders.newest(self.out)
@@ -332,6 +341,7 @@ class Run:
             if self.dims.is_main:
                 append_event(self.out, Event.CHECKPOINT, step=self.step, path=str(folder.relative_to(self.out)))
                 self.progress.say(f"step {self.step}: checkpoint {folder.relative_to(self.out)}")
+        self.saved = self.step
         self.dims.barrier()
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
@@ -343,6 +353,7 @@ class Run:
             "data": self.corpus.manifest,
             "layout": layout | {"zero_stage": self.config.parallel.zero_stage},
             # After fp16, a run in another precision needs the count of skipped steps: they were no updates of Adam's.
+            **({"state_since": self.state_since} if self.state_since else {}),
             **({"base": base} if (base := self._base()) else {}),
             **({"loss_scale": self.loss_scale._asdict()} if self._scaling() or self.loss_scale.skipped else {}),
         }

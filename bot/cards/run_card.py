@@ -14,7 +14,7 @@ from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runs.kinds.kind import named
-from broker.runs.runs import ENDED, RunState, RunView
+from broker.runs.runs import ENDED, RunKind, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for its turn"),
@@ -94,7 +94,7 @@ def _head(run: RunView, why: Why | None) -> Sequence[str]:
         f"{text.gpus(run.gpus, run.nodes, run.unit)} of {text.code(run.pool, 60)}{sponsor}",
         f"-# {' · '.join(about)}" if about else "",
         waits_for(why) if why is not None and run.state == RunState.QUEUED else "",
-        text.quote(run.reason, 400) if run.reason else "",
+        text.local_times(text.quote(run.reason, 400)) if run.reason else "",
     ]
 
 
@@ -105,7 +105,7 @@ def waits_for(why: Why) -> str:
     if why.expected is not None:
         at = -(-int(why.expected.timestamp()) // ROUNDED_SECONDS) * ROUNDED_SECONDS
         expected = f" It starts by <t:{at}:t> at the latest."
-    return f"{text.line(why.reason, 300)}{place}{expected}"
+    return f"{text.local_times(text.line(why.reason, 300))}{place}{expected}"
 
 
 def _progress(run: RunView) -> Sequence[str]:
@@ -121,9 +121,10 @@ def _progress(run: RunView) -> Sequence[str]:
         speed.append(f"**Took** {text.duration((run.ended_at - run.started_at).total_seconds())}")
     if not named(run.kind).trains:
         return [" · ".join(speed)]
+    began = "" if run.phase_at is None else f" · began {text.when(run.phase_at, 'R')}"
     return [
         f"{text.bar(run.step, run.total_steps, 12)} step {run.step:,} of {run.total_steps:,}{share}{stage}",
-        f"⚙️ **Now** {text.line(run.phase, 120)}" if run.phase else "",
+        f"⚙️ **Now** {text.line(run.phase, 120)}{began}" if run.phase else "",
         " · ".join(losses),
         _explained(run.unigram_entropy) if losses else "",
         _spiked(run),
@@ -132,14 +133,15 @@ def _progress(run: RunView) -> Sequence[str]:
 
 
 def _evaluated(run: RunView) -> Sequence[str]:
-    """The newest value of each of the first tasks."""
+    """The newest value of each of the first tasks; a model of the Hub may have no step."""
     lines = []
     for scored in run.evaluations[:MOST_TASKS]:
         step = max(scored.values)
         value, stderr = scored.values[step]
         error = "" if stderr is None else f" ±{stderr:.4f}"
         named = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)}"
-        lines.append(f"{named} **{value:.4f}**{error} at step {step:,}")
+        at = f" at step {step:,}" if step or run.kind != RunKind.BASELINE else ""
+        lines.append(f"{named} **{value:.4f}**{error}{at}")
     more = " · and more" if len(run.evaluations) > MOST_TASKS else ""
     return [f"**Evaluations** {' · '.join(lines)}{more}"]
 

@@ -99,6 +99,12 @@ async def programs(interaction: Interaction, typed: str) -> list[Choice[str]]:
     return _choices([(name, name) for name in names], typed)
 
 
+async def pairs(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The pairs of the catalogue that a study can ask."""
+    names = await interaction.client.read(catalogue.accepted_pairs)
+    return _choices([(name, name) for name in names], typed)
+
+
 async def _entries(interaction: Interaction, typed: str, state: CatalogueState) -> list[Choice[str]]:
     entries = await interaction.client.read(catalogue.entries)
     return _choices([(entry.name, entry.name) for entry in entries if entry.state is state], typed)

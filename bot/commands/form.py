@@ -114,10 +114,11 @@ class Form(ui.Modal):
         return chosen | {label: field.value for label, field in fields if isinstance(field, ui.TextInput)}
 
     def fill(self, written: Mapping[str, Any]) -> None:
-        """Let the form open with what was written and chosen."""
+        """Let the form open with what was written and chosen, also where a field has become shorter meanwhile."""
         for label, field in self.fields.items():
             if isinstance(field, ui.TextInput) and label in written:
-                field.default = written[label] or None
+                said = text.bounded(written[label], MOST)
+                field.default, field.max_length = said or None, max(field.max_length or MOST, text.length(said))
             elif isinstance(field, ui.Select):
                 for option in field.options:
                     option.default = option.value in written.get(label, ())

@@ -7,24 +7,19 @@ from typing import Any
 import discord
 from discord import app_commands, ui
 from discord.app_commands import Choice
-from sqlalchemy.orm import Session
 
 from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.cards.card import BLUE, Card, sections
-from bot.commands import context
+from bot.commands import autocomplete, context
 from bot.commands.run import answers as run_answers
 from bot.commands.run import autocomplete as run_autocomplete
-from broker.plots.curve import Evaluated, Panels
-from broker.runs import on_checkpoints, results, runs, studies
-from broker.runs.kinds.kind import kind_of
+from broker.plots import panels_of
+from broker.runs import on_checkpoints, studies
 from broker.runs.results import Scored
-from projects.errors import ConflictError
 
 study_group = app_commands.Group(name="study", description="Analyses over the checkpoints of a run")
 
-MOST_PANELS = 8
-"""Numbers that one picture shows."""
 MOST_LINES = 1800
 """Characters of the numbers in an answer."""
 
@@ -40,8 +35,9 @@ async def analyses(interaction: Interaction, typed: str) -> list[Choice[str]]:
     run="The run whose checkpoints they read, where this is not its thread",
     steps="The steps of the checkpoints, such as 10 20 30; all by default, or last",
     time_limit="How long it may take, such as 45m or 2h; 30m by default",
+    pairs="Pairs of the catalogue that paired_prompts asks; its own closing brackets by default",
 )
-@app_commands.autocomplete(analyses=analyses, steps=run_autocomplete.evaluable_steps)
+@app_commands.autocomplete(analyses=analyses, steps=run_autocomplete.evaluable_steps, pairs=autocomplete.pairs)
 @app_commands.autocomplete(time_limit=run_autocomplete.durations)
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 async def start(
@@ -50,12 +46,20 @@ async def start(
     run: int | None = None,
     steps: str = on_checkpoints.ALL,
     time_limit: str = "30m",
+    pairs: str = "",
 ) -> None:
     """Queue the study, and say what it will cost at most."""
     await acknowledge(interaction)
     run_id, who = await context.run_of(interaction, run), actor(interaction)
     receipt = await interaction.client.write(
-        studies.launch, who, str(interaction.id), run_id, analyses=analyses, steps=steps, time_limit=time_limit
+        studies.launch,
+        who,
+        str(interaction.id),
+        run_id,
+        analyses=analyses,
+        steps=steps,
+        time_limit=time_limit,
+        pairs=pairs,
     )
     await errors.reply(interaction, run_answers.reads(receipt, "a study", run_id))
 
@@ -76,32 +80,17 @@ async def show(interaction: Interaction, study: int) -> None:
     await acknowledge(interaction)
     app = interaction.client
     async with app.dear_turn():
-        title, scored = await app.read(_measured, study)
-        shown = [each for each in scored if len(set(each.values.values())) > 1][:MOST_PANELS]
-        panels = [Evaluated(f"{each.task} · {each.metric}", _points(each)) for each in shown]
-        png = await app.renderer.panels(Panels(title, panels)) if panels else None
+        found = await app.read(panels_of.measured, study)
+        png = None if found.panels is None else await app.renderer.panels(found.panels)
     name, marker = f"study-{study}.png", f"-# run {study}"
     picture: list[ui.Item[Any]] = []
     if png is not None:
-        alt = f"{text.count(len(panels), 'number')} of run {study} over the steps of the checkpoints"
+        alt = f"What run {study} has measured, over the steps of the checkpoints"
         picture = [ui.MediaGallery(discord.MediaGalleryItem(f"attachment://{name}", description=alt))]
-    lines = [f"### 📐 {text.line(title, 200)}", text.block(_listed(scored), MOST_LINES)]
+    lines = [f"### 📐 {text.line(found.title, 200)}", text.block(_listed(found.scored), MOST_LINES)]
     card = Card(*sections([lines, *picture], marker), colour=BLUE, marker=marker)
     files = [] if png is None else [discord.File(io.BytesIO(png), name)]
     await run_answers.show(interaction, card, *files)
-
-
-def _measured(session: Session, study: int) -> tuple[str, Sequence[Scored]]:
-    """The title of a study or an evaluation, and what it has measured. Raises NotFoundError and ConflictError."""
-    run = runs.load(session, study)
-    found = results.measured_by(session, study)
-    if not found:
-        raise ConflictError(f"Run {study} has measured nothing on the checkpoints of another run.")
-    return kind_of(run).what_it_is(run), found
-
-
-def _points(scored: Scored) -> list[tuple[int, float, float | None]]:
-    return [(step, value, stderr) for step, (value, stderr) in scored.values.items()]
 
 
 def _listed(scored: Sequence[Scored]) -> str:

@@ -54,7 +54,8 @@ class ProjectChannels:
             if error.code != THREAD_EXISTS:
                 raise
         # A thread that was opened from a message has the message's id.
-        await self.app.write(outbox.open_channel, key, self.project_id, message_id)
+        url = _url(self.app.server.guild, message_id)
+        await self.app.write(outbox.open_channel, key, self.project_id, message_id, url)
         return message_id
 
     async def channel(self, project: ProjectView) -> str | None:
@@ -79,8 +80,7 @@ class ProjectChannels:
             with once():  # should Discord fail after creating the channel, the next try finds it by its mark
                 topic = _topic(project, row.mark)
                 created = await guild.create_text_channel(project.slug, topic=topic, category=category)
-        url = f"https://discord.com/channels/{guild.id}/{created.id}"
-        await self.app.write(outbox.open_channel, key, project.id, str(created.id), url)
+        await self.app.write(outbox.open_channel, key, project.id, str(created.id), _url(guild.id, created.id))
         return str(created.id)
 
     async def relabel(self, project: ProjectView) -> None:
@@ -116,6 +116,10 @@ class ProjectChannels:
         """Note that a person has deleted a channel or thread: nothing is sent there any more."""
         log.warning("a person has deleted this channel or thread; nothing more is posted there", key=key)
         await self.app.write(outbox.channel_gone, key, self.project_id)
+
+
+def _url(guild: int, channel: int | str) -> str:
+    return f"https://discord.com/channels/{guild}/{channel}"
 
 
 def thread_name(project: ProjectView) -> str:

@@ -19,6 +19,7 @@ from bot.delivery.tombstones import Tombstones
 from bot.delivery.welcomes import Welcomes
 from bot.renderer import Renderer
 from broker.allocations import awards
+from broker.plots import panels_of
 from broker.reviews import inventory
 from broker.runs import programs, runs, sweeps
 from broker.runs.runs import RunKind, RunView
@@ -74,7 +75,7 @@ class ProjectFeed:
     """The feed of a project's stream, with the cards of the project, of its requests and of its runs."""
 
     def __init__(self, app: App, sender: Sender, renderer: Renderer, project_id: int) -> None:
-        self.app, self.sender = app, sender
+        self.app, self.sender, self.renderer = app, sender, renderer
         self.project_id = project_id
         self.channels = ProjectChannels(app, project_id)
         self.tombstones = Tombstones(app, sender, record.project_stream(project_id))
@@ -161,9 +162,14 @@ class ProjectFeed:
             await self.app.write(follower_roles.let_end, self.project_id)
 
     async def _pictures(self, entry: EntryView) -> Sequence[bytes]:
-        """The pictures that a program has left which an entry says has finished."""
+        """The figure of a study, or the pictures that a program has left, which an entry says has finished."""
         told = entry.payload or {}
-        if entry.kind != "run.finished" or "program" not in told:
+        if entry.kind != "run.finished":
+            return []
+        if "study" in told and told.get("results"):
+            panels = (await self.app.read(panels_of.measured, told["study"])).panels
+            return [] if panels is None else [await self.renderer.panels(panels)]
+        if "program" not in told:
             return []
         return await self.app.read(programs.pictures, self.app.settings, told["program"], told["attempt"])
 

@@ -1,4 +1,5 @@
-"""The role of each project that its news mention: made for its first follower, given, taken, and deleted at the end.
+"""The role of each project that its news mention: made with its channel, or for its first follower if one comes before,
+given, taken, and deleted at the end.
 
 The bot gives the role to whoever the news of the project are to mention (`notify.hears_news`). Where the server has
 `MOST_ROLES`, or the bot may not manage roles, a project has none and its news mention nobody.
@@ -47,11 +48,13 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Changes:
-    """What the roles of the server lack; `over` are the projects whose role is to be deleted."""
+    """What the roles of the server lack: `make` are the projects with a channel and no role, `over` those whose role is
+    to be deleted."""
 
     give: Sequence[Holding]
     take: Sequence[Holding]
     over: Sequence[int]
+    make: Sequence[int]
 
 
 class FollowerRoles:
@@ -77,6 +80,7 @@ class FollowerRoles:
         work = [(held[0], partial(self._take, guild, *held)) for held in changes.take]
         work += [(project_id, partial(self._delete, guild, project_id)) for project_id in changes.over]
         work += [(held[0], partial(self._give, guild, *held)) for held in changes.give]
+        work += [(project_id, partial(self._make, guild, project_id)) for project_id in changes.make]
         for project_id, change in work:
             if project_id in self._refused:
                 continue
@@ -106,6 +110,9 @@ class FollowerRoles:
                 return
         # Who has left the server is noted too, or would be looked for again and again.
         await self.app.write(_held, project_id, discord_id)
+
+    async def _make(self, guild: discord.Guild, project_id: int) -> None:
+        await self._role(guild, project_id)
 
     async def _take(self, guild: discord.Guild, project_id: int, discord_id: str) -> None:
         row = await self.app.read(_row, project_id)
@@ -158,12 +165,12 @@ class FollowerRoles:
 
 
 async def mention(app: App, project_id: int) -> Mention | None:
-    """The mention of a project's followers; None while it has no role, or somebody holds it who wants no mention."""
+    """The mention of a project's followers; None while nobody holds its role, or somebody does who wants no mention."""
     row = await app.read(_row, project_id)
     guild = app.get_guild(app.server.guild)
     if row is None or row.gone or guild is None or guild.get_role(int(row.role_id)) is None:
         return None
-    if await app.read(_holds_in_vain, project_id):
+    if not await app.read(_is_held, project_id) or await app.read(_holds_in_vain, project_id):
         return None
     return Mention.role(int(row.role_id))
 
@@ -249,10 +256,19 @@ def _changes(session: Session, but: Collection[int]) -> Changes:
         .where(col(Project.id).not_in(but))
         .limit(AT_ONCE)
     )
+    make = (
+        select(Project.id)
+        .outerjoin(DiscordRole, col(DiscordRole.project_id) == Project.id)
+        .where(col(DiscordRole.project_id).is_(None), col(Project.has_channel), col(Project.stage).not_in(ENDED))
+        .where(col(Project.id).not_in(but))
+        .order_by(col(Project.id))
+        .limit(AT_ONCE)
+    )
     return Changes(
         [(number, who) for number, who in session.execute(give)],
         [(number, who) for number, who in session.execute(take)],
         session.scalars(over).all(),
+        session.scalars(make).all(),
     )
 
 
@@ -272,6 +288,11 @@ def give_again(session: Session, discord_id: int) -> None:
             col(DiscordRoleHolder.project_id).in_(select(is_to_hold.c.project_id)),
         )
     )
+
+
+def _is_held(session: Session, project_id: int) -> bool:
+    query = select(DiscordRoleHolder.discord_id).where(DiscordRoleHolder.project_id == project_id).limit(1)
+    return session.execute(query).first() is not None
 
 
 def _holds_in_vain(session: Session, project_id: int) -> bool:

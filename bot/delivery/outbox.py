@@ -13,6 +13,7 @@ from sqlmodel import col, select
 from bot.delivery.posts import Destination
 from bot.tables import DiscordChannel, DiscordCursor, DiscordMessage
 from broker.reports import entry_units
+from broker.runs import runs
 from projects import moderation, projects
 from projects.db.columns import utcnow
 from projects.record import record
@@ -137,9 +138,8 @@ def plan_channel(session: Session, key: str, project_id: int) -> DiscordChannel:
 
 
 def open_channel(session: Session, key: str, project_id: int, channel_id: str, url: str = "") -> None:
-    """Note a channel or thread that was created; `url` is the address of a project's own channel."""
-    if url:
-        projects.lock(session, project_id).channel_url = url
+    """Note a channel or thread that was created, and its address, which the model cards of a project's runs link."""
+    _link(session, key, project_id, url)
     row = session.get(DiscordChannel, key)
     if row is None:
         row = DiscordChannel(key=key, project_id=project_id, mark="")
@@ -147,11 +147,20 @@ def open_channel(session: Session, key: str, project_id: int, channel_id: str, u
     row.channel_id = channel_id
 
 
+def _link(session: Session, key: str, project_id: int, url: str) -> None:
+    """Have the model cards of a project's runs link its channel, or those of a run its thread, at this address."""
+    if key == f"project:{project_id}":
+        projects.lock(session, project_id).channel_url = url
+    elif key.startswith("run:"):
+        runs.load(session, int(key.removeprefix("run:"))).thread_url = url
+
+
 def channel_gone(session: Session, key: str, project_id: int) -> None:
     """Note that a person has deleted a channel or thread, or the message under which a thread would be opened.
 
     The deletion of a project's own channel is entered in the record.
     """
+    _link(session, key, project_id, "")
     row = session.get(DiscordChannel, key)
     if key == f"project:{project_id}" and (row is None or not row.gone):
         moderation.channel_deleted(session, project_id)

@@ -114,8 +114,6 @@ def _milestone(kind: str, payload: Payload) -> bool:
     """
     if "sweep" in payload:
         return kind in ENDS_SWEEP and not payload.keys() & {"sample", *MEASURES}
-    if kind == "checkpoint.published":
-        return bool(payload.get("first") or payload.get("final"))
     if "sample" in payload:
         return kind == "run.finished" and bool(payload.get("text"))
     if payload.keys() & MEASURES:

@@ -9,11 +9,11 @@ from sqlmodel import col, select
 from broker.allocations import allocations, awards, pools, tiers
 from broker.allocations.allocations import Allocation, AllocationState
 from broker.allocations.tiers import Tiers
+from broker.allocations.units import in_hours
 from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
-from projects.policies import MOST_HOURS
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
 
@@ -22,15 +22,13 @@ STARTER = "A starter grant, by policy."
 MAY_START = (Stage.PROPOSED, Stage.RECRUITING, Stage.SCOPED, Stage.ACTIVE)
 
 
-def parse_hours(value: str, *, bounded: bool = True) -> int:
-    """Hours of GPUs or cores as typed, such as “1.5”, in seconds; raises InvalidError.
-
-    Where a pool bounds them anyway, and more narrowly, they need not be `bounded` here.
-    """
+def parse_hours(value: str, most: int | None = None) -> int:
+    """Hours of GPUs or cores as typed, such as “1.5”, in seconds. Raises InvalidError, which names the bound `most`, in
+    seconds, where it is known; whoever knows it says why more is too much."""
     hours = parse.hours(value)
-    if hours is None or hours <= 0 or (bounded and hours > MOST_HOURS):
-        most = f" and at most {MOST_HOURS:,}" if bounded else ""
-        raise InvalidError(f"Hours must be a number above 0{most}, such as 1.5.")
+    if hours is None or hours <= 0:
+        bound = "" if most is None else f", at most {in_hours(most)}"
+        raise InvalidError(f"Hours must be a number above 0{bound}, such as 1.5.")
     seconds = int(hours * 3600)
     if seconds < 1:
         raise InvalidError("That is less than a second: ask for at least 0.001 hours.")
@@ -41,7 +39,8 @@ def parse_day(value: str) -> datetime:
     """The last second (UTC) of a day as typed, such as “2030-12-31”; raises InvalidError."""
     end = parse.day_end(value)
     if not utcnow() < end <= utcnow() + LONGEST:
-        raise InvalidError("The day must lie in the future, at most one year from now.")
+        last = (utcnow() + LONGEST).date() - timedelta(days=1)
+        raise InvalidError(f"The day must lie in the future, and no later than {last}; {end.date()} does not.")
     return end
 
 
@@ -70,7 +69,8 @@ def request(
     project = check_may_request(session, actor, project_id)
     quotas.check(session, actor, QuotaKind.REQUEST)
     target = pools.named(session, pool)
-    seconds = parse_hours(hours, bounded=False)
+    largest = pools.largest(session, target.id)
+    seconds = parse_hours(hours, largest)
     day = parse_day(until)
     because = text.prose("The justification", justification, most=text.LONG)
     person = people.ensure(session, actor)
@@ -88,7 +88,6 @@ def request(
             f"“{project.title}” is {project.stage}; only an active project can ask for more than one starter grant of "
             f"at most {target.unit.hours(bounds.starter)}."
         )
-    largest = pools.largest(session, target.id)
     if seconds > largest:
         raise InvalidError(
             f"The grants of “{pool}” have {target.unit.hours(largest)} left for one allocation; ask for at most that."

@@ -187,6 +187,7 @@ def _card(
         evaluated=evaluated,
         data_manifest=DATA_MANIFEST_FILE,
         facts=_facts(session, row, metadata, held_out),
+        files=metadata.get("files", {}),
         fork_step=row.fork_step,
         loading=loading(repo, step),
         loss_plot=LOSS_PLOT_FILE if len(losses) > 1 else "",
@@ -201,6 +202,7 @@ def _card(
         since=since,
         sources=sources,
         step=step,
+        thread_url=row.thread_url,
         tokens=metadata.get("tokens", 0),
     )
     return f"{card}\n"

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
-from broker import fence, publications
+from broker import configs, fence, publications
 from broker.publications import Disk, Publication, Repository
 from broker.publishing import disk, fetched, forgetting
 from broker.publishing.hub import Hub, HubError
@@ -322,8 +322,12 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Upl
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
+            saves = configs.read(runs.load(session, claimed.run_id).config).checkpoints
         metadata = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
         message = f"step {claimed.step}"
+        if saves.keeps_state(claimed.step):
+            place = publications.state_branch(claimed.step)
+            hub.publish(claimed.repo, place, folder, f"{message}, state", private=claimed.private, state=True)
         branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)
         hub.publish(claimed.repo, "main", folder, message, private=claimed.private)
     how = metadata if isinstance(metadata, dict) else {}

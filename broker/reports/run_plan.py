@@ -65,8 +65,7 @@ def plan_run(session: Session, actor: Actor, request_id: str, order: Order) -> P
     """
     project = projects.load(session, order.project_id)
     person = rights.require_member(session, actor, project)
-    if order.origin is not None:
-        launching.check_kept(session, order.origin)
+    launching.check_origin(session, order)
     quotas.check(session, actor, QuotaKind.LAUNCH)
     quote = launching.quote(session, order)
     quote.run.requested_by = person.id
@@ -145,8 +144,7 @@ def confirm(session: Session, actor: Actor, plan_id: int) -> Receipt:
         return launching.receipt(session, launched)
     check_fresh(plan)
     order = order_of(plan)
-    if order.origin is not None:
-        launching.check_kept(session, order.origin)
+    launching.check_origin(session, order)
     return launching.launch(session, actor, plan.request_id, order)
 
 

@@ -13,7 +13,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import TRANSITIONS, AllocationChange, ChangeState
 from broker.allocations.endorsements import RolesNow, check_second, endorse
 from broker.allocations.ledger import Account
-from broker.allocations.pools import Grant
+from broker.allocations.pools import GRANT_LEFT, Grant
 from broker.allocations.requests import parse_day, parse_hours
 from broker.reviews import reviews
 from projects import people, projects, quotas, text
@@ -62,7 +62,11 @@ def request(
     quotas.check(session, actor, QuotaKind.REQUEST)
     if not hours.strip() and not until.strip():
         raise InvalidError("Say what should change: more hours, a later end, or both.")
-    seconds = parse_hours(hours) if hours.strip() else 0
+    left = session.scalar(select(GRANT_LEFT).where(Grant.id == allocation.grant_id)) or 0
+    seconds = parse_hours(hours, left) if hours.strip() else 0
+    if seconds > left:
+        most = allocations.view(session, allocation_id).unit.hours(left)
+        raise InvalidError(f"The grant that allocation {allocation_id} draws on has {most} left; ask for at most that.")
     day = parse_day(until) if until.strip() else None
     if day is not None and day <= allocation.until:
         raise InvalidError(f"The allocation ends on {allocation.until:%Y-%m-%d}; ask for a later day.")
@@ -135,7 +139,7 @@ def approve(
     change, allocation = _locked(session, change_id)
     check_may_decide(session, actor, change_id)
     allocations.require_live(allocation)
-    seconds = parse_hours(hours) if hours.strip() else change.seconds
+    seconds = parse_hours(hours, change.seconds) if hours.strip() else change.seconds
     if seconds > change.seconds:
         asked = allocations.view(session, allocation.id).unit.hours(change.seconds)
         raise InvalidError(f"The request is for {asked} more; grant at most that.")

@@ -127,7 +127,7 @@ def add_grant(session: Session, actor: Actor | None, *, pool: str, sponsor: str,
         session,
         pool=pool,
         sponsor=sponsor,
-        seconds=parse_hours(hours),
+        seconds=parse_hours(hours, pools.LARGEST_GRANT * 3600),
         until=parse.day_end(until),
         actor=actor,
     )
@@ -149,7 +149,8 @@ def change_grant(
     grant = session.get(Grant, grant_id, with_for_update=True, populate_existing=True)
     if grant is None:
         raise NotFoundError(f"There is no grant {grant_id}.")
-    seconds = parse_hours(more_hours) if more_hours.strip() else 0
+    most = pools.LARGEST_GRANT * 3600 - grant.seconds
+    seconds = parse_hours(more_hours, most) if more_hours.strip() else 0
     ends = parse.day_end(until) if until.strip() else grant.until
     if not seconds and ends == grant.until:
         raise ConflictError(f"Nothing would change: give more hours, or another end than {grant.until:%Y-%m-%d}.")

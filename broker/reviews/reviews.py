@@ -82,7 +82,7 @@ def approve(
     earlier = None if renews is None else allocations.lock(session, renews)
     allocation = allocations.lock(session, allocation_id)
     check_may_decide(session, actor, allocation_id)
-    seconds = parse_hours(hours)
+    seconds = parse_hours(hours, allocation.seconds)
     if seconds > allocation.seconds:
         asked = allocations.view(session, allocation_id).unit.hours(allocation.seconds)
         raise InvalidError(f"The request is for {asked}; grant at most that.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import structlog
 from rich import filesize
 from sqlmodel import select
 
-from broker import configs, corpus_copies
+from broker import configs, corpus_copies, publications
 from broker import store as stores
 from broker.allocations.corpora import Corpus
 from broker.allocations.pools import Pool
@@ -20,7 +21,7 @@ from broker.corpus_copies import NoRoomError
 from broker.pieces import CARRIER
 from broker.publications import Disk, Publication, Repository
 from broker.publishing import copies, disk
-from broker.publishing.hub import Hub, HubError
+from broker.publishing.hub import Hub, HubError, Model, NotOpenError
 from broker.runners import output, processes
 from broker.runs import folders, inputs, preparing, runs
 from broker.runs.kinds.kind import kind_of
@@ -28,6 +29,7 @@ from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run
 from broker.store import WHOLE, DamagedError, Store, StoreError
 from projects.db.database import Database
+from projects.errors import InvalidError, NotFoundError
 from projects.settings import Settings
 from trainer import contract
 
@@ -104,13 +106,16 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: boo
 def _bring_checkpoint(
     settings: Settings, db: Database, run: Run, checkpoint: Publication, owner: str, hold: Hold, *, fetch: bool
 ) -> None:
-    """Fetch a checkpoint of another run, where it is not on this disk. Who trains on needs all of it, which the Hub has
-    not."""
+    """Fetch a checkpoint of another run, where it is not on this disk. Who trains on goes on with the optimizer's state
+    too, where the Hub has it, and else begins it afresh."""
     target = folders.on_disk(settings, checkpoint.run_id, checkpoint.folder)
     place = folders.in_store(checkpoint.run_id, owner, checkpoint.folder)
     with db.read() as session:
         repository, host = session.get(Repository, checkpoint.run_id), inputs.writer(session, checkpoint)
-    reads = fetch and not kind_of(run).trains
+        saves = configs.read(runs.load(session, checkpoint.run_id).config).checkpoints
+    with_state = kind_of(run).trains and saves.keeps_state(checkpoint.step)
+    # Where a host still has all of a checkpoint, a run that trains goes on with all of it.
+    reads = fetch and (with_state or not kind_of(run).trains or checkpoint.disk != Disk.KEPT)
     on_hub = reads and checkpoint.url is not None and repository is not None and not repository.private
     if settings.store and place is not None:
         folders.own(settings, checkpoint.run_id, owner)
@@ -119,10 +124,10 @@ def _bring_checkpoint(
         except FileNotFoundError:
             if not on_hub:
                 raise
-    if target.is_dir() or not reads:
+    if target.is_dir() or not fetch:
         return
     if on_hub and repository is not None:
-        _from_hub(settings, checkpoint, repository.name)
+        _from_hub(settings, checkpoint, repository.name, with_state=with_state)
     elif host not in ("", processes.host()):
         raise NoCheckpointError(
             f"the checkpoint of step {checkpoint.step:,} of run {checkpoint.run_id} lies on the disk of “{host}” "
@@ -130,37 +135,67 @@ def _bring_checkpoint(
         )
 
 
-def bring_base(settings: Settings, run: Run) -> None:
-    """Fetch the model of the Hub that a run starts from, as anybody may, where it is not on this disk. Raises OSError
-    where the Hub does not give it, or the disk has no room."""
-    base = configs.base(run.config) if kind_of(run).trains else None
-    if base is None:
-        return
-    target = folders.hub_base(settings, *base)
-    if target.is_dir():
+def bring_models(settings: Settings, run: Run) -> None:
+    """Fetch the models of the Hub that a run reads, as anybody may, where they are not on this disk.
+
+    Raises OSError where the Hub does not give one now, or the disk has no room, and DomainError where another try is of
+    no use: there is no such model or revision, it is not open to everyone, or it is none that the trainer reads.
+    """
+    for base in kind_of(run).from_hub(run):
+        target = folders.hub_base(settings, *base)
+        if target.is_dir():
+            continue
+        try:
+            hub = Hub(settings)
+            found = hub.look_at_model(*base)
+            _check_readable(base.repo, found)
+            size = sum(found.files.values())
+            if disk.free_gib(settings) - size / 2**30 < settings.disk_floor_gib:
+                raise OSError(f"the disk has no room for {base.repo}, which has {size / 2**30:.1f} GiB")
+            hub.fetch_model(*base, target)
+        except NotOpenError as error:
+            raise NotFoundError(str(error)) from error
+        except HubError as error:
+            raise OSError(f"{base.repo} at {base.revision} cannot be fetched from the Hub: {error}") from error
+
+
+def _check_readable(repo: str, found: Model) -> None:
+    """Raise InvalidError where a model is no checkpoint of ours, and its `config.json` names no architecture that the
+    trainer reads. What else is wrong with it the trainer says."""
+    if contract.CHECKPOINT_METADATA_FILE in found.files:
         return
     try:
-        hub = Hub(settings)
-        size = hub.model_size(*base) / 2**30
-        if disk.free_gib(settings) - size < settings.disk_floor_gib:
-            raise OSError(f"the disk has no room for {base.repo}, which has {size:.1f} GiB")
-        hub.fetch_model(*base, target)
-    except HubError as error:
-        raise OSError(f"{base.repo} at {base.revision} cannot be fetched from the Hub: {error}") from error
+        told = json.loads(found.config)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise InvalidError(f"{repo} has no config.json of a model of transformers")
+    named = told.get("architectures")
+    if isinstance(named, list) and named and named[0] not in contract.ARCHITECTURES:
+        ours = ", ".join(contract.ARCHITECTURES)
+        raise InvalidError(f"{repo} is a {str(named[0])[:60]}, which the trainer cannot read; it reads {ours}")
 
 
-def _from_hub(settings: Settings, checkpoint: Publication, repo: str) -> None:
+def _from_hub(settings: Settings, checkpoint: Publication, repo: str, *, with_state: bool) -> None:
     """Fetch what of a checkpoint is published, as anybody may; raises OSError where the Hub does not give it, or the
     disk has no room."""
     target = folders.hub_copy(settings, repo, checkpoint.step)
-    if target.is_dir():
+    branch = publications.state_branch(checkpoint.step)
+    state, lacks_state = target.with_name(branch), with_state and not (target / contract.TRAINER_FOLDER).is_dir()
+    if target.is_dir() and not lacks_state:
         return
     if disk.is_low(settings):
         raise OSError(f"the disk has no room for step {checkpoint.step:,} of {repo}, which is on the Hub alone")
     try:
-        Hub(settings).fetch(repo, checkpoint.hub_commit or f"step{checkpoint.step}", target)
+        if lacks_state and not state.is_dir():
+            Hub(settings).fetch(repo, branch, state)
+        if not target.is_dir():
+            Hub(settings).fetch(repo, checkpoint.hub_commit or f"step{checkpoint.step}", target)
     except HubError as error:
         raise OSError(f"step {checkpoint.step:,} of {repo} cannot be fetched from the Hub: {error}") from error
+    if lacks_state:
+        (state / contract.TRAINER_FOLDER).rename(target / contract.TRAINER_FOLDER)
+        shutil.rmtree(state)
 
 
 def bring_corpora(settings: Settings, db: Database, run: Run, hold: Hold, tell: Hold, *, fetch: bool = True) -> None:

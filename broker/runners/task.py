@@ -86,7 +86,7 @@ def placed(text: str, place: Path) -> str:
 
 def _places(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """The sections and keys of a configuration whose values are places."""
-    data = values["data"]
+    data = values.get("data") or {}
     listed = [(data, "prepared"), (data.get("tokenizer") or {}, "file")]
     listed += [(source, key) for source in data.get("sources") or () for key in ("path", "tokens", "dataset")]
     return ((section, key) for section, key in listed if isinstance(section.get(key), str))

@@ -48,14 +48,19 @@ def on_disk(settings: Settings, run_id: int, told: str) -> Path:
     return Path(told) if Path(told).is_dir() else of_checkpoint(settings.runs_dir, run_id, told)
 
 
+def hub_copies(settings: Settings, repo: str) -> Path:
+    """Where everything is that this host has fetched from a repository on the Hub."""
+    return settings.home / HUB_COPIES / repo.replace("/", "--")
+
+
 def hub_copy(settings: Settings, repo: str, step: int) -> Path:
     """Where the published part of a checkpoint is, or would be, that this host has fetched from the Hub."""
-    return settings.home / HUB_COPIES / repo.replace("/", "--") / f"step{step}"
+    return contract.checkpoint_folder(hub_copies(settings, repo), step)
 
 
 def hub_base(settings: Settings, repo: str, revision: str) -> Path:
     """Where a model of the Hub is, or would be, that this host has fetched as the base of runs."""
-    return settings.home / HUB_COPIES / repo.replace("/", "--") / f"base-{revision}"
+    return hub_copies(settings, repo) / f"base-{revision}"
 
 
 def token_of(told: str) -> int | None:

@@ -95,7 +95,8 @@ class Quote:
     `cost`, `expected`, `left` and `promised` as in a Receipt; `tokens` are those of the steps that a fork has before
     it; `memory` is in bytes on each GPU, by the trainer's own check; `saves_at` and `saves_after` as in an Estimate;
     `stages` are those of the run, if it has any, `reads` what it reads of the pool's corpora, and `copies` the bytes of
-    those that the pool lacks, by name. `evaluated` is what its checkpoints are given.
+    those that the pool lacks, by name. `evaluated` is what its checkpoints are given, and `is_afresh` says that a fork
+    goes on without its parent's optimizer state.
     """
 
     run: Run
@@ -114,6 +115,7 @@ class Quote:
     stages: Sequence[Stage]
     reads: Sequence[Reading]
     copies: Mapping[str, int]
+    is_afresh: bool
 
     @property
     def nodes(self) -> int:
@@ -223,6 +225,7 @@ def quote(session: Session, order: Order) -> Quote:
         stages=dry_run.what_stages(config, {}, first),
         reads=readings.of_run(session, pool.id, config, tokens, first),
         copies={corpus.name: corpus.bytes for corpus in preparing.copied(session, run)},
+        is_afresh=order.origin is not None and begins_afresh(session, order.origin),
     )
 
 
@@ -329,18 +332,31 @@ def origin_of(parent_id: int | None, fork_step: int | None) -> Origin | None:
     return None if parent_id is None or fork_step is None else Origin(parent_id, fork_step)
 
 
-def check_kept(session: Session, origin: Origin) -> None:
-    """Raise NotFoundError unless the checkpoint is complete on this disk.
+def check_origin(session: Session, order: Order) -> None:
+    """Raise NotFoundError unless a fork's checkpoint is complete on this disk or, for a pool whose hosts reach the Hub,
+    open there.
 
     The run's row stays locked, so that the checkpoint is not removed before the transaction ends.
     """
+    origin = order.origin
+    if origin is None:
+        return
     session.get_one(Run, origin.run_id, with_for_update={"key_share": True})
-    steps = publications.kept(session, origin.run_id)
+    steps, where = publications.readable(session, origin.run_id), "here or open on the Hub"
+    if registry.named(pool_of(session, order.project_id, order.allocation_id).runner).fills_store:
+        steps, where = publications.kept(session, origin.run_id), "on this disk"
     if origin.step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
         raise NotFoundError(
-            f"Run {origin.run_id} has no checkpoint of step {origin.step} on this disk; it has: {kept[:300]}."
+            f"Run {origin.run_id} has no checkpoint of step {origin.step} {where}; it has: {kept[:300]}."
         )
+
+
+def begins_afresh(session: Session, origin: Origin) -> bool:
+    """Whether a fork begins with a new optimizer state, as its checkpoint is on the Hub alone, and there without."""
+    if not origin.step or origin.step in publications.kept(session, origin.run_id):
+        return False
+    return not configs.read(_trained(session, origin.run_id).config).checkpoints.keeps_state(origin.step)
 
 
 def rerun_order(session: Session, run_id: int) -> Order:

@@ -292,8 +292,8 @@ def save_progress(session: Session, run: Run, progress: Progress, attempt: Attem
         attempt.charged_at_checkpoint = attempt.charged
     for checkpoint in progress.checkpoints:
         publications.add(session, run.id, checkpoint.step, checkpoint.folder)
-    if progress.phase is not None:
-        run.phase = progress.phase[:LONGEST_PHASE]
+    if progress.phase is not None and run.phase != progress.phase[:LONGEST_PHASE]:
+        run.phase, run.phase_at = progress.phase[:LONGEST_PHASE], utcnow()
     if progress.step is not None:
         run.step, run.phase = progress.step, ""
     if progress.tokens is not None:

@@ -79,6 +79,7 @@ class RunKind(StrEnum):
     EVALUATE = "evaluate"
     STUDY = "study"
     PROGRAM = "program"
+    BASELINE = "baseline"
 
 
 class Sweep(Base, table=True):
@@ -112,7 +113,8 @@ class Run(Base, table=True):
     allocation can pay for it again. `preempted_at` is when it last made way, for the run `preempted_for`.
     `prompt` is what a member wants a sample to continue. A run of a sweep has its `sweep_id`; its samples do not.
     `host_memory` is what it is predicted to take of a host, in bytes; 0 where that is not predicted. `tags` are words
-    with spaces between. `phase` is what its trainer does before its first step, in the trainer's words.
+    with spaces between. `phase` is what its trainer does before its first step, in the trainer's words, and `phase_at`
+    since when. `thread_url` is the address of its thread on Discord.
     """
 
     __tablename__ = "runs"
@@ -147,6 +149,8 @@ class Run(Base, table=True):
     tokens: int = integer(default=0)
     unigram_entropy: float | None = number(default=None)
     phase: str = ""
+    phase_at: datetime | None = timestamp(default=None)
+    thread_url: str = ""
     sample: str = words(default="")
     prompt: str = words(default="")
     queued_at: datetime = timestamp(default=utcnow)
@@ -212,6 +216,7 @@ class RunView:
     tags: tuple[str, ...] = ()
     evaluations: tuple[Scored, ...] = ()
     phase: str = ""
+    phase_at: datetime | None = None
 
     @property
     def stage(self) -> int:
@@ -296,6 +301,7 @@ def views(session: Session, run_ids: Sequence[int]) -> Sequence[RunView]:
             name=run.name,
             tags=tuple(run.tags.split()),
             phase=run.phase if run.state == RunState.RUNNING else "",
+            phase_at=run.phase_at,
         )
         for run, project, pool, sponsor, person, balance, loss, rate, held_out, held_out_step, spike, spike_step in rows
     }

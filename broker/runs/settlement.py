@@ -181,7 +181,7 @@ def _retry(session: Session, run: Run, end_reason: EndReason, reason: str, not_b
         not_before = max(not_before, utcnow() + min(FIRST_PAUSE * 2 ** (lost - 2), LONGEST_PAUSE))
     pays = payers.successor(session, run.allocation_id)
     if not_before > utcnow():
-        reason = f"{reason.removesuffix('.')}; the next attempt begins after {not_before:%T} UTC"
+        reason = f"{reason.removesuffix('.')}; the next attempt begins after {not_before:%F %T} UTC"
     runs.move(session, run, RunState.QUEUED, reason=reason, not_before=not_before, allocation_id=pays)
     entries.tell(session, run, "run.requeued", why=reason, end_reason=end_reason)
 

@@ -3,6 +3,7 @@
 import yaml
 from sqlalchemy.orm import Session
 
+from broker import catalogue
 from broker.runs import on_checkpoints
 from broker.runs.launching import Receipt
 from broker.runs.on_checkpoints import ALL, Reading
@@ -15,12 +16,17 @@ from trainer.study import registry
 
 ANALYSES = tuple(registry.ANALYSES)
 """The names of the analyses."""
+PAIRED = "paired_prompts"
+"""The analysis that asks pairs of the catalogue."""
 
 
 class Study(Reading):
-    """What a study runs, as its configuration says it."""
+    """What a study runs, as its configuration says it. `pairs` is the name of what `paired_prompts` asks, where that is
+    of the catalogue, and `pairs_text` their YAML as it was then."""
 
     analyses: list[str]
+    pairs: str = ""
+    pairs_text: str = ""
 
     @property
     def needs_data(self) -> str:
@@ -36,11 +42,18 @@ def launch(
     analyses: str,
     steps: str = ALL,
     time_limit: str = "30m",
+    pairs: str = "",
 ) -> Receipt:
-    """Queue a study; `on_checkpoints.launch` says the rest."""
+    """Queue a study; `pairs` of the catalogue are what `paired_prompts` asks in place of its own.
+    `on_checkpoints.launch` says the rest. Raises also InvalidError and NotFoundError for the pairs."""
 
     def ask(chosen: list[int]) -> Study:
-        return Study(analyses=parse_analyses(analyses), steps=chosen)
+        names, of_pairs = parse_analyses(analyses), {}
+        if pairs and PAIRED not in names:
+            raise InvalidError(f"Pairs are what {PAIRED} asks a model; add it to the analyses.")
+        if pairs:
+            of_pairs = {"pairs": pairs, "pairs_text": catalogue.pairs_text(session, pairs)}
+        return Study(analyses=names, steps=chosen, **of_pairs)
 
     return on_checkpoints.launch(
         session, actor, request_id, run_id, RunKind.STUDY, ask, steps=steps, time_limit=time_limit

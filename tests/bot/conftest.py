@@ -22,7 +22,7 @@ from projects.projects import Project
 from projects.record import record
 from sandbox.people import Answer, Channel, Guild, Message, Person
 from tests.databases import sqlite_tables
-from tests.discord_openapi import DiscordJudge, find_description, malformed, recorded
+from tests.discord_openapi import DiscordJudge, find_description, loose_mentions, malformed, recorded
 from tests.forked import Forked
 from tests.patience import PATIENCE
 
@@ -302,8 +302,9 @@ async def shared_lab(
 
 
 def wire_problems(lab: Lab, judge: DiscordJudge | None) -> list[str]:
-    """What between bot and sandbox does not fit Discord's description, and the bot's requests that were malformed."""
-    if judge is None:
-        return []
+    """What does not fit Discord's description, malformed requests, and messages by which typed text could ping."""
     folder = lab.root / "sandbox"
-    return judge.judge_recorded(folder) + ([] if lab.malformed_on_purpose else malformed(folder))
+    loose = loose_mentions(folder)
+    if judge is None:
+        return loose
+    return loose + judge.judge_recorded(folder) + ([] if lab.malformed_on_purpose else malformed(folder))

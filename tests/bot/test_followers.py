@@ -71,10 +71,20 @@ def looked_for_roles(lab: Lab) -> int:
     return sum(one["method"] == "GET" and one["path"].endswith("/roles") for one in asked)
 
 
+async def make_roles(lab: Lab, *names: str) -> None:
+    """Make roles that the bot does not know."""
+    roles = f"{lab.guild.info['discord']}/api/v10/guilds/{lab.guild.info['guild_id']}/roles"
+    headers = {"Authorization": f"Bot {lab.guild.info['bot_token']}"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for name in names:
+            async with http.post(roles, json={"name": name, "permissions": "0"}) as made:
+                assert made.status == 200
+
+
 async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants_none(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
-    assert await lab.guild.holders(ROLE) is None
+    await held_by(lab)  # it came with the channel
     lab.call(updates.post_update, lab.actor("Ada"), 1, "Nobody follows yet.")
     await delivered(lab)
     await lab.guild.set_permissions("Stoa", permissions.BOT & ~permissions.MENTION_EVERYONE)
@@ -82,7 +92,6 @@ async def test_news_mention_followers_and_whoever_wants_all_and_nobody_who_wants
     lacks = "until an admin grants the bot's role Mention @everyone, @here, and All Roles."
     assert followed.text.endswith(f"Its news mention nobody {lacks}")
     await lab.guild.set_permissions("Stoa", permissions.BOT)
-    await lab.guild.fault(r"POST /guilds/\d+/roles$", cut=True, status=503)  # Discord makes two of it
     await omar.command("project leave", channel=channel.id)
     followed = await omar.command("project follow", channel=channel.id)
     assert followed.text.endswith("/project join lets you contribute.")
@@ -144,6 +153,7 @@ async def test_the_end_mentions_the_role_which_is_deleted_a_week_later(shared_la
     await delivered(lab)
     assert pinged(lab, "has completed the project") == [()]
     assert pinged(lab, "This project is completed") == [(role,)]
+    await make_roles(lab, ROLE)  # as Discord makes two where an answer is lost
     lab.call(end_week)
     await held_by(lab, role=ROLE, gone=True)
 
@@ -156,6 +166,7 @@ async def test_a_role_that_is_refused_holds_up_no_other_and_one_made_at_the_end_
     for title in ("Of refused roles", "Of a role that comes late"):
         lab.call(lifecycle.propose, grace, title, title=title, question="Who?", why="To see.", needs="Anybody.")
     await delivered(lab)
+    await lab.guild.fault(r"POST /guilds/\d+/roles$", cut=True, status=503)
     await lab.guild.fault(r"GET /guilds/\d+/members/90\d\d$", count=1000, status=403)
     for number in range(AT_ONCE + 1):
         lab.call(membership.follow, Actor(9000 + number, f"Follower {number}"), 2)
@@ -190,12 +201,7 @@ async def test_a_role_that_was_deleted_or_has_no_room_is_not_made_and_who_follow
 
     await lab.guild.enforce_limits(False)
     there = (await lab.guild.call("GET", "/guild"))["roles"]
-    roles = f"{lab.guild.info['discord']}/api/v10/guilds/{lab.guild.info['guild_id']}/roles"
-    headers = {"Authorization": f"Bot {lab.guild.info['bot_token']}"}
-    async with aiohttp.ClientSession(headers=headers) as http:
-        for number in range(MOST_ROLES - len(there)):
-            async with http.post(roles, json={"name": f"Role {number}", "permissions": "0"}) as made:
-                assert made.status == 200
+    await make_roles(lab, *(f"Role {number}" for number in range(MOST_ROLES - len(there))))
     for person in (omar, grace):
         answer = await person.command("project follow", channel="general", project=5)
         assert answer.text.startswith("You now follow **Of a role that has no room**; ")

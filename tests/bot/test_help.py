@@ -16,7 +16,7 @@ Shared = tuple[Lab, Channel]
 EVERYONE = {
     *(f"project {name}" for name in ("propose", "join", "follow", "leave", "show", "list")),
     *(f"allocation {name}" for name in ("show", "list")),
-    *(f"run {name}" for name in ("show", "list", "compare", "why", "config", "log")),
+    *(f"run {name}" for name in ("show", "list", "compare", "why", "config", "log", "data", "seen")),
     "study show",
     *(f"catalogue {name}" for name in ("list", "corpora", "propose")),
     *(f"cluster {name}" for name in ("status", "usage", "queue")),

@@ -73,11 +73,17 @@ async def test_pools_and_grants(shared_lab: Shared) -> None:
     form = await omar.press(listed.message, "Add a grant")
     fields = {"Pool": "hall", "Sponsor": "**A bank**", "GPU-hours or core-hours": "5000", "Until": "2090-01-31"}
     added = await omar.submit(form, fields)
-    assert added.text.startswith("Grant 2 is added; the record thanks the sponsor.\n**Next** ")
+    assert re.match(
+        r"Grant 2 is added: 5,?000 GPU-hours of `hall` in all, until <t:37\d+:D>; the record thanks the sponsor\.\n",
+        added.text,
+    )
     form = await omar.press(listed.message, "Change one")
     assert form.fields[0].options[-1] == "2 · **A bank**, hall, until 2090-01-31"
     more = {"Grant": form.fields[0].options[-1], "GPU-hours or core-hours more": "500", "Reason": "They like it."}
-    assert (await omar.submit(form, more)).text == "Grant 2 is changed; the record says so."
+    done = await omar.submit(form, more)
+    assert re.fullmatch(
+        r"Grant 2 is changed: 5,?500 GPU-hours of `hall` in all, until <t:37\d+:D>; the record says so\.", done.text
+    )
     told = await lab.guild.wait_for("public-record", lambda m: "500 GPU-hours more, until <t:37" in m.text)
     assert text.escape("**A bank**") in told.text
     assert "5500 GPU-hours" in (await omar.command("stoa grants")).text.replace(",", "")

@@ -6,6 +6,8 @@ from broker.runs.progress import Ending, Progress
 from projects import lifecycle
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab, has
 
+LOST = "It broke; it was last heard from at 2030-01-31 12:00:00 UTC."
+
 
 async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     await lab.start_bot()
@@ -52,7 +54,7 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
             "Recipe", "Time limit", "Cores", "Changes to the recipe", "Name",
         ]  # fmt: skip
     odd = {"Recipe": "demo", "Time limit": "10m", "Cores": "two"}
-    assert (await ada.submit(launching, odd)).text == "The number of cores is a whole number, such as 1 or 8."
+    assert (await ada.submit(launching, odd)).text == "The number of cores is a whole number from 1 to 2."
     launching = await ada.press(granted, "Launch a run")
     offer = await ada.submit(launching, odd | {"Cores": "1", "Changes to the recipe": "steps=400", "Name": "Long"})
     assert offer.message is not None
@@ -65,10 +67,11 @@ async def test_each_step_leads_to_the_next(lab: Lab) -> None:
     token = lab.call(attempts.admit, 1, [0])
     lab.call(leases.claim, 1, token, host="here", lease_seconds=60)
     lab.call(leases.started, 1, token, Process("here", "boot", 1, 1), [], lease_seconds=60)
-    lab.call(settlement.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason="It broke."), 0)
-    failed = await lab.guild.wait_for(channel.id, has("It broke.", "**Next** Read its log", "record"))
+    lab.call(settlement.settle, 1, token, 20.0, Progress(0, 0), Ending(70, reason=LOST), 0)
+    heard = "> It broke; it was last heard from at <t:1896091200:f>.\n"
+    failed = await lab.guild.wait_for(channel.id, has(heard, "**Next** Read its log", "record"))
     assert failed.button_labels == ["Log", "Rerun"]
-    run_card = await lab.guild.wait_for(channel.id, has("P1 · run 1", "has failed"))
+    run_card = await lab.guild.wait_for(channel.id, has("P1 · run 1", "has failed", heard))
     assert run_card.button_labels == ["Config", "Log", "Rerun"]
     for message in (failed, run_card):
         assert (await ada.press(message, "Log")).text.startswith("**Attempts of run 1**\n**1** ended")

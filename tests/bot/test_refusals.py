@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from bot import kept_forms, text
 from bot.commands.form import Again
 from bot.commands.project.forms import UpdateForm
 from bot.tables import DiscordForm
+from broker.allocations import pools
+from broker.allocations.units import in_hours
 from projects import lifecycle
 from projects.db.columns import utcnow
 from projects.errors import OverError
@@ -23,7 +25,6 @@ from tests.patience import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Shared = tuple[Lab, Channel]
-HOURS = "Hours must be a number above 0, such as 1.5."
 
 
 def edited(times: int) -> Callable[[Answer], bool]:
@@ -69,7 +70,7 @@ async def test_a_refused_form_opens_again_as_it_was_filled_in(shared_lab: Shared
     assert empty.message.button_labels == ["Edit and resend"]
     form = await ada.press(empty.message, "Edit and resend")
     assert form.fields[0].value == "Abandoned"
-    filled = PROPOSAL | {"Title": "🧪🔥🧪"}
+    filled = PROPOSAL | {"Title": "🧪" * 2000}  # 4,000 UTF-16 units, as many as a field holds
     answer = await lab.propose(**filled)
     lab.kill_bot()
     await lab.start_bot()
@@ -118,13 +119,19 @@ async def test_a_form_is_offered_again_for_a_day_and_not_where_nothing_can_mend_
     assert offer.timeout == 24 * 3600
     assert refused_form.timeout is not None
     assert refused_form.timeout > offer.timeout
+    for said, opens_with in (("a" * 3000, "a" * 3000), ("b" * 5000, "b" * 3999 + "…")):
+        refused_form.fill({"Update": said})
+        assert refused_form.update.default == opens_with
+        assert (refused_form.update.max_length or 0) >= len(opens_with)
 
 
 @pytest.mark.parametrize("hours", ["-5", "0", "many", "NaN"])
 async def test_hours(shared_lab: Shared, hours: str) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
-    refused(lab, await lab.request(channel, hours), HOURS, heads)
+    _, most = lab.call(pools.largest_in, "local")
+    said = f"Hours must be a number above 0, at most {in_hours(most)}, such as 1.5."
+    refused(lab, await lab.request(channel, hours), said, heads)
 
 
 async def test_more_hours_than_the_pool_can_give(shared_lab: Shared) -> None:
@@ -139,7 +146,9 @@ async def test_a_day_that_has_passed(shared_lab: Shared) -> None:
     lab, channel = shared_lab
     heads = lab.heads()
     answer = await lab.request(channel, Until="2020-01-01")
-    refused(lab, answer, "The day must lie in the future, at most one year from now.", heads)
+    last = datetime.now(UTC).date() + timedelta(days=365)
+    said = f"The day must lie in the future, and no later than {last}; 2020-01-01 does not."
+    refused(lab, answer, said, heads)
 
 
 @pytest.mark.parametrize(

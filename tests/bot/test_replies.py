@@ -1,15 +1,20 @@
 """How the reply to each command begins, and whether it ends with what comes next."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import pytest
 
+from broker import catalogue
+from broker.runs import leases, results
+from broker.runs.progress import Result
+from projects import bans
 from sandbox.people import Answer, Channel
 from tests.bot.conftest import PROPOSAL, SCOPE, Lab
+from tests.bot.test_run_commands import PROGRAM, progress, start
 from trainer.config import RECIPES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -43,10 +48,40 @@ class Reply:
     options: Mapping[str, Any] = field(default_factory=dict)
     press: tuple[str, ...] = ()
     form: Mapping[str, Any] | None = None
+    before: Callable[[Lab], object] = lambda lab: None
+    """What must have happened, beside the bot."""
+
+
+def trained(lab: Lab) -> None:
+    """Run 4 trains, and has a checkpoint."""
+    lab.call(leases.renew, 4, start(lab, 4), 20.0, progress(1, 20, (16,)), lease_seconds=600)
+
+
+def measured(lab: Lab) -> None:
+    """Run 9, a study, has measured something."""
+    lab.call(results.save, 9, 4, [Result(16, "weights", "norm", 1.5)])
+
+
+def tried(lab: Lab) -> None:
+    """A program is proposed, tried and accepted."""
+    lab.call(catalogue.propose_program, lab.actor("Ada"), "a program", name="autoencoder", body=PROGRAM)
+    lab.call(catalogue.tried, "autoencoder", lab.call(catalogue.proposed_program, "autoencoder"), 3)
+    lab.call(catalogue.accept, None, "autoencoder", reason="It is well known.")
+
+
+def proposed(lab: Lab) -> None:
+    """A recipe is proposed."""
+    lab.call(catalogue.propose_recipe, lab.actor("Ada"), "a recipe", name="theirs", body=DEMO)
+
+
+def without_lead(lab: Lab) -> None:
+    """The lead of project 1 is banned."""
+    lab.call(bans.ban, None, lab.actor("Ada"), "Spam.")
 
 
 SWEEP = {"recipe": "demo", "points": "seed=1..2", "time_limit": "5m"}
 ASKS = {"Core-hours": "2", "Until": "in 3 weeks", "Justification": "To see."}
+LEARNT = {"Outcome": "Abandoned", "What was learnt": "That it goes on."}
 RECIPE = {"Name": "ours", "Recipe": DEMO}
 POOL = {"Name": "hall", "Type of GPU or CPU": "H200", "GPUs or cores": "8", "Price weight": "1"}
 GRANT = {"Pool": "hall", "Sponsor": "A bank", "GPU-hours or core-hours": "50", "Until": "in 3 weeks"}
@@ -57,7 +92,8 @@ REPORTED = (
 """No word of a second half: the allocation has none."""
 REPLIES = [
     Reply("project propose", Ends.NEXT, "Project 2 is proposed", "Ada", {}, (), PROPOSAL),
-    Reply("project scope", Ends.NEXT, "The scope is written", "Ada", {"project": 2}, (), SCOPE),
+    Reply("project scope", Ends.NEXT, "The scope is written", "Ada", {"project": 2, "checkpoints": "held"}, (), SCOPE),
+    Reply("project open", Ends.NEXT, "The project's channel opens in a moment", "Omar", {"project": 2}),
     Reply("project join", Ends.NEXT, "Welcome! You are in", "Omar", {"project": 2}),
     Reply("project confirm", Ends.NEXT, "Omar is now a contributor", "Ada", {"project": 2, "person": "Omar"}),
     Reply("project follow", Ends.NEXT, "You now follow", "Rosa", {"project": 2}),
@@ -82,17 +118,14 @@ REPLIES = [
     Reply("project unhide", Ends.DONE, "The project is in the lists again", "Omar", {"project": 2}, (), WHY),
     Reply("project show", Ends.NEXT, "## Do small models dream?", "Ada", {"project": 1}),
     Reply("project list", Ends.DONE, "**2** Do small models dream?", "Ada"),
+    Reply("project release", Ends.DONE, "Released: the", "Rosa", {"project": 2}, ("Release the checkpoints",), WHY),
     Reply("project stop", Ends.DONE, "The project is stopped", "Ada", {"project": 2}, ("Stop the project",), WHY),
-    Reply("project complete", Ends.DONE),
-    Reply("project release", Ends.DONE),
-    Reply("project open", Ends.NEXT),
-    Reply("project appoint", Ends.NEXT),
     Reply("allocation withdraw", Ends.NEXT, "The request is withdrawn", "Ada", {"allocation": 2}, (), WHY),
     Reply("allocation request", Ends.NEXT, "Allocation 3 is requested", "Ada", {"pool": "local"}, (), ASKS),
     Reply(
         "allocation change",
         Ends.NEXT,
-        "The change is asked for",
+        "The change is asked for: 1 core-hour more.\n**Next** ",
         "Ada",
         {"allocation": 1},
         (),
@@ -114,19 +147,15 @@ REPLIES = [
     ),
     Reply("run sweep", Ends.NEXT, "### 🚀 Sweep 1 is queued", "Ada", SWEEP, ("Launch 2 runs",)),
     Reply("run rerun", Ends.NEXT, "### 🚀 Run 4 is queued", "Ada", {"run": 1}, ("Launch",)),
-    Reply("run fork", Ends.NEXT),
     Reply("run name", Ends.DONE, "Run 1 is now called “Long”", "Ada", {"run": 1, "name": "Long"}),
     Reply("run show", Ends.NEXT, "### ⏳ Run 1 “Long” waits", "Ada", {"run": 1}),
     Reply("run list", Ends.DONE, "**4** `demo` · queued", "Ada"),
     Reply("run why", Ends.DONE, "**Run 1** of", "Ada", {"run": 1}),
     Reply("run config", Ends.DONE, "**Run 1** · recipe `demo`", "Ada", {"run": 1}),
     Reply("run log", Ends.NEXT, "Run 1 has not been tried yet", "Ada", {"run": 1}),
+    Reply("run data", Ends.DONE, "Run 1 has done no step yet; 1 is none of them.", "Ada", {"run": 1, "step": 1}),
+    Reply("run seen", Ends.DONE, "The data of run 1 lie on the disk", "Ada", {"run": 1, "text": "a line of text"}),
     Reply("run compare", Ends.DONE),
-    Reply("run sample", Ends.DONE),
-    Reply("run evaluate", Ends.DONE),
-    Reply("run program", Ends.DONE),
-    Reply("study start", Ends.DONE),
-    Reply("study show", Ends.DONE),
     Reply("run extend", Ends.DONE, "Run 1 may take 5 min longer", "Ada", {"run": 1, "time": "5m"}),
     Reply("run pause", Ends.NEXT, "Run 1 is paused", "Ada", {"run": 1}),
     Reply("run resume", Ends.NEXT, "Run 1 is queued", "Ada", {"run": 1}),
@@ -135,8 +164,8 @@ REPLIES = [
     Reply("catalogue accept", Ends.NEXT, "`ours` is accepted", "Omar", {"name": "ours"}, (), WHY),
     Reply("catalogue prepare", Ends.NEXT, "Run 5 will prepare", "Ada", {"recipe": "ours", "time_limit": "5m"}),
     Reply("catalogue retire", Ends.DONE, "`ours` is retired", "Omar", {"name": "ours"}, (), WHY),
-    Reply("catalogue decline", Ends.DONE),
     Reply("catalogue list", Ends.DONE, "🗄️ `ours` recipe, retired", "Ada"),
+    Reply("catalogue decline", Ends.DONE, "`theirs` is declined", "Omar", {"name": "theirs"}, (), WHY, proposed),
     Reply("catalogue corpora", Ends.DONE, "There are none yet", "Ada"),
     Reply("cluster status", Ends.DONE, "`local` CPU", "Ada"),
     Reply("cluster usage", Ends.DONE, "**P1** Do small models dream?", "Ada"),
@@ -154,7 +183,32 @@ REPLIES = [
     Reply(
         "stoa redact", Ends.DONE, "Entry 2 is blanked", "Omar", {"project": 1, "number": 2}, ("Blank the entry",), WHY
     ),
-    Reply("stoa forget", Ends.DONE),
+    Reply("run fork", Ends.NEXT, "### 🚀 Run 6 is queued", "Ada", {"run": 4, "step": 16}, ("Launch",), before=trained),
+    Reply("run sample", Ends.DONE, "The last checkpoint of run 4", "Ada", {"run": 4}, (), {"Prompt": "def"}),
+    Reply("run evaluate", Ends.DONE, "Run 8, an evaluation of run 4", "Ada", {"run": 4, "tasks": "heldout"}),
+    Reply("study start", Ends.DONE, "Run 9, a study of run 4", "Ada", {"run": 4, "analyses": "weights"}),
+    Reply("study show", Ends.DONE, "### 📐 Run 9 is a study of run 4", "Ada", {"study": 9}, before=measured),
+    Reply("run program", Ends.DONE, "Run 10, a program on", "Ada", {"run": 4, "name": "autoencoder"}, before=tried),
+    Reply(
+        "project appoint",
+        Ends.NEXT,
+        "The project has its new lead",
+        "Omar",
+        {"project": 1, "person": "Grace"},
+        (),
+        WHY,
+        without_lead,
+    ),
+    Reply(
+        "project complete",
+        Ends.DONE,
+        "The project is completed",
+        "Grace",
+        {"project": 1},
+        ("Complete the project",),
+        LEARNT,
+    ),
+    Reply("stoa forget", Ends.DONE, "## Forget a person", "Omar", {"person": "Grace"}, (), WHY),
 ]
 CHANNEL = ("allocation", "run", "catalogue")
 """The groups whose commands are about the project of the channel."""
@@ -163,6 +217,7 @@ FIRST = ("stoa setup",)
 
 async def got(lab: Lab, channel: Channel, reply: Reply) -> Answer:
     """The reply as the person sees it at the end."""
+    reply.before(lab)
     person, group = lab.person(reply.who), reply.command.split()[0]
     place = channel.id if group in CHANNEL else "general"
     answer = await person.command(reply.command, channel=place, **reply.options)

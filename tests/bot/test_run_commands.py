@@ -1,6 +1,7 @@
 """Everything that a person does to runs: offered and launched, paused and resumed, forked, looked at, compared."""
 
 import asyncio
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,10 @@ from projects.settings import Settings
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab, has
 from tests.patience import PATIENCE, until
+from tests.trainer.conftest import write_config
 from trainer import contract
+from trainer.config import dump, load
+from trainer.data import prepare, show
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -233,6 +237,50 @@ async def test_what_is_typed_is_judged_while_it_is_typed(shared_lab: Shared) -> 
     assert said(wrong).startswith("'magic' may not be overridden; what may be is steps, learning_rate,")
 
 
+async def test_what_a_run_has_read_is_shown_and_searched(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    run = await launched(lab, channel, time_limit="10m")
+    token = start(lab, run)
+    lab.call(leases.renew, run, token, 20.0, progress(1, 3), lease_seconds=600)
+    assert "lie on the disk" in said(await ada.command("run data", run=run, step=3))
+    assert (
+        said(await ada.command("run data", run=run, step=4)) == f"Run {run} has done steps 1 to 3; 4 is none of them."
+    )
+    folder = lab.root / "runs" / str(run) / f"attempt-{token}"
+    folder.mkdir(parents=True)
+    (folder.parent / "owner").write_text(lab.call(runs.load, run).request_id)
+    config = write_config(folder / "tiny.yml")
+    (folder / "config.yml").write_text(dump(load(config)))
+    assert "are no longer kept" in said(await ada.command("run seen", run=run, text="a line of text"))
+    prepare.prepare(load(config).data, folder / "data", None, print, 1)
+    (folder / "metrics.jsonl").write_text('{"step": 3, "tokens": 768, "loss": 6.0}\n')
+
+    read = show.look(folder, 3).rows
+    first = await ada.command("run data", run=run, step=3)
+    assert first.ephemeral
+    assert first.text.startswith(f"**Run {run}, step 3** read 8 rows of 32 tokens. Page 1 of 2:\n**1.** `")
+    assert first.text.count("PSF-2.0") == 4
+    assert "\n-# `/run data step:3 page:2` shows the next. The data are kept with the run: " in first.text
+    second = said(await ada.command("run data", run=run, step=3, page=2))
+    assert f"**8.** `{read[7].documents[0].document}`" in second
+    assert "page:3" not in second
+    none = said(await ada.command("run data", run=run, step=3, page=3))
+    assert none == "The rows of a step fill 2 pages; page 3 is none of them."
+
+    whole = next(row.text for row in read if len(row.documents) == 1 and len(row.text.split()) > 8)
+    line = max(whole.splitlines(), key=len).strip()
+    seen = said(await ada.command("run seen", run=run, text=line))
+    assert seen.startswith(f"Run {run} read “")
+    assert re.search(r"PSF-2\.0: steps? (1, |2, |1, 2, )?3\b", seen)
+    unread = said(await ada.command("run seen", run=run, text="@everyone 🦓🦓🦓🦓🦓🦓🦓🦓🦓🦓"))
+    assert unread.startswith(f"The data of run {run} have nothing like “@\u200beveryone")
+    short = said(await ada.command("run seen", run=run, text="the the the "))
+    assert short == "A text to search for has 12 to 1,000 characters, and this one 11."
+    assert said(await ada.command("run data", run=404, step=1)) == "There is no run 404."
+    lab.call(settlement.settle, run, token, 30.0, Progress(0, 0), Ending(0, ""), 3)
+
+
 async def test_a_run_is_paused_resumed_extended_and_looked_at(shared_lab: Shared, tmp_path: Path) -> None:
     lab, channel = shared_lab
     ada, omar = lab.person("Ada"), lab.person("Omar")
@@ -357,7 +405,7 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert limit == "3m"
     assert (await ada.complete("run fork", "override", "le", **here))[0][0].startswith("learning_rate= · the recipe")
     unknown = said(await ada.command("run fork", run=first, step=7))
-    assert unknown == f"Run {first} has no checkpoint of step 7 on this disk; it has: 0, 16."
+    assert unknown == f"Run {first} has no checkpoint of step 7 here or open on the Hub; it has: 0, 16."
     offer = await ada.command("run fork", run=first, step=16, override="seed=9", gpus=2)
     assert f"Launch a fork of run {first} from step 16 on 2 cores" in offer.text
     assert "49.2k tokens in the 24 steps from 16 to 40" in offer.text
@@ -393,7 +441,8 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert re.search(
         rf"\*\*{first}\*\* `demo` · loss \*\*7\.\d{{3}}\*\* · held-out \*\*6\.500\*\* · 20k tokens", compared.text
     )
-    assert "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA)." in compared.text
+    after = "Losses after 20k tokens, which all compared runs have reached, smoothed (median + EMA); held-out after the"
+    assert f"{after} same, unsmoothed." in compared.text
     assert re.search(rf"```\n +run {first} +run {second}\n(.*\n)*seed +\d+ +9\n(.*\n)*```", compared.text)
     evaluated = f"`arc_easy` acc: run {first} **0.2500** at step 16 · run {second} **0.5000** at step 30"
     assert evaluated in compared.text.replace("\\", "")
@@ -418,9 +467,16 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     assert picture.filename == f"run-{first}.png"
     assert "```" not in shown.text, "nothing is published that one could load"
     lab.call(publish, first, 16)
+    lab.call(
+        leases.renew, first, token, 20.5, Progress(0, 0, points=[Measured("mfu", 20, 20_000, 0.413)]), lease_seconds=600
+    )
+    source = {"weight": 1, "held_out": {"tokens": 100, "bytes": 400}}
+    (lab.root / "how.json").write_text(json.dumps({"data": {"sources": [source]}}))
+    lab.call(lambda session: setattr(session.get_one(Publication, (first, 16)), "folder", str(lab.root)))
     usual = await ada.command("run show", run=first)
     assert usual.message is not None
-    assert "**Held-out** perplexity 665.1 per token, at step 20\n**Seed** 1234\n" in usual.text
+    in_bits = "**Held-out** perplexity 665.1 per token, 2.3444 bits per byte, at step 20\n"
+    assert f"{in_bits}**MFU** 41.3% · **Seed** 1234\n" in usual.text
     commits = "**Commit of the code** not recorded · **Commit on the Hub** of step 16: not recorded"
     assert f"{commits}\n```\nfrom transformers" in usual.text
     assert 'AutoModelForCausalLM.from_pretrained("lab/ours", revision="step16")\n' in usual.text
@@ -518,12 +574,62 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert [file.filename for file in drawn.message.attachments] == [f"study-{evaluation.id}.png"]
     refused = said(await ada.command("study show", study=run))
     assert refused == f"Run {run} has measured nothing on the checkpoints of another run."
+
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", model="org/tiny@main"))
+    assert refused == "Name a run with steps, or a model of the Hub at a revision, not both."
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", allocation=1))
+    assert refused.startswith("An evaluation of a run is paid as the run was")
+    refused = said(await ada.command("run evaluate", tasks="arc_easy", model="tiny", channel=channel.id))
+    assert refused.startswith("“tiny” names no model of the Hub at a revision; write ORG/NAME@\u200bREVISION, such as")
+    queued = said(await ada.command("run evaluate", tasks="arc_easy", model="org/tiny@main", channel=channel.id))
+    baseline = lab.call(runs.of_project, 1, kind=RunKind.BASELINE)[0].id
+    assert queued.startswith(
+        f"Run {baseline} will evaluate `org/tiny@\u200bmain`; its results are posted in its thread"
+    )
+    token = start(lab, baseline)
+    card = await card_of(lab, channel, baseline, "is running")
+    assert "evaluates **org/tiny@\u200bmain** · by Ada on 1 core" in card.text.replace("\\", "")
+    lab.call(
+        leases.renew,
+        baseline,
+        token,
+        1.0,
+        Progress(0, 0, results=[Result(0, "arc_easy", "acc", 0.75, 0.02)]),
+        lease_seconds=600,
+    )
+    lab.call(settlement.settle, baseline, token, 2.0, Progress(0, 0), Ending(0), 3)
+    post = await lab.guild.wait_for(card.thread_id or "", lambda m: f"📐 **Run {baseline}**" in m.text)
+    assert "`org/tiny@\u200bmain` on `arc_easy`, after 0.001 core-hours" in post.text
+    assert "arc_easy acc: 0.7500 ±0.0200\n" in post.text
+    its_card = (await ada.command("run show", run=baseline)).text.replace("\\", "")
+    assert "**Evaluations** `arc_easy` acc **0.7500** ±0.0200\n" in its_card
+    assert said(await ada.command("run config", run=baseline)) == (
+        f"**Run {baseline}** evaluates org/tiny@\u200bmain; what it does is in the file."
+    )
     names = await ada.complete("study start", "analyses", "weights, ind", run=run)
     assert names == [("weights, induction", "weights, induction")]
     queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
     assert f", a study of run {run}, is queued" in queued
-    studied = f"launches study 1 of run {run} (run {evaluation.id + 1}): `weights`, `induction` on steps 16, 20"
+    studied = f"launches study 1 of run {run} (run {baseline + 1}): `weights`, `induction` on steps 16, 20"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
+    form = await ada.command("catalogue propose", what="pairs")
+    answer = await ada.submit(form, {"Name": "verbs", "Pairs": "pairs: [{preferred: are, other: is}]"})
+    assert answer.text == "`verbs` are proposed; an admin decides."
+    lab.call(catalogue.accept, None, "verbs", reason="It asks for agreement.")
+    assert await ada.complete("study start", "pairs", "ver", run=run) == [("verbs", "verbs")]
+    asked: dict[str, Any] = {"run": run, "analyses": "paired_prompts", "pairs": "verbs", "time_limit": "6m"}
+    assert "is queued" in said(await ada.command("study start", **asked))
+    study = evaluation.id + 2
+    studied = f"launches study 2 of run {run} (run {study}): `paired_prompts`, with the pairs `verbs` on"
+    await lab.guild.wait_for(thread, lambda m: studied in m.text)
+    token = start(lab, study)
+    results = [Result(step, "paired_prompts", "preferred", value, 0.1) for step, value in ((16, 0.5), (20, 0.75))]
+    lab.call(leases.renew, study, token, 1.0, Progress(0, 0, results=results), lease_seconds=600)
+    lab.call(settlement.settle, study, token, 2.0, Progress(0, 0), Ending(0), 3)
+    for place in (thread, channel.id):
+        post = await lab.guild.wait_for(place, lambda m: f"📐 **Study 2 of run {run} (run {study})**" in m.text)
+        assert "paired_prompts/verbs preferred: 0.5000 ±0.1000 at step 16" in post.text.replace("\\", "")
+        assert [file.path.read_bytes()[:8] for file in post.attachments] == [PICTURE]
     again = await ada.command("run config", run=evaluation.id)
     assert again.ephemeral
     assert said(await ada.command("run pause", run=evaluation.id)) == (
@@ -531,7 +637,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
         "cancel it."
     )
 
-    asked: dict[str, Any] = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
+    asked = {"run": run, "name": "autoencoder", "parameters": "latents=32"}
     refused = said(await ada.command("run program", **asked))
     assert refused.startswith("There is no program “autoencoder”; there are none yet")
     form = await ada.command("catalogue propose", what="program")

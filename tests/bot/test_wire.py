@@ -14,6 +14,8 @@ async def test_the_wire_is_judged(lab: Lab, judge: DiscordJudge | None) -> None:
     for name, right, wrong in [
         ("exchanges", '"content": "', '"contents": "'),
         ("exchanges", '"status": 200, "response": {', '"status": 400, "response": {"message": "", "code": 50006, '),
+        ("exchanges", '"allowed_mentions": {"parse": []', '"allowed_mentions": {"parse": ["users"]'),
+        ("exchanges", '"allowed_mentions": {"parse": []', '"allowed_mentions": {"parse": [], "users": ["7"]'),
         ("dispatches", '"timestamp": "', '"timestamps": "'),
     ]:
         journal = lab.root / "sandbox" / f"{name}.jsonl"

@@ -21,7 +21,9 @@ def test_a_change_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.S
     asked = lab.request(project)
     refused: list[tuple[dict[str, str], str]] = [
         ({}, "more hours, a later end, or both"),
-        *(({"hours": hours}, "above 0") for hours in ("-5", "0", "NaN", "1e9", "inf")),
+        *(({"hours": hours}, "above 0") for hours in ("-5", "0", "NaN", "inf")),
+        *(({"hours": hours}, "draws on has 998 core-hours left; ask for at most that") for hours in ("999", "1e99")),
+        ({"hours": "many"}, "Hours must be a number above 0, at most 998, such as"),
         ({"until": in_days(10)}, "ask for a later day"),
         ({"until": "soon"}, "year, month, day"),
         ({"hours": "1", "justification": " "}, "justification is empty"),
@@ -92,10 +94,11 @@ def test_a_large_change_takes_two_reviewers_by_what_it_comes_to(lab: Lab) -> Non
 def test_a_top_up_that_the_grant_does_not_hold(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.allocation(project, hours="2")
-    change = ask_change(lab, allocation, hours="999")
+    change = ask_change(lab, allocation, hours="998")
     review(lab, changes.approve, change)
+    lab.allocation(project, hours="2")
     before = lab.everything()
-    with pytest.raises(ConflictError, match="the sponsor's grant has 998 left"):
+    with pytest.raises(ConflictError, match="the sponsor's grant has 996 left"):
         review(lab, changes.approve, change, EMMY)
     assert lab.everything() == before
 

@@ -67,7 +67,7 @@ def test_hours_as_typed(typed: str, seconds: int) -> None:
 @pytest.mark.parametrize(
     "typed",
     [
-        *("-5", "0", "-0", "1e9", "1000001", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1d"),
+        *("-5", "0", "-0", "NaN", "sNaN", "inf", "-inf", "", "  ", "abc", "1d"),
         *("0x10", "1 2", "9" * 4000, "1e999999999", "½", "<@1>"),
     ],
 )
@@ -96,6 +96,9 @@ def test_days_that_are_none(typed: str) -> None:
         parse_day(typed)
     with pytest.raises(InvalidError, match="future"):
         parse_day(in_days(-1))
+    with pytest.raises(InvalidError, match=f"no later than {in_days(365)}; {in_days(400)} does not"):
+        parse_day(in_days(400))
+    assert parse_day(in_days(365))
 
 
 def test_a_request_that_cannot_stand_changes_nothing(lab: Lab, subtests: pytest.Subtests) -> None:

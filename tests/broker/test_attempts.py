@@ -148,7 +148,7 @@ def test_a_lost_lease_gives_back_and_goes_on_later(lab: Lab, project: int, alloc
     heard_at, then = ends - timedelta(seconds=60), ends + timedelta(hours=1)
     assert (row.state, row.reason) == (
         RunState.QUEUED,
-        f"its host host was last heard from at {heard_at:%F %T} UTC; the next attempt begins after {then:%T} UTC",
+        f"its host host was last heard from at {heard_at:%F %T} UTC; the next attempt begins after {then:%F %T} UTC",
     )
     assert row.not_before == ends + timedelta(hours=1)
     assert lab.account(allocation) == Account(HOUR, 0, 0), "no checkpoint stands for the minute"

@@ -252,7 +252,9 @@ def test_a_fork_goes_on_from_a_kept_step_of_another_run(lab: Lab, project: int, 
     again = fork(lab, run, 4)
     assert (lab.run(again.run_id).gpus, lab.run(again.run_id).time_limit) == (2, 600)
     before = lab.everything()
-    with pytest.raises(NotFoundError, match=f"Run {run} has no checkpoint of step 3 on this disk; it has: 1, 2, 4"):
+    with pytest.raises(
+        NotFoundError, match=f"Run {run} has no checkpoint of step 3 here or open on the Hub; it has: 1, 2, 4"
+    ):
         fork(lab, run, 3)
     with pytest.raises(InvalidError, match="would end at step 4, where step 4 is done"):
         fork(lab, run, 4, overrides="steps=4")

@@ -10,23 +10,25 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col, select
 
+from broker import catalogue
 from broker.allocations.pools import Pool
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
-from broker.runs import evaluations, launching, results, runs, studies
+from broker.runs import baselines, evaluations, launching, results, runs, studies
 from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunKind, RunState
 from broker.runs.series import Measured
 from broker.scheduling.scheduler import Scheduler
-from projects.errors import ConflictError, DomainError, InvalidError
+from projects.errors import ConflictError, DomainError, InvalidError, NotFoundError
 from projects.projects import Project, Stage
 from tests.broker.lab import ADA, ROSA, Lab, settings
 from trainer import contract
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to-add-a-kind-of-run.md"
+VERBS = "pairs:\n- {prompt: The cats, preferred: ' are', other: ' is'}\n"
 TASK = {"task": "heldout_docs", "metric": "bits_per_byte", "documents": 9, "shots": 0, "version": "1.0"}
 
 
@@ -284,6 +286,37 @@ def test_a_study_goes_on_from_its_earlier_attempt_and_its_numbers_are_saved(
     told = lab.payloads(lab.row(trained).project_id, "run.finished")[-1]
     assert (told["study"], told["nth"], told["analyses"]) == (run, 1, ["paired_prompts", "weights"])
 
+    def ask(analyses: str) -> int:
+        with lab.db.write() as session:
+            return studies.launch(
+                session, ADA, "ask verbs", trained, analyses=analyses, steps="10", pairs="verbs"
+            ).run_id
+
+    with lab.db.write() as session:
+        with pytest.raises(
+            InvalidError, match="Pair 1 of The text: other Field required; a pair has prompt, preferred"
+        ):
+            catalogue.propose_pairs(session, None, "no verbs", name="verbs", body="pairs: [{preferred: x}]")
+        catalogue.propose_pairs(session, None, "verbs", name="verbs", body=VERBS)
+    with pytest.raises(NotFoundError, match="The catalogue has no pairs “verbs”; there are none yet: /catalogue"):
+        ask("paired_prompts")
+    with lab.db.write() as session:
+        catalogue.accept(session, None, "verbs", reason="It asks for agreement.")
+    with pytest.raises(InvalidError, match="Pairs are what paired_prompts asks a model; add it to the analyses"):
+        ask("weights")
+    asking = ask("paired_prompts")
+    with lab.db.write() as session:
+        catalogue.retire(session, None, "verbs", reason="A better one is there.")
+    attempt = tmp_path / "runs" / str(asking) / "attempt-1"
+    attempt.mkdir(parents=True)
+    told_trainer = command(lab, asking, tmp_path, attempt)
+    assert Path(told_trainer[told_trainer.index("--pairs") + 1]).read_text() == VERBS
+    token = lab.start(asking, 0)
+    (attempt / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    lab.renew(asking, token, 60, output.read(attempt, 0, 0))
+    assert {scored.task for scored in lab.run(trained).evaluations} == {"paired_prompts", "paired_prompts/verbs"}
+    assert lab.payloads(lab.row(trained).project_id, "run.queued")[-1]["pairs"] == "verbs"
+
     for typed, said in (("", "Name an analysis; there are paired_prompts"), ("wieghts", "do you mean weights")):
         with lab.db.write() as session, pytest.raises(InvalidError, match=said):
             studies.launch(session, ADA, f"ask {typed}", trained, analyses=typed)
@@ -333,6 +366,78 @@ def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: L
         session.execute(update(Publication).where(col(Publication.run_id) == trained).values(disk="cleared"))
     with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to read"):
         evaluate(lab, trained, steps="10")
+
+
+def test_a_model_of_the_hub_is_evaluated_at_its_revisions(lab: Lab, tmp_path: Path) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    asked = {"model": "org/tiny @step20,step10", "tasks": "arc_easy", "shots": 2}
+    with lab.db.write() as session, pytest.raises(InvalidError, match="“org/tiny @step20,step10” names no model"):
+        baselines.launch(session, ADA, "ask", project, **asked)  # type: ignore[arg-type]
+    asked["model"] = "org/tiny@step20 @step10, step20"
+    for _ in range(2):
+        with lab.db.write() as session:
+            run = baselines.launch(session, ADA, "ask", project, **asked).run_id  # type: ignore[arg-type]
+    copies = [str(tmp_path / "hub_copies" / "org--tiny" / f"base-step{step}") for step in (10, 20)]
+    options = ["--tasks=arc_easy", "--out", str(tmp_path / "out"), "--num-fewshot=2"]
+    assert command(lab, run, tmp_path) == ["eval", *copies, *options]
+    queued = lab.payloads(project, "run.queued")[-1]
+    assert queued.items() >= {"run": run, "baseline": "org/tiny@step10 @step20", "tasks": ["arc_easy"]}.items()
+
+    (tmp_path / "events.jsonl").write_text(told(10, 0.25, task="arc_easy", metric="acc", stderr=0.5))
+    token = lab.start(run, 0)
+    lab.renew(run, token, 60, output.read(tmp_path, 0, 0))
+    assert command(lab, run, tmp_path) == ["eval", copies[1], *options]
+    lab.settle(run, token, 60, Ending(0))
+    assert lab.run(run).spent == 60
+    assert lab.run(run).evaluations == (("arc_easy", "acc", {10: (0.25, 0.5)}),)
+    assert lab.payloads(project, "run.finished")[-1]["results"] == [["arc_easy", "acc", 10, 0.25, 0.5]]
+    assert kind_of(lab.row(run)).what_it_is(lab.row(run)) == f"Run {run} evaluates org/tiny@step10 @step20"
+    with pytest.raises(ConflictError, match=f"Run {run} evaluates org/tiny@step10 @step20; only a run that trains has"):
+        evaluate(lab, run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"model": "pythia-14m@main"}, "“pythia-14m@main” names no model of the Hub at a revision; write ORG/NAME@REV"),
+        ({"model": "org/name"}, "“org/name” names no model of the Hub at a revision"),
+        ({"model": "../../etc@main"}, "“../../etc@main” names no model"),
+        ({"model": "org/name@--x"}, "“org/name@--x” names no model"),
+        ({"model": "org/name@a/../b"}, "names no model"),
+        ({"model": ""}, "“” names no model"),
+        ({"model": "📐" * 4000}, "names no model"),
+        ({"model": "org/name@main @step2"}, "Of several revisions each is a step, such as step1000; “main” is none."),
+        ({"model": f"org/name@step1 {' '.join(f'@step{n}' for n in range(60))}"}, "at most 50 revisions; these are 60"),
+        ({"tasks": "heldout_docs"}, "“heldout_docs” reads the data that a run was trained on; a model of the Hub has"),
+        ({"tasks": "arc_easi"}, "There is no task “arc_easi”; do you mean arc_easy or"),
+        ({"time_limit": "90h"}, "left"),
+        ({"shots": 101}, "The number of examples before each question is from 0 to 100, not 101."),
+        ({"limit": 0}, "The number of documents of each task is from 1 to 1,000,000, not 0."),
+        ({"allocation_id": 99}, "There is no allocation 99"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_refused_in_a_sentence(
+    lab: Lab, asked: dict[str, object], said: str
+) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    wanted = {"model": "org/name@main", "tasks": "arc_easy", "time_limit": "10m"} | asked
+    before = lab.everything()
+    with pytest.raises(DomainError, match=re.escape(said)), lab.db.write() as session:
+        baselines.launch(session, ADA, "ask", project, **wanted)  # type: ignore[arg-type]
+    assert lab.everything() == before
+
+
+def test_a_model_of_the_hub_is_evaluated_where_a_host_can_fetch_it_for_members_alone(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    with lab.db.write() as session, pytest.raises(DomainError):
+        baselines.launch(session, ROSA, "ask", project, model="org/name@main", tasks="arc_easy")
+    with lab.db.write() as session:
+        session.execute(update(Pool).values(runner="kubernetes"))
+    with lab.db.write() as session, pytest.raises(ConflictError, match="cannot fetch a model from the Hub"):
+        baselines.launch(session, ADA, "ask", project, model="org/name@main", tasks="arc_easy")
 
 
 @pytest.mark.parametrize(

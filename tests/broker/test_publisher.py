@@ -39,14 +39,16 @@ from broker.publishing.model_card import write_card
 from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
 from broker.runners import elsewhere
-from broker.runs import evaluations, naming, runs
+from broker.runners.staging import Staging, UnstartedError
+from broker.runs import baselines, evaluations, folders, naming, runs
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
+from broker.runs.runs import Run
 from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
-from projects.errors import InvalidError, NotFoundError
+from projects.errors import DomainError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
@@ -63,7 +65,10 @@ from trainer.tuning_config import LoraConfig
 LAST = 4
 AT_ONCE = 1e-12
 """Seconds of a pause that is over by the next try, however often it has doubled."""
-PUBLISHED = {"README.md", "how.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "data_manifest.json"}
+PUBLISHED = {
+    *("README.md", "how.json", "model.safetensors", "tokenizer.json"),
+    *("metrics.jsonl", "data_manifest.json", "order.safetensors"),
+}
 
 
 @dataclass
@@ -152,7 +157,9 @@ def checkpoint(home: Path, step: int) -> Checkpoint:
     save_file({"weight": np.full((64, 64), step, np.float32)}, folder / "model.safetensors")
     place = {"dataset": "common/text", "revision": "0123456789abcdef" * 2}
     sources = [{"name": "python-docs", "licence": "PSF-2.0", "place": place, "train": {"tokens": 123456}}]
-    (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}}))
+    save_file({"row": np.zeros((1, 8), np.int32)}, folder / "order.safetensors")
+    files = {"order.safetensors": "xxh3:0"}
+    (folder / "how.json").write_text(json.dumps({"step": step, "data": {"sources": sources}, "files": files}))
     (folder / "tokenizer.json").write_text("{}")
     save_file({"moments": np.zeros(64, np.float32)}, folder / "trainer" / "moments.safetensors")
     return Checkpoint(step, str(folder))
@@ -252,6 +259,7 @@ def test_the_card_says_how_and_by_whom(lab: Lab, conf: Settings, hub: Hub, run: 
     }
     assert r"# Sinks of \<attention\>: run" in said
     assert r"| python\-docs | PSF\-2\.0 | common/text at 0123456789ab | 123,456 |" in said
+    assert "\n`data_manifest.json` holds their hashes. `order.safetensors` has the rows that each step since" in said
     assert "People: Ada (lead), Grace" in said
     assert "sponsored by The house" in said
     assert r"- Changed in it: steps = 4" in said
@@ -286,6 +294,7 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     how.write_text(json.dumps(told))
     with lab.db.write() as session:
         session.execute(update(Project).values(channel_url="https://discord.com/channels/1/2"))
+        session.execute(update(Run).values(thread_url="https://discord.com/channels/1/3"))
     publish(lab, conf, run)
     (entry,) = entries(lab)
     assert [entry[key] for key in ("tokens", "held_out", "held_out_step")] == [200, "4.000", 2]
@@ -295,7 +304,8 @@ def test_the_card_has_what_a_reader_of_the_hub_looks_for(lab: Lab, conf: Setting
     said = hub.read(repo(conf, run), "README.md", "step2")
     config = configs.read(lab.row(run).config)
     assert f"\n- Compute: 1 core of {POOL}, sponsored by " in said
-    assert "\n- Channel: https://discord.com/channels/1/2, where each post names its entry in" in said
+    assert "\n- Record: https://discord.com/channels/1/3, the run's thread, where each post names its entry" in said
+    assert "\n- Channel: https://discord.com/channels/1/2, where each post names its entry in the record\n" in said
     for row_of_card in (
         f"| Parameters | {check.parameters(config):,} |",
         "| Hardware | 1 core |",
@@ -857,7 +867,7 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     data = f"data: {{kind: instructions, sources: [{source}]}}"
     lab.recipe("tuned", f"like: demo\nbase: {repo(conf, run)}@step0\n{data}\nlora: {{rank: 4}}\n")
     tuned = lab.row(lab.launch(1, recipe="tuned"))
-    elsewhere.bring_base(conf, tuned)
+    elsewhere.bring_models(conf, tuned)
     [fetched] = (conf.home / "hub_copies").glob("*/*")
     assert {path.name for path in fetched.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
     assert not [path for path in fetched.iterdir() if path.is_dir()]
@@ -871,14 +881,62 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     disk.tidy(conf, lab.db)
     assert fetched.is_dir(), "a run that has not ended starts from it"
     lab.cancel(tuned.id)
+    measured = baseline(lab, f"{repo(conf, run)}@step0", tasks="arc_easy, sciq", limit=7)
+    disk.tidy(conf, lab.db)
+    assert fetched.is_dir(), "a run that has not ended evaluates it"
+    assert kind_of(measured).command(Start(conf, lab.db, measured, attempt)) == [
+        *("eval", str(fetched), "--tasks=arc_easy,sciq", "--out", str(attempt), "--limit=7")
+    ]
+    lab.cancel(measured.id)
     disk.tidy(conf, lab.db)
     assert not fetched.exists()
 
     with pytest.raises(OSError, match="the disk has no room for"):
-        elsewhere.bring_base(conf.model_copy(update={"disk_floor_gib": 1e9}), tuned)
-    HubClient(conf).show(repo(conf, run), private=True)
-    with pytest.raises(OSError, match="cannot be fetched from the Hub"):  # though the lab's own token would do
-        elsewhere.bring_base(conf, tuned)
+        elsewhere.bring_models(conf.model_copy(update={"disk_floor_gib": 1e9}), tuned)
+
+
+def baseline(lab: Lab, model: str, **asked: Any) -> runs.Run:
+    """An evaluation of a model of the Hub that Ada asks for."""
+    with lab.db.write() as session:
+        receipt = baselines.launch(session, ADA, request_id(), 1, model=model, **{"tasks": "arc_easy"} | asked)
+    return lab.row(receipt.run_id)
+
+
+def test_a_model_that_nobody_may_read_or_that_the_trainer_cannot_costs_nothing(
+    lab: Lab, conf: Settings, hub: Hub, run: int
+) -> None:
+    model = f"{conf.hub_namespace}/bert"
+    hub.api.create_repo(model)
+    for name in ("main", "unreadable"):
+        hub.api.create_branch(model, branch=name, exist_ok=True)
+    hub.put(model, "main", "config.json", b'{"architectures": ["BertForMaskedLM"]}')
+    hub.put(model, "unreadable", "config.json", b"[" * 10**5)
+    refusals = {
+        f"{model}@main": f"{model} is a BertForMaskedLM, which the trainer cannot read; it reads GPTNeoXForCausalLM",
+        f"{model}@unreadable": f"{model} has no config.json of a model of transformers",
+        f"{model}@step7": f"the Hub has no revision step7 of {model}",
+        f"{conf.hub_namespace}/none@main": "that everybody may read",
+    }
+    for asked, said in refusals.items():
+        with pytest.raises(DomainError, match=said):
+            elsewhere.bring_models(conf, baseline(lab, asked))
+    hub.fault(path="resolve/main/config", status=403, code="GatedRepo")
+    measured = baseline(lab, f"{model}@main")
+    with pytest.raises(NotFoundError, match="bert is gated on the Hub: its owners let only some people read it"):
+        elsewhere.bring_models(conf, measured)
+    HubClient(conf).show(model, private=True)
+    with pytest.raises(NotFoundError, match=f"the Hub has no model {model} that everybody may read"):
+        elsewhere.bring_models(conf, measured)  # though the lab's own token would do
+    assert not list((conf.home / "hub_copies").glob("*/*"))
+
+    attempt = folders.own(conf, measured.id, measured.request_id) / "attempt-1"
+    attempt.mkdir()
+    staging = Staging(conf, lab.db, lambda waits: True, lambda work: work())
+    with pytest.raises(UnstartedError, match="it could not be started: the Hub has no model") as refused:
+        staging.stage(measured, 1, attempt, 1, in_store=False)
+    assert not refused.value.ending.transient
+    lab.settle(measured.id, lab.start(measured.id, 1), 0, refused.value.ending)
+    assert (lab.run(measured.id).state, lab.run(measured.id).spent) == (runs.RunState.FAILED, 0)
 
 
 def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
@@ -897,7 +955,7 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
     with pytest.raises(OSError, match=f"step 0 of {repo(conf, run)} cannot be fetched from the Hub: "):
         elsewhere.bring(away, lab.db, lab.row(evaluation), pytest.fail, begins=True)
     elsewhere.bring(of_anybody, lab.db, lab.row(evaluation), pytest.fail, begins=True)
-    [fetched] = (conf.home / "hub_copies").glob("*/*")
+    [fetched] = (conf.home / "hub_copies").glob("*/checkpoints/*")
     assert fetched.name == "step0"
     attempt = conf.runs_dir / str(evaluation) / "attempt-1"
     told_trainer = kind_of(lab.row(evaluation)).command(Start(conf, lab.db, lab.row(evaluation), attempt))
@@ -919,6 +977,54 @@ def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(
         session.get_one(Repository, run).private = True
         with pytest.raises(NotFoundError, match="has no checkpoint of step 0 here or open on the Hub; the nearest"):
             evaluations.launch(session, ADA, "held", run, tasks="heldout", steps="0", time_limit="10m")
+
+
+def test_a_fork_starts_from_what_is_on_the_hub_with_the_optimizers_state_where_that_is_kept(
+    lab: Lab, conf: Settings, hub: Hub
+) -> None:
+    project = lab.project(title="Sinks of <attention>")
+    lab.allocation(project)
+    lab.recipe("kept", "like: demo\ncheckpoints: {keep_state: [2]}\n")
+    run = lab.launch(project, recipe="kept", overrides=f"steps={LAST}")
+    lab.start(run, 0)
+    write(lab, conf, run, 1, 2)
+    publish(lab, conf, run)
+    branches = [branch.name for branch in hub.api.list_repo_refs(repo(conf, run)).branches]
+    assert sorted(branches) == ["main", "step1", "step2", "step2-state"]
+    files = set(hub.api.list_repo_files(repo(conf, run), revision="step2-state")) - {".gitattributes"}
+    assert files == {"trainer/moments.safetensors"}
+
+    def planned(step: int) -> run_plan.Preview:
+        with lab.db.write() as session:
+            return run_plan.plan_fork(session, ADA, request_id(), run, step)
+
+    assert not planned(1).quote.is_afresh, "all of it is on this disk"
+    moments = (Path(row(lab, run, 2).folder) / "trainer" / "moments.safetensors").read_bytes()
+    for step in (1, 2):
+        shutil.rmtree(row(lab, run, step).folder)
+        with lab.db.write() as session:
+            disk.mark(session, run, step, Disk.GONE)
+    with pytest.raises(NotFoundError, match="has no checkpoint of step 3 here or open on the Hub; it has: 1, 2"):
+        planned(3)
+    for step, is_afresh in ((1, True), (2, False)):
+        plan = planned(step)
+        assert plan.quote.is_afresh == is_afresh
+        with lab.db.write() as session:
+            fork = run_plan.confirm(session, ADA, plan.plan_id).run_id
+        elsewhere.bring(conf, lab.db, lab.row(fork), pytest.fail, begins=True)
+        attempt = conf.runs_dir / str(fork) / "attempt-1"
+        attempt.parent.mkdir(parents=True)
+        told = kind_of(lab.row(fork)).command(Start(conf, lab.db, lab.row(fork), attempt))
+        origin, _, at = told[told.index("--fork") + 1].partition("@")
+        fetched = Path(origin) / "checkpoints" / f"step{at}"
+        assert (fetched / "model.safetensors").is_file()
+        assert (fetched / "trainer").is_dir() != is_afresh
+    assert (fetched / "trainer" / "moments.safetensors").read_bytes() == moments
+    # A host that was cut off between the two parts fetches what is missing.
+    shutil.rmtree(fetched / "trainer")
+    elsewhere.bring(conf, lab.db, lab.row(fork), pytest.fail, begins=True)
+    assert {path.name for path in fetched.parent.iterdir()} == {"step1", "step2"}
+    assert (fetched / "trainer" / "moments.safetensors").read_bytes() == moments
 
 
 def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(

@@ -154,7 +154,7 @@ def test_what_left_the_disk_leaves_the_store_and_no_fork_starts_from_it(lab: Lab
     assert disk.tidy(conf, lab.db) == 3
     assert clear(lab, conf) == 3
     assert left(lab, conf, run) == [40, 50]
-    with pytest.raises(NotFoundError, match=r"Run 1 has no checkpoint of step 10 on this disk; it has: 40, 50\."):
+    with pytest.raises(NotFoundError, match=r"no checkpoint of step 10 here or open on the Hub; it has: 40, 50\."):
         fork(lab, run, 10)
     assert fork(lab, run, 40).run_id > child
     with lab.db.read() as session:

@@ -146,7 +146,7 @@ def test_a_fork_is_confirmed_only_while_its_checkpoint_is_there(lab: Lab, projec
     assert (forked.parent_id, forked.fork_step, forked.overrides) == (run, 4, {"seed": "1"})
     with lab.db.write() as session:
         session.get_one(Publication, (run, 4)).disk = Disk.GONE
-    with pytest.raises(NotFoundError, match="no checkpoint of step 4 on this disk; it has: 0"):
+    with pytest.raises(NotFoundError, match="no checkpoint of step 4 here or open on the Hub; it has: 0"):
         confirm(lab, second.plan_id)
     with pytest.raises(NotFoundError), lab.db.write() as session:
         run_plan.plan_rerun(session, ADA, request_id(), forked.id)

@@ -112,7 +112,7 @@ def test_preparing_again_changes_nothing(config: TrainConfig, tmp_path: Path) ->
     stages: list[str] = []
     for _ in range(2):
         ensure(config, tmp_path, None, stages.append)
-    assert stages.count("encoding python-docs") == 1
+    assert sum(stage.startswith("encoding python-docs") for stage in stages) == 1
 
 
 def test_a_source_by_epochs_takes_part_by_its_rows(config: TrainConfig, tmp_path: Path) -> None:
@@ -120,7 +120,12 @@ def test_a_source_by_epochs_takes_part_by_its_rows(config: TrainConfig, tmp_path
         write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} text number {number}, " * 5 for number in range(documents)])
     sources = ({"path": "a.jsonl", "epochs": 1}, {"path": "b.jsonl", "epochs": 2})
     mixed = changed(config, **data_config(tmp_path, *sources).model_dump(mode="json"))
-    corpus = Corpus(mixed, ensure(mixed, tmp_path, None, lambda message: None))
+    said: list[str] = []
+    corpus = Corpus(mixed, ensure(mixed, tmp_path, None, said.append))
+    assert [one for one in said if one.startswith("encoding")] == [
+        "encoding s0, source 1 of 2",
+        "encoding s1, source 2 of 2, 81% done",
+    ]
     rows = [len(Indexed(tmp_path / "data" / f"s{number}.train").tokens) // 17 for number in (0, 1)]
     read = corpus.order.rows(0, rows[0] + 2 * rows[1])
     assert abs(sum(row.source == 0 for row in read) - rows[0]) <= 2

@@ -284,3 +284,42 @@ def test_a_corpus_that_is_known_by_its_name_alone_lies_nowhere(tmp_path: Path) -
     config = write_config(tmp_path / "config.yml", {"data": data})
     result = run.invoke(app, ["prepare", str(config), "--out", str(tmp_path / "data")])
     assert (result.exit_code, "Where the tokenizer neox lies is not said" in result.stderr) == (78, True)
+
+
+def test_seen_says_which_steps_read_a_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = {
+        step: json.loads(run.invoke(app, ["show", str(folder), "--step", str(step), "--json"]).stdout)["rows"]
+        for step in range(1, 13)
+    }
+    whole = next(row for row in every[7] if len(row["documents"]) == 1 and len(row["text"].split()) > 8)
+    text = " ".join(whole["text"].split(" ")[1:-1]).strip()
+    found = json.loads(run.invoke(app, ["seen", str(folder), "--text", text, "--json"]).stdout)
+    read = {step for step, rows in every.items() if any(text in row["text"] for row in rows)}
+    assert found["found"] >= 1
+    assert {step for passage in found["passages"] for step in passage["steps"]} >= read > set()
+    passage = found["passages"][0]
+    assert passage["licence"] == "PSF-2.0"
+    assert passage["share"] == 1
+    # A text over the border of two rows was read by the steps of both.
+    for passage in found["passages"]:
+        assert all(
+            any(passage["document"] in {part["document"] for part in row["documents"]} for row in every[step])
+            for step in passage["steps"]
+        )
+    # Another end makes it a text that nobody has read, and the same place the nearest.
+    other = json.loads(run.invoke(app, ["seen", str(folder), "--text", f"{text} zebra quagga", "--json"]).stdout)
+    assert other["found"] == 0
+    near = other["passages"][0]
+    assert near["document"] in {passage["document"] for passage in found["passages"]}
+    assert 0.5 < near["share"] < 1
+    assert other["searched"] == other["held"] > 0
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "PSF-2.0" in run.invoke(app, ["seen", str(folder), "--text", text]).stdout
+    nonsense = json.loads(run.invoke(app, ["seen", str(folder), "--text", "🦓" * 40, "--json"]).stdout)
+    assert (nonsense["found"], nonsense["passages"]) == (0, [])
+
+
+def test_seen_refuses_a_text_of_a_word(folder: Path) -> None:
+    result = run.invoke(app, ["seen", str(folder), "--text", "a"])
+    assert result.exit_code == 78
+    assert "4 are the fewest to search for" in result.stderr

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from trainer.data.order import BLOCK, Order
+from trainer.data.order import BLOCK, Order, Row, RowOrder, StagedOrder, StoredOrder
 
 WEIGHTS = [0.25, 0.75]
 GOLDEN = [(1, 477), (1, 410), (1, 152), (0, 3)]
@@ -69,3 +69,23 @@ def test_pythia_starts_at_once_and_small() -> None:
     tracemalloc.stop()
     assert len({*first, *last}) == 2048
     assert peak < 30e6
+
+
+@pytest.mark.parametrize(
+    ("order", "sizes"),
+    [
+        (Order(WEIGHTS, [70, 500], 1), [70, 500]),
+        (StagedOrder([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]], [BLOCK + 3, 2 * BLOCK, 3 * BLOCK], [70, 500], 5), [70, 500]),
+        (StoredOrder([70, 500, 3]), [70, 500, 3]),
+    ],
+    ids=["mixed", "staged", "stored"],
+)
+def test_a_rows_positions_are_those_that_read_it(order: RowOrder, sizes: list[int]) -> None:
+    first, end = 5, 2 * BLOCK + 77
+    read: dict[Row, list[int]] = {}
+    for position, row in enumerate(order.rows(first, end - first), first):
+        read.setdefault(row, []).append(position)
+    for source, size in enumerate(sizes):
+        for number in (0, 1, size // 2, size - 1):
+            row = Row(source, number)
+            assert order.positions(row, first, end) == read.get(row, [])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,8 +18,8 @@ from tests.trainer.conftest import run_trainer, write_config
 from trainer import files
 from trainer.checkpoint.resume import StartingPoint
 from trainer.code_version import code_commit
-from trainer.config import TrainConfig
-from trainer.contract import Status
+from trainer.config import TrainConfig, load
+from trainer.contract import ORDER_FILE, Status
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.loss_spikes import LossSpikes
 from trainer.train import train
@@ -80,6 +81,32 @@ def test_checkpoint_says_how_it_was_made(finished: Path) -> None:
     ]
 
 
+def order(out: Path) -> list[list[tuple[str, int]]]:
+    """The source and number of each row that the steps read, by the files of all checkpoints."""
+    steps: list[tuple[int, list[tuple[str, int]]]] = []
+    for path in sorted(out.glob(f"checkpoints/*/{ORDER_FILE}"), key=lambda path: int(path.parent.name[4:])):
+        with safe_open(path, framework="np") as file:
+            told = file.metadata()
+            sources, rows = file.get_tensor("source"), file.get_tensor("row")
+        names = json.loads(told["sources"])
+        first = int(told["first_step"])
+        assert not steps or first == steps[-1][0] + 1
+        for offset, pair in enumerate(zip(sources, rows, strict=True)):
+            steps.append((first + offset, [(names[source], int(row)) for source, row in zip(*pair, strict=True)]))
+    return [rows for _, rows in steps]
+
+
+def test_the_checkpoints_say_what_every_step_read(finished: Path) -> None:
+    shown = [
+        json.loads(run_trainer("data", "show", finished, "--step", str(step), "--json").stdout)["rows"]
+        for step in (1, 7, 12)
+    ]
+    read = order(finished)
+    assert [len(rows) for rows in read] == [8] * 12
+    assert [read[0], read[6], read[11]] == [[(row["source"], row["number"]) for row in rows] for rows in shown]
+    assert not (finished / "checkpoints" / "step0" / ORDER_FILE).exists()
+
+
 @pytest.mark.parametrize("step", [0, 4])
 def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path, step: int) -> None:
     start = finished / "checkpoints" / f"step{step}"
@@ -94,6 +121,7 @@ def test_resume_is_identical_to_the_bit(finished: Path, tmp_path: Path, step: in
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert not (tmp_path / "out" / "checkpoints" / f"step{step}").exists()
+    assert order(tmp_path / "out") == order(finished)[step:]
 
 
 def test_a_stop_before_the_first_step_ends_at_the_checkpoint_of_step_0(config: TrainConfig, tmp_path: Path) -> None:
@@ -217,6 +245,31 @@ def test_fork_starts_a_new_run_from_a_kept_step(finished: Path, tmp_path: Path) 
     how = json.loads((tmp_path / "again" / "checkpoints" / "step9" / "how.json").read_text())
     assert how["parent"]["run"] == "run 12"
     assert how["parent"]["parent"]["run"] == finished.name
+
+
+def test_a_fork_of_published_weights_begins_its_optimizer_afresh(finished: Path, tmp_path: Path) -> None:
+    published = tmp_path / "hub" / "checkpoints" / "step4"
+    shutil.copytree(finished / "checkpoints" / "step4", published, ignore=lambda _, names: {"trainer"} & set(names))
+    config = write_config(tmp_path / "tiny.yml", steps=8)
+    fork = ("--fork", f"{tmp_path / 'hub'}@4")
+    result = run_trainer("train", config, "--out", tmp_path / "out", *fork)
+    assert result.returncode == 0, result.stderr
+    warned = [event["message"] for event in lines(tmp_path / "out" / "events.jsonl") if event["event"] == "warning"]
+    assert "the checkpoint of step 4 has no optimizer state, which begins afresh" in warned
+    first = tmp_path / "out" / "checkpoints" / "step5"
+    assert json.loads((first / "how.json").read_text())["state_since"] == 4
+    # After one update, the bias-corrected moments of Adam are the gradient and its square: (1 - β1) g, (1 - β2) g².
+    state = load_file(first / "trainer" / "optimizer.safetensors")
+    name = "head.norm.weight" if "exp_avg.head.norm.weight" in state else next(iter(state)).partition(".")[2]
+    beta1, beta2 = load(config).optimizer.betas
+    gradient = state[f"exp_avg.{name}"] / (1 - beta1)
+    torch.testing.assert_close(state[f"exp_avg_sq.{name}"], gradient.square() * (1 - beta2), rtol=1e-4, atol=1e-12)
+    again = run_trainer("train", config, "--out", tmp_path / "again", "--resume", first)
+    assert again.returncode == 0, again.stderr
+    ours, theirs = (
+        load_file(tmp_path / out / "checkpoints" / "step8" / "model.safetensors") for out in ("again", "out")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_fork_reaches_further_by_yarn(finished: Path, tmp_path: Path) -> None:

@@ -24,8 +24,14 @@ def read(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_verified(folder: Path) -> dict[str, Any]:
-    """The metadata with at least `step`, `tokens` and `config`. Raises ConfigError if they or any file are damaged."""
+def has_state(folder: Path) -> bool:
+    """Whether a checkpoint has the optimizer's state beside its weights, which most on the Hub have not."""
+    return (folder / TRAINER_FOLDER).is_dir()
+
+
+def read_verified(folder: Path, *, weights_only: bool = False) -> dict[str, Any]:
+    """The metadata with at least `step`, `tokens` and `config`. Raises ConfigError if they or any file are damaged;
+    with `weights_only`, what only training needs may be missing."""
     metadata = read(folder)
     kinds = {"step": int, "tokens": int, "config": dict}
     for key, kind in kinds.items():
@@ -33,7 +39,7 @@ def read_verified(folder: Path) -> dict[str, Any]:
             raise ConfigError(_damaged(folder, f"{CHECKPOINT_METADATA_FILE} lacks {key}"))
     if folder.name not in (f"step{metadata['step']}", folder.name.removeprefix("step")):
         raise ConfigError(_damaged(folder, f"{CHECKPOINT_METADATA_FILE} is of step {metadata['step']}"))
-    verify(folder, metadata)
+    (verify_weights if weights_only else verify)(folder, metadata)
     return metadata
 
 

@@ -36,7 +36,8 @@ class StartingPoint(NamedTuple):
     """Where a run starts: at a checkpoint, which is only read, or at step 0 with fresh weights where it is None.
 
     `parent` names the run and the step that this run was forked from, {"run", "step", "parent"}, the last being that
-    run's own parent or None. `is_fork` is true at the first start of a fork, not when a fork is resumed. Each of
+    run's own parent or None. `is_fork` is true at the first start of a fork, not when a fork is resumed, and
+    `is_afresh` where the checkpoint of such a fork has no optimizer state to go on with. Each of
     `changes` is a sentence about a key that a resumed run changes on wish. `base` is the checkpoint whose weights a
     fine-tuned run starts from, or keeps beside its own.
     """
@@ -47,6 +48,7 @@ class StartingPoint(NamedTuple):
     is_fork: bool = False
     changes: tuple[str, ...] = ()
     base: Path | None = None
+    is_afresh: bool = False
 
 
 def find_starting_point(
@@ -147,10 +149,16 @@ def _config_of(made: dict[str, Any]) -> dict[str, Any]:
 
 def _fork(config: TrainConfig, fork: str, base: str | None) -> StartingPoint:
     folder, parent = _step_of("--fork", fork)
-    made = metadata.read_verified(folder)
+    is_afresh = not metadata.has_state(folder)
+    made = metadata.read_verified(folder, weights_only=is_afresh)
+    if is_afresh and made["step"] and config.lora is not None:
+        raise ConfigError(
+            f"{folder} has no optimizer state, among which its adapters are; fork it from a step that has."
+        )
     _require_same(config, made, FIXED_ON_FORK, CONTEXT_KEYS, "fork with the model it has")
     _require_enough_steps(config, made)
-    return StartingPoint(folder, made["step"], parent, is_fork=True, base=_kept_base(config, base, made))
+    kept_base = _kept_base(config, base, made)
+    return StartingPoint(folder, made["step"], parent, is_fork=True, base=kept_base, is_afresh=is_afresh)
 
 
 def _step_of(key: str, named: str) -> tuple[Path, dict[str, Any]]:
@@ -166,7 +174,7 @@ def _step_of(key: str, named: str) -> tuple[Path, dict[str, Any]]:
             raise ConfigError(f"{run} has no checkpoint of step {step}; it has {kept or 'none'}.")
     except OSError as error:
         raise ConfigError(f"{key} {run[:80]!r} cannot be read: {error.strerror}.") from error
-    made = metadata.read_verified(folder)
+    made = metadata.read_verified(folder, weights_only=not metadata.has_state(folder))
     return folder, {"run": Path(run).absolute().name, "step": made["step"], "parent": made.get("parent")}
 
 

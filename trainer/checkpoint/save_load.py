@@ -95,12 +95,14 @@ def save(
     is_main: bool,
     metadata: dict[str, Any],
     data: Path,
+    write_order: Callable[[Path], None],
 ) -> None:
     """Write the checkpoint of `step` into the run folder `out`, whole or not at all. All ranks call it together, and
     the main rank writes.
 
     `probe_BL` are token ids whose logits go into the probe, `metadata` what the metadata say beside the configuration,
-    `data` the folder with the tokenizer. Raises OSError if the checkpoint cannot be written.
+    `data` the folder with the tokenizer; `write_order` writes into the checkpoint's folder what the steps before it
+    read. Raises OSError if the checkpoint cannot be written.
     """
     logits_BLV = engine.logits(probe_BL)
     kinds: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
@@ -122,6 +124,7 @@ def save(
             write_tensors(folder, MOMENTS, moments)
         if config.lora is not None and theirs.refusal is None:
             adapter.write(folder, config, theirs, dict(engine.gather("adapter")))
+        write_order(folder)
         write_description(config, folder, step, metadata, data)
 
 

@@ -154,7 +154,8 @@ class Build:
         self, source: SourceConfig, pool: Workers[dict[str, Encoded]], folder: Path, part: int | None = None
     ) -> dict[str, dict[str, Any]]:
         """Write the files of a source, or of the part of that number, into a folder; returns how they are described."""
-        self._progress(f"encoding {source.name}{'' if part is None else f', file {part + 1}'}")
+        of_one = "" if part is None else f"encoding {source.name}, file {part + 1}"
+        self._progress(of_one or readers.encoding(source, self._data))
         with SourceWriter(folder, source, self._data) as writer:
             for results in pool.map(batches(self._read(source, self._progress, part))):
                 self._advance(writer.add(results))

@@ -68,7 +68,8 @@ def prepare(
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     step: Annotated[int, typer.Option(help="The step, counted from 1 as in the metrics.")],
-    row: Annotated[int | None, typer.Option(help="One row of its batch, counted from 0.")] = None,
+    row: Annotated[int | None, typer.Option(help="A row of its batch, counted from 0; all without it.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many rows from --row on.")] = 1,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show the token ids.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Show all of the text.")] = False,
     json: AsJson = False,
@@ -77,11 +78,28 @@ def show(
     with one_sentence():
         from trainer.data.show import look, table
 
-        seen = look(run, step, row)
+        found = look(run, step, row, count)
         if json:
-            print(seen.model_dump_json())
+            print(found.model_dump_json())
         else:
-            Console().print(table(seen, tokens, text))
+            Console().print(table(found, tokens, text))
+
+
+@app.command()
+def seen(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    text: Annotated[str, typer.Option(help="What to search for, in whole words.")],
+    json: AsJson = False,
+) -> None:
+    """Show at which steps a run read a text, or else the passages of its data that are nearest to it."""
+    with one_sentence():
+        from trainer.data.seen import search, table
+
+        found = search(run, text)
+        if json:
+            print(found.model_dump_json())
+        else:
+            Console().print(table(found))
 
 
 @app.command()

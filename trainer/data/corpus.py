@@ -14,7 +14,7 @@ from trainer.config import TrainConfig
 from trainer.data.config import SourceConfig
 from trainer.data.encode import SPLITS
 from trainer.data.indexed import Indexed
-from trainer.data.order import Order, Row, StagedOrder, StoredOrder
+from trainer.data.order import Order, Row, RowOrder, StagedOrder, StoredOrder
 from trainer.data.prepare import manifest_of, require_same_data
 from trainer.schema import ConfigError
 
@@ -83,7 +83,7 @@ class Corpus:
                     f"and there are {count}; {fix}."
                 )
         names, usual, seed = [source.name for source in self.sources], self._weights.tolist(), config.training.seed
-        self.order: Order | StagedOrder | StoredOrder = Order(usual, self._rows, seed)
+        self.order: RowOrder = Order(usual, self._rows, seed)
         self._shares = self._weights
         if config.stages:
             weights = [stages_of.weights_in(stage, names, usual) for stage in config.stages]

@@ -136,7 +136,7 @@ def read(source: SourceConfig, data: DataConfig) -> Iterator[tuple[str, list[Exa
 
 def _write(source: SourceConfig, data: DataConfig, bpe: Tokenizer, folder: Path, say: Say) -> dict[str, Any]:
     """Write the files of a source; returns how they are described."""
-    say(f"encoding {source.name}")
+    say(readers.encoding(source, data))
     encode, longest, left_out = _Encoder(bpe, data), data.sequence_length + 1, 0
     split: dict[str, Lines] = {name: [] for name in SPLITS}
     for name, found in read(source, data):

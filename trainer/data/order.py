@@ -4,6 +4,7 @@ Batch after batch takes the next positions, counted from 0.
 """
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,7 +32,30 @@ class Row(NamedTuple):
     number: int
 
 
-class Order:
+class Places(NamedTuple):
+    """The rows at some positions: the number of the source of each, and the row's number in it, [positions] both."""
+
+    sources: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+
+class RowOrder(ABC):
+    """Which row comes at each position, and at which positions a row comes."""
+
+    @abstractmethod
+    def places(self, first: int, count: int) -> Places:
+        """The rows at `count` positions from `first` on."""
+
+    @abstractmethod
+    def positions(self, row: Row, first: int, end: int) -> list[int]:
+        """The positions in [first, end) that read the row, in order."""
+
+    def rows(self, first: int, count: int) -> list[Row]:
+        """The rows at `count` positions from `first` on, one by one."""
+        return [Row(int(source), int(number)) for source, number in zip(*self.places(first, count), strict=True)]
+
+
+class Order(RowOrder):
     """An endless order of rows. Sources are mixed by weight, and each source is reshuffled every epoch.
 
     The order does not depend on the number of ranks nor on the length of the run, and its memory not on the size of the
@@ -48,7 +72,7 @@ class Order:
         self._before = np.zeros((1, len(rows)), dtype=np.int64)
         self._block = lru_cache(maxsize=8)(self._draw)
 
-    def rows(self, first: int, count: int, ahead: Counts | int = 0) -> list[Row]:
+    def places(self, first: int, count: int, ahead: Counts | int = 0) -> Places:
         """The rows at `count` positions from `first` on. `ahead` says for each source how many of its rows were read
         besides those of earlier positions."""
         sources = np.empty(count, dtype=np.int64)
@@ -68,7 +92,28 @@ class Order:
             epochs, positions = nth[here] // self._rows[source], nth[here] % self._rows[source]
             keys = _hash(self._seed, 1 + int(source), epochs.astype(np.uint64))
             numbers[here] = _shuffled(positions.astype(np.uint64), self._rows[source], keys)
-        return [Row(int(source), int(number)) for source, number in zip(sources, numbers, strict=True)]
+        return Places(sources, numbers)
+
+    def positions(self, row: Row, first: int, end: int, ahead: int = 0) -> list[int]:
+        """The positions in [first, end) that read the row, in order. `ahead` is the number of rows of its source that
+        were read besides those of earlier positions."""
+        size = self._rows[row.source]
+        begun, done = (int(self.counted(place)[row.source]) + ahead for place in (first, end))
+        epochs = np.arange(begun // size, -(-done // size), dtype=np.uint64)
+        keys = _hash(self._seed, 1 + row.source, epochs)
+        nth = epochs.astype(np.int64) * size + _unshuffled(np.full(len(epochs), row.number, np.uint64), size, keys)
+        return [self._position(row.source, int(one) - ahead) for one in nth if begun <= one < done]
+
+    def _position(self, source: int, nth: int) -> int:
+        """The position at which a source is read for the time after `nth` earlier ones."""
+        low, high = 0, 1
+        while self._counted(high)[source] <= nth:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._counted(middle)[source] <= nth else (low, middle)
+        sources, numbers = self._block(low)
+        return low * BLOCK + int(np.flatnonzero((sources == source) & (numbers == nth))[0])
 
     def counted(self, position: int) -> Counts:
         """The number of earlier positions of each source, [sources]."""
@@ -108,7 +153,7 @@ class Order:
         return self._before[block]  # type: ignore[no-any-return]
 
 
-class StagedOrder:
+class StagedOrder(RowOrder):
     """The order of a run of stages, each with weights of its own, of which stage k ends before position `ends[k]`; the
     last one goes on.
 
@@ -124,18 +169,31 @@ class StagedOrder:
         for end, (before, after) in zip(self._inner_ends, pairwise(self._orders), strict=True):
             self._ahead.append(self._ahead[-1] + before.counted(end) - after.counted(end))
 
-    def rows(self, first: int, count: int) -> list[Row]:
+    def places(self, first: int, count: int) -> Places:
         """The rows at `count` positions from `first` on."""
-        found: list[Row] = []
-        while len(found) < count:
-            place = first + len(found)
-            stage = bisect_right(self._inner_ends, place)
-            left = [end - place for end in self._inner_ends[stage : stage + 1]]
-            found += self._orders[stage].rows(place, min([count - len(found), *left]), self._ahead[stage])
-        return found
+        parts = [
+            self._orders[stage].places(begin, end - begin, self._ahead[stage])
+            for stage, begin, end in self._parts(first, first + count)
+        ]
+        return Places(*(np.concatenate([np.empty(0, dtype=np.int64), *arrays]) for arrays in zip(*parts, strict=True)))
+
+    def positions(self, row: Row, first: int, end: int) -> list[int]:
+        """The positions in [first, end) that read the row, in order."""
+        return [
+            position
+            for stage, begin, until in self._parts(first, end)
+            for position in self._orders[stage].positions(row, begin, until, int(self._ahead[stage][row.source]))
+        ]
+
+    def _parts(self, first: int, end: int) -> list[tuple[int, int, int]]:
+        """The stages that positions [first, end) are in, and which of them are in each: number, first, end."""
+        inside = [place for place in self._inner_ends if first < place < end]
+        return [
+            (bisect_right(self._inner_ends, begin), begin, until) for begin, until in pairwise([first, *inside, end])
+        ]
 
 
-class StoredOrder:
+class StoredOrder(RowOrder):
     """The rows as they are stored: source after source, each from its first row to its last, and then again."""
 
     def __init__(self, rows: Sequence[int]) -> None:
@@ -148,12 +206,18 @@ class StoredOrder:
         beyond = [start + own for start, own, end in zip(starts, rows, self._ends, strict=True) if start + own < end]
         return min(beyond, default=int(self._ends[-1]))
 
-    def rows(self, first: int, count: int) -> list[Row]:
+    def places(self, first: int, count: int) -> Places:
         """The rows at `count` positions from `first` on."""
         positions = np.arange(first, first + count) % self._ends[-1]
         sources = np.searchsorted(self._ends, positions, side="right")
         starts = np.concatenate([[0], self._ends[:-1]])[sources]
-        return [Row(int(source), int(number)) for source, number in zip(sources, positions - starts, strict=True)]
+        return Places(sources, positions - starts)
+
+    def positions(self, row: Row, first: int, end: int) -> list[int]:
+        """The positions in [first, end) that read the row, in order."""
+        total = int(self._ends[-1])
+        place = (int(self._ends[row.source - 1]) if row.source else 0) + row.number
+        return list(range(first + (place - first) % total, end, total))
 
 
 def _shuffled(positions: Words, size: int, keys: Words) -> NDArray[np.int64]:
@@ -162,17 +226,40 @@ def _shuffled(positions: Words, size: int, keys: Words) -> NDArray[np.int64]:
     A Feistel network on the next power of four, walked until it comes back below `size` (Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains").
     """
-    half = np.uint64(max(3, -(-(size - 1).bit_length() // 2)))
-    mask = (np.uint64(1) << half) - np.uint64(1)
+    half, mask = _halves(size)
     result = positions.copy()
     todo = np.arange(len(result))
     while len(todo):
         left, right = result[todo] >> half, result[todo] & mask
         for number in range(_ROUNDS):
-            left, right = right, left ^ (_mix(keys[todo] + right + (np.uint64(number) << np.uint64(40))) & mask)
+            left, right = right, left ^ (_round(keys[todo], right, number) & mask)
         result[todo] = (left << half) | right
         todo = todo[result[todo] >= size]
     return result.astype(np.int64)
+
+
+def _unshuffled(images: Words, size: int, keys: Words) -> NDArray[np.int64]:
+    """The position whose image under `_shuffled` each of these is, [images]: the network walked backwards."""
+    half, mask = _halves(size)
+    result = images.copy()
+    todo = np.arange(len(result))
+    while len(todo):
+        left, right = result[todo] >> half, result[todo] & mask
+        for number in reversed(range(_ROUNDS)):
+            left, right = right ^ (_round(keys[todo], left, number) & mask), left
+        result[todo] = (left << half) | right
+        todo = todo[result[todo] >= size]
+    return result.astype(np.int64)
+
+
+def _halves(size: int) -> tuple[np.uint64, np.uint64]:
+    """The bits of each half of a number that the network permutes, and the mask of one half."""
+    half = np.uint64(max(3, -(-(size - 1).bit_length() // 2)))
+    return half, (np.uint64(1) << half) - np.uint64(1)
+
+
+def _round(keys: Words, right: Words, number: int) -> Words:
+    return _mix(keys + right + (np.uint64(number) << np.uint64(40)))
 
 
 def _hash(*parts: int | Words) -> Words:

@@ -75,6 +75,25 @@ def read(
         raise empty(source)
 
 
+def size_of(source: SourceConfig, data: DataConfig) -> int | None:
+    """The bytes of a source's files, at most its `max_bytes`; None where it has no files. Raises ConfigError."""
+    sizes = [path.stat().st_size for path in files_of(source, data.root_folder) if path.is_file()]
+    most = sum(sizes) if source.max_bytes is None else min(sum(sizes), source.max_bytes)
+    return most if sizes else None
+
+
+def encoding(source: SourceConfig, data: DataConfig) -> str:
+    """The words that say which source is being encoded, of how many, and the share of their bytes that lies behind,
+    where all of them have files. Raises ConfigError."""
+    if len(data.sources) == 1:
+        return f"encoding {source.name}"
+    number, sizes = data.sources.index(source), [size_of(each, data) for each in data.sources]
+    known = [size for size in sizes if size is not None]
+    share = sum(known[:number]) / sum(known) if len(known) == len(sizes) and any(known) else 0
+    done = f", {share:.0%} done" if share else ""
+    return f"encoding {source.name}, source {number + 1} of {len(sizes)}{done}"
+
+
 def empty(source: SourceConfig) -> ConfigError:
     """The error for a source without text."""
     return ConfigError(f"The source {source.name} is empty; take it out of data.sources or name another place.")

@@ -1,16 +1,15 @@
 """`data show`: what a step of a run read, each row of its batch with source, licence, documents and text."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
 from trainer.checkpoint import metadata
 from trainer.checkpoint.folders import newest
 from trainer.config import load
-from trainer.contract import CONFIG_FILE
+from trainer.contract import CONFIG_FILE, Part, SeenRow, SeenStep
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import folder_of, verify
@@ -20,59 +19,48 @@ from trainer.schema import ConfigError
 EXCERPT = 160
 
 
-class Part(BaseModel):
-    """The tokens [start, end) of a row, which are of this document."""
+class ReadData(NamedTuple):
+    """The data of a run, of which it has read the steps after `begun` up to `done`; those before are its `parent`'s."""
 
-    document: str
-    start: int
-    end: int
-
-
-class SeenRow(BaseModel):
-    """Row `row` of a step's batch, which is row `number` of its source's training tokens; both count from 0."""
-
-    row: int
-    source: str
-    licence: str
-    number: int
-    documents: list[Part]
-    text: str
-    tokens: list[int]
+    corpus: Corpus
+    begun: int
+    done: int
+    parent: str
 
 
-class SeenStep(BaseModel):
-    """The rows that a step read, all or one of them."""
+def open_data(run: Path) -> ReadData:
+    """The data that the run in that folder reads. Raises ConfigError if they are gone."""
+    config = load(run / CONFIG_FILE)
+    kept = newest(run)
+    parent = metadata.read(kept).get("parent") if kept else None
+    corpus = Corpus(config, folder_of(config, run), kept)
+    logged = last_metrics(run, 1)
+    done = logged[0]["step"] if logged else config.training.steps
+    return ReadData(corpus, parent["step"] if parent else 0, done, parent["run"] if parent else "")
 
-    step: int
-    sequence_length: int
-    rows: list[SeenRow]
 
-
-def look(run: Path, step: int, row: int | None = None) -> SeenStep:
-    """The rows that step `step` read, or the row `row` of them. Steps count from 1, as in the metrics.
+def look(run: Path, step: int, row: int | None = None, count: int = 1) -> SeenStep:
+    """The rows that step `step` read, or `count` of them from row `row` on. Steps count from 1, as in the metrics.
 
     The line of step N in the metrics is about these rows, and checkpoint stepN has seen steps 1 to N. A row has
     sequence_length + 1 tokens: all but the last are inputs, all but the first targets. Raises ConfigError if the run
     has not done this step or its data are gone.
     """
-    config = load(run / CONFIG_FILE)
+    read = open_data(run)
+    config, corpus = read.corpus.config, read.corpus
     if not 1 <= step <= config.training.steps:
         raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")
     if row is not None and not 0 <= row < config.training.batch:
         raise ConfigError(f"--row must be between 0 and {config.training.batch - 1}, the rows of a step, not {row}.")
-    folder, kept = folder_of(config, run), newest(run)
-    parent = metadata.read(kept).get("parent") if kept else None
-    if parent and step <= parent["step"]:
-        raise ConfigError(f"The steps up to {parent['step']} were done by {parent['run']}; ask that run.")
-    done = last_metrics(run, 1)
-    if done and step > done[0]["step"]:
-        raise ConfigError(f"{run} has done {done[0]['step']} steps so far; --step must be one of them, not {step}.")
-    verify(folder)
-    corpus = Corpus(config, folder, kept)
-    bpe = tokenizer.load(folder)
+    if step <= read.begun:
+        raise ConfigError(f"The steps up to {read.begun} were done by {read.parent}; ask that run.")
+    if step > read.done:
+        raise ConfigError(f"{run} has done {read.done} steps so far; --step must be one of them, not {step}.")
+    verify(corpus.folder)
+    bpe = tokenizer.load(corpus.folder)
     rows = []
     for number, drawn in enumerate(corpus.rows(step - 1)):
-        if row is not None and number != row:
+        if row is not None and not row <= number < row + count:
             continue
         source = corpus.sources[drawn.source]
         tokens = corpus.tokens(drawn).tolist()
@@ -89,7 +77,7 @@ def look(run: Path, step: int, row: int | None = None) -> SeenStep:
                 tokens=tokens,
             )
         )
-    return SeenStep(step=step, sequence_length=config.data.sequence_length, rows=rows)
+    return SeenStep(step=step, batch=config.training.batch, sequence_length=config.data.sequence_length, rows=rows)
 
 
 def table(seen: SeenStep, tokens: bool, text: bool) -> Table:

@@ -64,4 +64,4 @@ class Engine(Protocol):
 
     def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
         """Load the weights, and the moments unless `step` is 0, as they were after `step` steps, of which `skipped`
-        overflowed and were no updates."""
+        overflowed and were no updates. A fork whose optimizer began afresh counts from there."""

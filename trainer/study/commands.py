@@ -1,5 +1,6 @@
 """`python -m trainer study`: analyses over the checkpoints of a run. Imports torch when it is run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ def study(
     steps: Annotated[str | None, typer.Option(help="Which checkpoints, such as 0,100-500; without it, all.")] = None,
     data: Annotated[Path | None, typer.Option(help="The prepared data to read; without it, the run's.")] = None,
     resume: Annotated[Path | None, typer.Option(help="The folder of an earlier attempt; it is only read.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="The file of paired_prompts, as --set may name it.")] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="ANALYSIS.KEY=VALUE", help="A setting of an analysis.")
     ] = [],  # noqa: B006  # typer copies it
@@ -36,7 +38,8 @@ def study(
             with interruptible(), bars() as advance:
                 selected = selection.choose(places, steps)
                 steps_read = [one.step for one in selected.checkpoints]
-                made = registry.choose(analyses, settings)
+                of_pairs = [] if pairs is None else [f"paired_prompts.file={json.dumps(str(pairs))}"]
+                made = registry.choose(analyses, [*settings, *of_pairs])
                 if resume is not None:
                     results.take_over(out, resume)
                 from trainer.study.run import run

@@ -13,24 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError
-
 from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.score import log_likelihoods
-from trainer.schema import ConfigError, Section
+from trainer.schema import ConfigError
+from trainer.study import pairs
 from trainer.study.analysis import Analysis, Study, Values
-from trainer.yaml_text import read_yaml
+from trainer.study.pairs import Pair
 
 PROMPTS = Path(__file__).parent / "prompts"
-
-
-class Pair(Section):
-    """A prompt with two continuations, of which the `preferred` one should be likelier; of a `group` if it has one."""
-
-    prompt: str = ""
-    preferred: str = Field(min_length=1)
-    other: str = Field(min_length=1)
-    group: str | None = None
 
 
 class PairedPrompts(Analysis):
@@ -56,10 +46,7 @@ class PairedPrompts(Analysis):
             raise ConfigError(
                 f"The pairs {self.file} cannot be read ({reason}); give a .yml or .jsonl file, or {', '.join(known)}."
             ) from error
-        pairs = [_pair(entry, path, number) for number, entry in enumerate(_entries(text, path), 1)]
-        if not pairs:
-            raise ConfigError(f"{path} has no pair; give it at least one, with prompt, preferred and other.")
-        return pairs
+        return pairs.read(text, str(path), is_jsonl=path.suffix == ".jsonl")
 
     def measure(self, opened: OpenCheckpoint, study: Study) -> Values:
         """`preferred` is the share of pairs whose preferred continuation is the likelier one, `log_odds` the mean of
@@ -107,34 +94,6 @@ class PairedPrompts(Analysis):
             requests += [(context, one[shared:]), (context, other[shared:])]
         totals = [total for total, _ in log_likelihoods(opened, requests, advance=study.advance)]
         return [one - other for one, other in zip(totals[::2], totals[1::2], strict=True)]
-
-
-def _entries(text: str, path: Path) -> Sequence[Any]:
-    """The entries of a file of pairs. Raises ConfigError."""
-    if path.suffix == ".jsonl":
-        entries = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                entries += [json.loads(line)] if line.strip() else []
-            except (ValueError, RecursionError):
-                raise ConfigError(f"{path} has no JSON in line {number}; each line is one pair.") from None
-        return entries
-    content = read_yaml(text, str(path))
-    if not isinstance(content, dict) or not isinstance(content.get("pairs"), list):
-        raise ConfigError(f"{path} has no list under pairs; give it one, each with prompt, preferred and other.")
-    return list(content["pairs"])
-
-
-def _pair(entry: Any, path: Path, number: int) -> Pair:
-    try:
-        return Pair.model_validate(entry)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "it"
-        raise ConfigError(
-            f"Pair {number} of {path}: {key} {first['msg'].replace('Input should', 'should', 1)}; a pair has prompt, "
-            "preferred, other and, if you like, group."
-        ) from None
 
 
 def _stderr(values: Sequence[float]) -> float:

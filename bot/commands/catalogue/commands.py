@@ -1,4 +1,5 @@
-"""`/catalogue …`: recipes, datasets and programs, which members propose and admins accept; and preparing data."""
+"""`/catalogue …`: recipes, datasets, programs and pairs, which members propose and admins accept; and preparing
+data."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,7 +11,7 @@ from bot import errors, text
 from bot.app import Interaction, acknowledge, actor
 from bot.commands import autocomplete, context
 from bot.commands.catalogue import forms, listing
-from bot.commands.catalogue.forms import DatasetForm, ProgramForm, RecipeForm
+from bot.commands.catalogue.forms import DatasetForm, PairsForm, ProgramForm, RecipeForm
 from bot.commands.form import Form
 from bot.commands.reason_form import ReasonForm
 from bot.commands.run import answers as run_answers
@@ -52,33 +53,45 @@ async def list_corpora(interaction: Interaction, pool: str | None = None) -> Non
     await errors.reply(interaction, text.listed(lines) or nothing)
 
 
-@catalogue_group.command(name="propose", description="Propose a recipe, a dataset or a program; an admin decides")
+@catalogue_group.command(name="propose", description="Propose a recipe, dataset, program or pairs; an admin decides")
 @app_commands.describe(
-    what="A recipe of the trainer, a dataset of the Hub at a commit, or a program: somebody's code",
-    file="The recipe or program as a YAML file; without it, a form asks for it",
+    what="A recipe, a dataset of the Hub, a program (somebody's code), or pairs that studies ask a model",
+    file="The recipe, program or pairs as a YAML file; without it, a form asks for it",
     name="Its name, with a file; the file's own otherwise",
 )
 async def propose(
     interaction: Interaction,
-    what: Literal["recipe", "dataset", "program"],
+    what: Literal["recipe", "dataset", "program", "pairs"],
     file: discord.Attachment | None = None,
     name: str | None = None,
 ) -> None:
-    """Propose the recipe or program in the file, or open the form."""
+    """Propose what is in the file, or open the form."""
     if file is None:
-        shown: dict[str, Callable[[], Form]] = {"recipe": RecipeForm, "dataset": DatasetForm, "program": ProgramForm}
+        shown: dict[str, Callable[[], Form]] = {
+            "recipe": RecipeForm,
+            "dataset": DatasetForm,
+            "program": ProgramForm,
+            "pairs": PairsForm,
+        }
         await interaction.response.send_modal(shown[what]())
         return
     if what == "dataset":
-        raise InvalidError("A file is a recipe or a program; a dataset is named in a form, which comes without a file.")
+        raise InvalidError(
+            "A file is a recipe, a program or pairs; a dataset is named in a form, which comes without a file."
+        )
     # Four bytes a character at most; what is longer need not be fetched to be refused.
     if file.size > 4 * configs.LONGEST_RECIPE:
-        raise InvalidError(f"The file has {file.size:,} bytes; a {what} has at most {configs.LONGEST_RECIPE:,}.")
+        has = "pairs have" if what == "pairs" else f"a {what} has"
+        raise InvalidError(f"The file has {file.size:,} bytes; {has} at most {configs.LONGEST_RECIPE:,}.")
     await acknowledge(interaction)
     body = (await file.read()).decode("utf-8", errors="replace")
     called = name or file.filename.rpartition(".")[0] or file.filename
-    propose = catalogue.propose_recipe if what == "recipe" else catalogue.propose_program
-    await interaction.client.write(propose, actor(interaction), str(interaction.id), name=called, body=body)
+    propose = {
+        "recipe": catalogue.propose_recipe,
+        "program": catalogue.propose_program,
+        "pairs": catalogue.propose_pairs,
+    }
+    await interaction.client.write(propose[what], actor(interaction), str(interaction.id), name=called, body=body)
     await errors.reply(interaction, forms.proposed(called, what))
 
 
@@ -89,7 +102,8 @@ async def accept(interaction: Interaction, name: str) -> None:
     """Open the form of the reason."""
     done = (
         f"{text.code(name, 60)} is accepted: everyone can use it.\n"
-        "**Next** `/run launch` takes it, as `recipe:` or as `dataset:`; `/run program` runs a program."
+        "**Next** `/run launch` takes it, as `recipe:` or as `dataset:`; `/run program` runs a program, and "
+        "`/study start` asks pairs."
     )
     await _decide(interaction, name, CatalogueState.ACCEPTED, ("Accept", catalogue.accept, done))
 

@@ -1,4 +1,4 @@
-"""The forms by which members propose recipes, datasets and programs."""
+"""The forms by which members propose recipes, datasets, programs and pairs."""
 
 from bot import text
 from bot.app import Interaction, actor
@@ -9,7 +9,8 @@ from broker import catalogue
 def proposed(name: str, what: str) -> str:
     """The answer to whoever proposes an entry."""
     first = " an operator tries it, and then" if what == "program" else ""
-    return f"{text.code(name, 60)} is proposed;{first} an admin decides."
+    is_or_are = "are" if what == "pairs" else "is"
+    return f"{text.code(name, 60)} {is_or_are} proposed;{first} an admin decides."
 
 
 class RecipeForm(Form):
@@ -44,6 +45,23 @@ class ProgramForm(Form):
             catalogue.propose_program, actor(interaction), str(interaction.id), name=name, body=self.body.value
         )
         return proposed(name, "program")
+
+
+class PairsForm(Form):
+    """Prompts with two continuations each, of which a model should prefer one."""
+
+    def __init__(self) -> None:
+        self.name = short(placeholder="subject-verb")
+        self.body = long(MOST, 'pairs:\n- {prompt: "The cats", preferred: " are", other: " is", group: plural}')
+        super().__init__("Propose pairs", {"Name": self.name, "Pairs": self.body})
+
+    async def send(self, interaction: Interaction) -> str:
+        """Propose them."""
+        name = self.name.value.strip()
+        await interaction.client.write(
+            catalogue.propose_pairs, actor(interaction), str(interaction.id), name=name, body=self.body.value
+        )
+        return proposed(name, "pairs")
 
 
 class DatasetForm(Form):

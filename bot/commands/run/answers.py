@@ -71,6 +71,7 @@ def offer(preview: Preview) -> Card:
         *_reads(quote),
         *copies(quote),
         *_evaluated(quote),
+        *_afresh(quote),
     ]
     known = "not known" if quote.expected is None else f"about {unit.hours(quote.expected)}"
     costs = [
@@ -82,7 +83,8 @@ def offer(preview: Preview) -> Card:
         _too_short(quote, first),
     ]
     queue = [
-        f"**Queue** place {preview.queue.position} of {preview.queue.length}. {text.line(preview.queue.reason, 300)} "
+        f"**Queue** place {preview.queue.position} of {preview.queue.length}. "
+        f"{text.local_times(text.line(preview.queue.reason, 300))} "
         f"{starts(preview.queue.expected)}",
     ]
     row: ui.ActionRow[Any] = ui.ActionRow(
@@ -116,6 +118,13 @@ def _evaluated(quote: Quote) -> list[str]:
     also = f" and {more} more" if more > 0 else ""
     which = text.each_checkpoint(quote.evaluated.every)
     return [f"**Evaluation** {which} is given {tasks}{also}, in runs of their own, which cost extra"]
+
+
+def _afresh(quote: Quote) -> list[str]:
+    """A warning where a fork goes on without its parent's optimizer state."""
+    if not quote.is_afresh:
+        return []
+    return [f"⚠️ **Optimizer** Step {quote.run.fork_step:,} is on the Hub without its state, so Adam begins afresh"]
 
 
 def copies(quote: Quote) -> list[str]:
@@ -162,6 +171,14 @@ def reads(receipt: Receipt, what: str, run_id: int) -> str:
     )
 
 
+def evaluates(receipt: Receipt, model: str) -> str:
+    """The answer to whoever has a model of the Hub evaluated."""
+    return (
+        f"Run {receipt.run_id} will evaluate {text.code(model, 120)}; its results are posted in its thread and stay on "
+        f"its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
+    )
+
+
 def discarded() -> Card:
     """The card that replaces an offer once it is discarded."""
     marker = "-# Nothing was queued or charged."
@@ -204,7 +221,8 @@ def named(run: runs.Run) -> str:
 def waits(why: Why) -> str:
     """Why a run is in its state, and when a queued one starts."""
     then = f"was {why.state} at the decision of {text.when(why.decided_at)}" if why.decided_at else f"is {why.state}"
-    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {text.escape(why.reason)}".rstrip()]
+    reason = text.local_times(text.escape(why.reason))
+    lines = [f"**Run {why.run_id}** of {text.line(why.project, 100)} {then}. {reason}".rstrip()]
     if why.position is not None:
         lines.append(f"**Place** {why.position} of {why.length} on {text.code(why.pool, 60)}")
     if why.factors is not None:
@@ -234,7 +252,8 @@ def configured(run: runs.Run) -> str:
     if not run.config:
         raise ConflictError(f"{kind_of(run).what_it_is(run)}, whose configuration it uses.")
     if not kind_of(run).reads_corpora:
-        return f"**Run {run.id}** is {kind_of(run).of_parent} run {run.parent_id}; what it does is in the file."
+        what = text.line(kind_of(run).what_it_is(run).removeprefix(f"Run {run.id} "), 200)
+        return f"**Run {run.id}** {what}; what it does is in the file."
     changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
     asked = f" with {changed}" if changed else ""
     return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."
@@ -248,7 +267,7 @@ def logged(log: Log) -> str:
     lines += [
         f"**{tried.token}** {tried.state} · {log.unit.hours(tried.spent)}"
         + (f" · on {text.line(tried.host, 60)}" if tried.host else "")
-        + (f" · {text.line(tried.reason, 160)}" if tried.reason else "")
+        + (f" · {text.local_times(text.line(tried.reason, 160))}" if tried.reason else "")
         for tried in log.attempts[-ATTEMPTS_SHOWN:]
     ]
     if log.lines is None and log.store:

@@ -259,8 +259,12 @@ async def kept_steps(interaction: Interaction, typed: str) -> list[Choice[int]]:
     def look(session: Session, about: About) -> list[tuple[str, int]]:
         if about.run is None:
             raise NotFoundError(NO_RUN)
-        kept = publications.kept(session, about.run)
-        return [(f"step {step:,} of run {about.run}", step) for step in reversed(kept) if typed.strip() in str(step)]
+        found, kept = publications.readable(session, about.run), set(publications.kept(session, about.run))
+        return [
+            (f"step {step:,} of run {about.run}{'' if step in kept else ', from the Hub'}", step)
+            for step in reversed(found)
+            if typed.strip() in str(step)
+        ]
 
     return await _choices(interaction, look, refused=context.whole_number(typed) or 0)
 

@@ -92,9 +92,10 @@ def _equal_tokens(standings: Standings) -> str:
     said = (
         f"Losses after {short(standings.tokens)} tokens, which all compared runs have reached, smoothed (median + EMA)"
     )
-    if standings.held_out_tokens and standings.held_out_tokens != standings.tokens:
-        return f"{said}; held-out after {short(standings.held_out_tokens)}."
-    return f"{said}."
+    if not standings.held_out_tokens:
+        return f"{said}."
+    same = standings.held_out_tokens == standings.tokens
+    return f"{said}; held-out after {'the same' if same else short(standings.held_out_tokens)}, unsmoothed."
 
 
 def _evaluated(views: Sequence[RunView]) -> Iterator[str]:

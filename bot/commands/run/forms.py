@@ -9,7 +9,7 @@ from bot.commands.form import Form, choice, long, short
 from bot.commands.run import answers
 from broker.allocations.units import Unit
 from broker.reports import run_plan
-from broker.runs import generation
+from broker.runs import generation, launching
 from broker.runs.launching import Order
 from projects.errors import InvalidError
 
@@ -39,7 +39,8 @@ class LaunchForm(Form):
         """Offer the run with its cost; the button launches it."""
         gpus = context.whole_number(self.gpus.value)
         if gpus is None:
-            raise InvalidError(f"The number of {self.unit.plural} is a whole number, such as 1 or 8.")
+            pool = await interaction.client.read(launching.pool_of, self.project_id, self.allocation_id)
+            raise InvalidError(f"The number of {self.unit.plural} is a whole number from 1 to {pool.gpus:,}.")
         order = Order(
             self.project_id,
             self.recipe.values[0],

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 import discord
 
 from bot import text
-from bot.app import Interaction, actor
+from bot.app import App, Interaction, actor
 from bot.buttons import Button
 from bot.commands import context
 from bot.commands.form import Form, choice, long, short
-from broker.allocations import shares, sponsor_shares
+from broker.allocations import pools, shares, sponsor_shares
 from broker.allocations.pools import GrantView
 from broker.allocations.units import heading
 from broker.reviews import inventory
@@ -123,7 +123,7 @@ class AddGrantForm(Form):
             hours=self.hours.value,
             until=self.until.value,
         )
-        thanks = f"Grant {number} is added; the record thanks the sponsor."
+        thanks = f"Grant {number} is added: {await _given(app, number)}; the record thanks the sponsor."
         return f"{thanks}\n**Next** The leads of projects ask for their part with `/allocation request`."
 
 
@@ -156,7 +156,14 @@ class ChangeGrantForm(Form):
             until=self.until.value,
             reason=self.why.value,
         )
-        return f"Grant {number} is changed; the record says so."
+        return f"Grant {number} is changed: {await _given(app, number)}; the record says so."
+
+
+async def _given(app: App, number: int) -> str:
+    """What a grant gives in all, and until when."""
+    [grant] = [grant for grant in await app.read(pools.grants) if grant.id == number]
+    hours = grant.unit.hours(grant.seconds)
+    return f"{hours} of {text.code(grant.pool, 60)} in all, until {text.when(grant.until, 'D')}"
 
 
 class SetShareForm(Form):

@@ -51,7 +51,7 @@ def grant_changed(p: Payload) -> str:
 
 
 def catalogue(verb: str) -> Text:
-    """A text about an entry of the catalogue, which is a recipe, a dataset or a program."""
+    """A text about an entry of the catalogue, which is a recipe, a dataset, a program or pairs."""
 
     def worded(p: Payload) -> str:
         what = f"the {line(p['what'])} {text.code(p['name'], 60)}"

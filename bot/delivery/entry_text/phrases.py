@@ -34,4 +34,4 @@ def quoted(said: str, label: str = "") -> str:
 
 def why(payload: Mapping[str, Any]) -> str:
     """The reason that was given, as a block quote; nothing where none was."""
-    return quoted(str(payload.get("why", "")))
+    return text.local_times(quoted(str(payload.get("why", ""))))

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from broker import configs
-from broker.publications import Publication
+from broker.configs import Base
+from broker.publications import Publication, Repository
 from broker.runs import folders, preparing
 from broker.runs.kinds import sample
 from broker.runs.kinds.kind import Kind, Start
@@ -27,13 +28,17 @@ class Train(Kind):
         run = start.run
         config = preparing.written(start.settings, start.db, run, start.folder)
         arguments = ["train", str(config), "--out", str(start.folder), "--gpus", str(run.gpus // start.nodes)]
-        if base := configs.base(run.config):
+        for base in self.from_hub(run):
             arguments += ["--base", str(folders.hub_base(start.settings, *base))]
         if start.before:
             return [*arguments, "--resume", start.before[-1].folder]
         if run.fork_step is None:
             return arguments
         return [*arguments, "--fork", self._origin(start), "--fork-name", f"run {run.parent_id}"]
+
+    def from_hub(self, run: Run) -> Sequence[Base]:
+        base = configs.base(run.config)
+        return [] if base is None else [base]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         kept = (
@@ -52,7 +57,10 @@ class Train(Kind):
         run = start.run
         with start.db.read() as session:
             kept = session.get(Publication, (run.parent_id, run.fork_step))
+            repository = session.get(Repository, run.parent_id)
         folder = None if kept is None else folders.on_disk(start.settings, kept.run_id, kept.folder)
+        if folder is not None and not folder.is_dir() and repository is not None and not start.in_store:
+            folder = folders.hub_copy(start.settings, repository.name, run.fork_step or 0)
         if folder is None or not (start.in_store or folder.is_dir()):
             raise FileNotFoundError(f"step {run.fork_step} of run {run.parent_id} is no longer on this disk")
         return f"{folder.parents[1]}@{run.fork_step}"
