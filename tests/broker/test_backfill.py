@@ -233,7 +233,7 @@ def test_a_queue_that_ends_where_nothing_more_starts_decides_alike(state: QueueS
         state,
         pools=[first, POOL._replace(id=2, gpus=2)],
         waiting=[*state.waiting, *beside],
-        funds=state.funds | {n + 3: state.funds[n] for n in state.funds},
+        funds={**state.funds, **{n + 3: state.funds[n] for n in state.funds}},
         limits=state.limits if limited else Limits(),
     )
     planned, ended = plan(both), plan(both, whole=False)
