@@ -35,6 +35,10 @@ class Outcome(BaseModel):
     transient: bool = False
 
 
+ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "LlamaForCausalLM")
+"""The classes of transformers whose models the trainer reads, as a `config.json` names them in `architectures`."""
+
+
 class CorpusKind(StrEnum):
     """What a lab can register: a corpus by the key of its place in a source (`path` for text, instructions and
     preferences), prepared data, or a tokenizer."""

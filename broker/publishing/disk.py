@@ -22,13 +22,12 @@ from sqlalchemy import func, true, update
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col, select
 
-from broker import configs
 from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication, Repository
 from broker.runs import folders, runs
 from broker.runs.attempts import Attempt, AttemptState
-from broker.runs.kinds.kind import named
+from broker.runs.kinds.kind import kind_of, named
 from broker.runs.runs import ENDED, Run, RunKind
 from broker.store import Store, StoreError
 from projects.db.columns import utcnow
@@ -206,7 +205,7 @@ def _remove_copies(settings: Settings, db: Database) -> None:
 
 
 def _remove_hub_copies(settings: Settings, db: Database) -> None:
-    """Remove what was fetched from the Hub that no unended run reads: checkpoints of runs, and bases."""
+    """Remove what was fetched from the Hub that no unended run reads: checkpoints of runs, bases and baselines."""
     places = list((settings.home / folders.HUB_COPIES).glob("*"))
     if not places:
         return
@@ -214,9 +213,9 @@ def _remove_hub_copies(settings: Settings, db: Database) -> None:
         read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
         names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
         needed = {folders.hub_copies(settings, name) for name in names}
-        trained = select(Run.config).where(col(Run.state).not_in(ENDED), Run.kind == RunKind.TRAIN)
-        bases = {configs.base(text) for text in session.scalars(trained)}
-        needed |= {folders.hub_copies(settings, base.repo) for base in bases if base is not None}
+        unended = session.scalars(select(Run).where(col(Run.state).not_in(ENDED)))
+        bases = {base for run in unended for base in kind_of(run).from_hub(run)}
+        needed |= {folders.hub_copies(settings, base.repo) for base in bases}
     for place in places:
         if place not in needed:
             shutil.rmtree(place, ignore_errors=True)
