@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, delete, or_, update
+from sqlalchemy import Executable, and_, delete, or_, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.allocations import pools
 from broker.allocations.pools import Pool
 from projects import text
+from projects.db import rows
 from projects.db.columns import Base, foreign_key, json_object, timestamp, utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.record import record
@@ -233,6 +235,17 @@ def why_not_start(session: Session, name: str, host_id: str | None, facts: Mappi
 def is_drained(session: Session, name: str) -> bool:
     """Whether a host is drained now."""
     return session.scalar(select(Host.drained_at).where(Host.name == name)) is not None
+
+
+def any_drained(session: Session) -> bool:
+    """Whether some host is drained now."""
+    return bool(rows.plain(session, _drained()))
+
+
+@cache
+def _drained() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(Host.name).where(col(Host.drained_at).is_not(None)).limit(1)
 
 
 def known_as(session: Session, host_id: str) -> str | None:

@@ -187,14 +187,14 @@ class Scheduler:
     def _plan(self, state: QueueState) -> Plan:
         """The plan of all pools; where one pool cannot be planned, that of the others, each by itself."""
         try:
-            return backfill.plan(state)
+            return backfill.plan(state, whole=False)
         except Exception as error:
             log.error("the pools cannot be planned together; planning each by itself", exc_info=error)
         plans = []
         for pool in state.pools:
             with self.fence(f"planning the pool “{pool.name}”"):
                 waiting = [run for run in state.waiting if run.pool_id == pool.id]
-                plans.append(backfill.plan(replace(state, pools=[pool], waiting=waiting)))
+                plans.append(backfill.plan(replace(state, pools=[pool], waiting=waiting), whole=False))
         return Plan(
             starts=[start for plan in plans for start in plan.starts],
             queues={pool: queue for plan in plans for pool, queue in plan.queues.items()},

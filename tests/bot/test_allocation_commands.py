@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bot import text
+from broker.allocations import requests
 from projects import policies
 from sandbox.people import Answer, Channel, Message
 from tests.bot.conftest import Lab
@@ -41,6 +42,25 @@ async def stale_cards(lab: Lab) -> AsyncIterator[None]:
     await lab.guild.fault(r"PATCH /channels/\d+/messages/", count=1000, status=503)
     yield
     await lab.guild.clear_faults()
+
+
+async def test_a_request_is_corrected_as_it_was_understood(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada, reason = lab.person("Ada"), "Five sizes, one seed each."
+    asked = await lab.request(channel, "3,5", Until="in 3 weeks")
+    number = int(asked.text.split()[1])
+    assert re.search(rf"Allocation {number} is requested: 3\.5 core-hours of `local` until <t:\d+:D>\.\n", asked.text)
+    assert asked.message is not None
+    for said in (
+        f"It takes the place of allocation {number}, which is withdrawn.",
+        "The earlier one stays as it is: ",
+    ):
+        form = await ada.press(asked.message, "Edit")
+        assert [field.value for field in form.fields] == ["3,5", "in 3 weeks", reason]
+        again = await ada.submit(form, {"Core-hours": "2,5", "Until": "in 3 weeks", "Justification": reason})
+        assert "is requested: 2.5 core-hours of `local` until <t:" in again.text
+        assert said in again.text
+        lab.call(requests.withdraw, lab.actor("Ada"), int(again.text.split()[1]), reason="Only to see.")
 
 
 async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Shared) -> None:

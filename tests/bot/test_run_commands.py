@@ -574,11 +574,43 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert [file.filename for file in drawn.message.attachments] == [f"study-{evaluation.id}.png"]
     refused = said(await ada.command("study show", study=run))
     assert refused == f"Run {run} has measured nothing on the checkpoints of another run."
+
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", model="org/tiny@main"))
+    assert refused == "Name a run with steps, or a model of the Hub at a revision, not both."
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", allocation=1))
+    assert refused.startswith("An evaluation of a run is paid as the run was")
+    refused = said(await ada.command("run evaluate", tasks="arc_easy", model="tiny", channel=channel.id))
+    assert refused.startswith("“tiny” names no model of the Hub at a revision; write ORG/NAME@\u200bREVISION, such as")
+    queued = said(await ada.command("run evaluate", tasks="arc_easy", model="org/tiny@main", channel=channel.id))
+    baseline = lab.call(runs.of_project, 1, kind=RunKind.BASELINE)[0].id
+    assert queued.startswith(
+        f"Run {baseline} will evaluate `org/tiny@\u200bmain`; its results are posted in its thread"
+    )
+    token = start(lab, baseline)
+    card = await card_of(lab, channel, baseline, "is running")
+    assert "evaluates **org/tiny@\u200bmain** · by Ada on 1 core" in card.text.replace("\\", "")
+    lab.call(
+        leases.renew,
+        baseline,
+        token,
+        1.0,
+        Progress(0, 0, results=[Result(0, "arc_easy", "acc", 0.75, 0.02)]),
+        lease_seconds=600,
+    )
+    lab.call(settlement.settle, baseline, token, 2.0, Progress(0, 0), Ending(0), 3)
+    post = await lab.guild.wait_for(card.thread_id or "", lambda m: f"📐 **Run {baseline}**" in m.text)
+    assert "`org/tiny@\u200bmain` on `arc_easy`, after 0.001 core-hours" in post.text
+    assert "arc_easy acc: 0.7500 ±0.0200\n" in post.text
+    its_card = (await ada.command("run show", run=baseline)).text.replace("\\", "")
+    assert "**Evaluations** `arc_easy` acc **0.7500** ±0.0200\n" in its_card
+    assert said(await ada.command("run config", run=baseline)) == (
+        f"**Run {baseline}** evaluates org/tiny@\u200bmain; what it does is in the file."
+    )
     names = await ada.complete("study start", "analyses", "weights, ind", run=run)
     assert names == [("weights, induction", "weights, induction")]
     queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
     assert f", a study of run {run}, is queued" in queued
-    studied = f"launches study 1 of run {run} (run {evaluation.id + 1}): `weights`, `induction` on steps 16, 20"
+    studied = f"launches study 1 of run {run} (run {baseline + 1}): `weights`, `induction` on steps 16, 20"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
     form = await ada.command("catalogue propose", what="pairs")
     answer = await ada.submit(form, {"Name": "verbs", "Pairs": "pairs: [{preferred: are, other: is}]"})

@@ -7,7 +7,7 @@ from typing import Any
 import discord
 from discord import ui
 
-from bot import text
+from bot import kept_forms, text
 from bot.app import Interaction, actor
 from bot.buttons import Button
 from bot.cards.review_card import changed
@@ -18,11 +18,12 @@ from broker.allocations.allocations import AllocationState
 from broker.allocations.change_requests import ChangeState
 from broker.allocations.units import Amount, Unit
 from broker.reviews import changes, reviews
+from projects.errors import ConflictError
 from projects.text import LONG, USUAL
 
 DECIDE = (
-    "**Next** The reviewers decide; their decision and its reason are posted in the project's channel. If this is not "
-    "what you meant, take it back with `/allocation withdraw`."
+    "**Next** The reviewers decide; their decision and its reason are posted in the project's channel. Until then, "
+    "`/allocation withdraw` takes it back."
 )
 ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides now."
 
@@ -30,11 +31,13 @@ ENDORSED = "Endorsed; a grant of this size needs a second reviewer, who decides 
 class RequestForm(Form):
     """A request for compute of one of some pools, each with the most that it can give.
 
-    `renews` is the allocation to replace.
+    `renews` is the allocation to replace, `corrects` the open request that this one takes the place of.
     """
 
-    def __init__(self, project_id: int, pools: Mapping[str, Amount], renews: int | None = None) -> None:
-        self.project_id, self.pools, self.renews = project_id, list(pools), renews
+    def __init__(
+        self, project_id: int, pools: Mapping[str, Amount], renews: int | None = None, corrects: int | None = None
+    ) -> None:
+        self.project_id, self.pools, self.renews, self.corrects = project_id, list(pools), renews, corrects
         gives = {name: unit.hours(most) for name, (unit, most) in pools.items()}
         self.pool = choice([(f"{name} · can give {most}", name) for name, most in gives.items()])
         self.hours = short(
@@ -68,7 +71,24 @@ class RequestForm(Form):
                 f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}.\n"
                 "**Next** Launch a run, with this button or `/run launch`."
             )
-        return f"Allocation {allocation_id} is requested: {what}.\n{DECIDE}"
+        instead = "" if self.corrects is None else await self._corrected(interaction, self.corrects, allocation_id)
+        self.then = [Button("edit_form", await self._to_correct(interaction, allocation_id), label="Edit")]
+        return f"Allocation {allocation_id} is requested: {what}.{instead}\n{DECIDE}"
+
+    async def _to_correct(self, interaction: Interaction, allocation_id: int) -> int:
+        """Keep this form, as it was filled in, to correct the request that it made; returns its number."""
+        arguments, keywords = self.made_with
+        kept = kept_forms.encoded([RequestForm, arguments, {**keywords, "corrects": allocation_id}, self.written()])
+        return await interaction.client.write(kept_forms.keep, interaction.user.id, kept)
+
+    async def _corrected(self, interaction: Interaction, earlier: int, now: int) -> str:
+        """Withdraw the request that was corrected, and say so, or why it cannot be."""
+        reason = f"Allocation {now} is asked for in its place."
+        try:
+            await interaction.client.write(requests.withdraw, actor(interaction), earlier, reason=reason)
+        except ConflictError as error:
+            return f" The earlier one stays as it is: {text.escape(str(error))}"
+        return f" It takes the place of allocation {earlier}, which is withdrawn."
 
 
 class ChangeForm(Form):
