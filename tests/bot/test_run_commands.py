@@ -755,3 +755,23 @@ async def test_a_run_is_called_by_its_name_wherever_it_is_shown(shared_lab: Shar
     assert said(await ada.command("run name", run=run, tags="-")) == f"Run {run} now has no name and no tags."
     long = said(await ada.command("run name", run=run, name="🧪" * 61))
     assert long == "The name has 61 characters; at most 60 fit."
+
+
+async def test_an_offer_warns_of_a_time_limit_that_ends_before_a_checkpoint(shared_lab: Shared) -> None:
+    lab, channel = shared_lab
+    ada = lab.person("Ada")
+    run = await launched(lab, channel, time_limit="2m", override="steps=40")
+    token = start(lab, run)
+    slow = [Measured("tokens_per_second", 2, 2 * 16 * 128, 10.0)]
+    lab.call(
+        leases.renew, run, token, 20.0, Progress(1, 1, step=2, tokens=2 * 16 * 128, points=slow), lease_seconds=600
+    )
+    warning = "⚠️ **Time limit** It is expected to end the run before its first checkpoint after step 0"
+    too_short, enough = [
+        await ada.command("run launch", channel=channel.id, recipe="demo", time_limit=limit) for limit in ("1m", "9m")
+    ]
+    assert f"{warning}, which is due at step 1, after about 3 min" in too_short.text
+    assert "**Time limit** It is" not in enough.text
+    for offer in (too_short, enough):
+        assert offer.message is not None
+        await ada.press(offer.message, "Cancel")
