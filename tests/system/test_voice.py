@@ -12,6 +12,10 @@ FORBIDDEN = re.compile(
     r"|asked for already|heard of)\b",
     re.IGNORECASE,
 )
+RIDDLE = re.compile(r"\s*(Those|That|The same|Likewise)\b")
+"""A docstring that begins so names no subject."""
+NOT_YET = "broker/scheduling/backfill.py"
+"""The one file that still has such a docstring."""
 
 
 def read_by_people() -> Iterator[tuple[str, str]]:
@@ -36,6 +40,23 @@ def test_no_text_has_a_phrase_that_the_page_on_voice_forbids() -> None:
     assert len(texts) > 5000
     found = [(place, phrase[0]) for place, text in texts for phrase in FORBIDDEN.finditer(re.sub(r"\s+", " ", text))]
     assert found == []
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Each docstring of our packages, those of attributes included, with its place."""
+    for package in (*PACKAGES, "sandbox"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "migrations" not in path.parts:
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}", str(node.value.value)
+
+
+def test_no_docstring_leaves_its_subject_to_the_line_before() -> None:
+    texts = list(docstrings())
+    assert len(texts) > 3000
+    found = [(place, text) for place, text in texts if RIDDLE.match(text)]
+    assert [(place, text) for place, text in found if place.partition(":")[0] != NOT_YET] == []
 
 
 def test_the_page_on_voice_has_a_better_word_for_each_phrase() -> None:
