@@ -84,11 +84,11 @@ class Story:
         self.running(runner, folder)
         again, _ = self.start(LISTENS, 3)
         assert again.uid == runner.uid
-        heir = KubernetesRunner(runner.spec)
-        heir.adopt(runner.process(), folder)
-        assert (heir.poll(), heir.uid) == (None, runner.uid)
-        heir.kill()
-        assert heir.poll() is not None
+        successor = KubernetesRunner(runner.spec)
+        successor.adopt(runner.process(), folder)
+        assert (successor.poll(), successor.uid) == (None, runner.uid)
+        successor.kill()
+        assert successor.poll() is not None
 
     def gives_way_to_the_next_attempt(self) -> None:
         earlier, folder = self.start(LISTENS, 4)

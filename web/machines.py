@@ -33,7 +33,7 @@ from broker.runners import donated_presence
 from broker.runners.donated_orders import (
     CLAIM_FILE,
     KEYS,
-    ORDER_FILE,
+    POSTED_ORDER_FILE,
     Claim,
     Granted,
     Order,
@@ -71,7 +71,7 @@ WRITES = (
     (rf"({contract.CHECKPOINTS_FOLDER}/step[0-9]+|{contract.DATA_FOLDER})/.+", MOST_LARGE),
 )
 """The names of all objects that may be written in an attempt's folder, and the most bytes of each."""
-KEPT = re.compile(rf"{re.escape(ORDER_FILE)}|{re.escape(CLAIM_FILE)}|{KEYS}(/.*)?")
+KEPT = re.compile(rf"{re.escape(POSTED_ORDER_FILE)}|{re.escape(CLAIM_FILE)}|{KEYS}(/.*)?")
 """The names of objects in an attempt's folder that the API keeps to itself."""
 
 log = structlog.get_logger()

@@ -27,8 +27,8 @@ from trainer import check, contract
 
 CARD_FILE = "README.md"
 LOSS_PLOT_FILE = "loss.png"
-DATA_MANIFEST_FILE = "data_manifest.json"
-EVENTS_FILE = "events.out.tfevents.0.stoa"
+CARD_DATA_FILE = "data_manifest.json"
+TENSORBOARD_FILE = "events.out.tfevents.0.stoa"
 """TensorBoard and the Hub know such a file by `tfevents` in its name."""
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause")
@@ -55,9 +55,9 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     step = int(folder.name.removeprefix("step"))
     since = publications.newest_published_before(session, run_id, step)
     losses = metrics.write(step, folder.parent.parent, since, folder / contract.METRICS_FILE)
-    _write(folder / DATA_MANIFEST_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
+    _write(folder / CARD_DATA_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if curves := {name: points for name, points in _curves(session, run_id, step, losses).items() if points}:
-        _write(folder / EVENTS_FILE, tensorboard.encode(curves))
+        _write(folder / TENSORBOARD_FILE, tensorboard.encode(curves))
     if measured := results_file.content(session, run_id, step):
         (folder / contract.RESULTS_FOLDER).mkdir(exist_ok=True)
         _write(folder / results_file.name(step), measured)
@@ -185,7 +185,7 @@ def _card(
         base=base,
         contract=contract,
         evaluated=evaluated,
-        data_manifest=DATA_MANIFEST_FILE,
+        data_manifest=CARD_DATA_FILE,
         facts=_facts(session, row, metadata, held_out),
         files=metadata.get("files", {}),
         fork_step=row.fork_step,

@@ -34,7 +34,8 @@ from trainer import contract
 
 TROUBLE_FILE = "carrier.trouble"
 """What the store does not do, while it does not."""
-PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE, LOG_FILE = "carry.json", "carried", "over", ".carrier.lock", "carrier.log"
+PLAN_FILE, DONE_FILE, OVER_FILE, LOCK_FILE = "carry.json", "carried", "over", ".carrier.lock"
+CARRIER_LOG_FILE = "carrier.log"
 LEFT_OVER = "--left-over"
 GROWING = (contract.METRICS_FILE, contract.EVENTS_FILE, contract.LOG_FILE)
 AT_END = (contract.SAMPLE_FILE, contract.RESULTS_FILE, contract.OUTCOME_FILE)
@@ -237,7 +238,7 @@ def spawn(settings: Settings, folder: Path, *options: str, stdin: int = subproce
     """Start the carrier of an attempt as a session of its own, with the store's keys and no other secret."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= {"STOA_ENV_FILE": "", "STOA_HOME": str(settings.home), **stores.environment(settings)}
-    with (folder / LOG_FILE).open("ab") as out:
+    with (folder / CARRIER_LOG_FILE).open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "broker.runners.carrier", str(folder), *options],
             env=environment,

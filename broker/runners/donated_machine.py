@@ -213,12 +213,12 @@ class Pod:
             os.killpg(popen.pid, signal.SIGKILL)
         ended = popen.wait()
         with suppress(OSError, ValueError, LookupError):
-            return int(json.loads((self.place / "exit").read_text())["status"])
+            return int(json.loads((self.place / shim.EXIT_FILE).read_text())["status"])
         return ended
 
     def _start(self) -> "subprocess.Popen[bytes]":
         """Start the pod below a shim, which ends it where nobody renews its lease."""
-        shim.write(self.place / "lease", shim.since_boot() + self.granted.silence_seconds)
+        shim.write(self.place / shim.LEASE_FILE, shim.since_boot() + self.granted.silence_seconds)
         program = [sys.executable, "-m", "broker.runners.pod", f"runs/{self.granted.run}/{self.granted.attempt}"]
         limits = [str(self.granted.grace_seconds), "0"]
         with (self.place / "pod.log").open("ab") as log:
@@ -265,7 +265,7 @@ class Pod:
         except (AwayError, ValidationError) as away:
             self.machine.note(str(away))
             return
-        shim.write(self.place / "lease", asked_at + self.granted.silence_seconds)
+        shim.write(self.place / shim.LEASE_FILE, asked_at + self.granted.silence_seconds)
         if told.stop and not self.told_to_stop:
             self._stop(popen, "the lab asks for a checkpoint and its end")
 

@@ -17,7 +17,7 @@ from broker.runners.donated_presence import About
 from broker.store import Store
 
 BOARD = "donated"
-ORDER_FILE, CLAIM_FILE, KEYS = "order.json", "claim.json", "keys"
+POSTED_ORDER_FILE, CLAIM_FILE, KEYS = "order.json", "claim.json", "keys"
 
 
 class Order(BaseModel):
@@ -130,13 +130,13 @@ def close(store: Store, folder: str) -> None:
 
 def read_order(store: Store, folder: str) -> Order | None:
     """The order of an attempt; None where there is none."""
-    data = store.read(f"{folder}/{ORDER_FILE}")
+    data = store.read(f"{folder}/{POSTED_ORDER_FILE}")
     return None if data is None else Order.model_validate_json(data)
 
 
 def write_order(store: Store, folder: str, order: Order) -> None:
     """For the runner alone."""
-    store.write(f"{folder}/{ORDER_FILE}", order.model_dump_json().encode())
+    store.write(f"{folder}/{POSTED_ORDER_FILE}", order.model_dump_json().encode())
 
 
 def read_claim(store: Store, folder: str) -> Claim | None:

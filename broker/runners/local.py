@@ -52,7 +52,7 @@ class LocalRunner(Runner):
         """See `Runner`; the other supervisor was of this host and boot."""
         self._process, self._folder = process, folder
         with contextlib.suppress(OSError, ValueError):
-            self._last_renewed = float(json.loads((folder / "lease").read_text())) - self.spec.lease_seconds
+            self._last_renewed = float(json.loads((folder / shim.LEASE_FILE).read_text())) - self.spec.lease_seconds
         if self.poll() is None:
             self._last_renewed = None
             self.renew(self.spec.lease_seconds)
@@ -60,7 +60,7 @@ class LocalRunner(Runner):
     def renew(self, seconds: float) -> None:
         """See `Runner`."""
         with contextlib.suppress(OSError):  # a disk that is full now may have room at the next renewal
-            shim.write(self._folder / "lease", shim.since_boot() + seconds)
+            shim.write(self._folder / shim.LEASE_FILE, shim.since_boot() + seconds)
 
     def process(self) -> Process:
         """See `Runner`."""
@@ -105,7 +105,7 @@ class LocalRunner(Runner):
         before this runner took the trainer over.
         """
         try:
-            told = json.loads((self._folder / "exit").read_text())
+            told = json.loads((self._folder / shim.EXIT_FILE).read_text())
         except FileNotFoundError:
             return -signal.SIGKILL, self._last_renewed or shim.since_boot()
         return int(told["status"]), float(told["at"])

@@ -40,7 +40,11 @@ POLL_SECONDS = 0.1
 LOOK_SECONDS = 10.0
 """How often a pod looks whether the lab still takes what it sends, though it has nothing to send."""
 GIVEN_UP = 69
-"""The exit status of a pod whose attempt the lab has given up; EX_UNAVAILABLE of sysexits.h."""
+"""The exit status of a pod whose attempt the lab has given up; EX_UNAVAILABLE of sysexits.h.
+
+It has the number of `Status.REFUSED` but another meaning: nobody reads it for the outcome of the attempt, which the lab
+has closed already, while REFUSED is what a runner reports for a trainer that it could not start.
+"""
 DRIVERS = ("CUDA_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "UCX_", "FI_", "LD_LIBRARY_PATH")
 """Beginnings of the names of variables that an image sets for the libraries of its GPUs."""
 T = TypeVar("T")

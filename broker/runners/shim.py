@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+LEASE_FILE, EXIT_FILE = "lease", "exit"
+"""The files of FOLDER, as above."""
 POLL_SECONDS = 0.05
 STOPPED, FAILED = 75, 70
 """The numbers of `trainer.contract.Status`, said again: the shim runs isolated (`python -I -S`), where it starts in
@@ -63,7 +65,7 @@ def run(folder: Path, grace: float, memory: int, command: list[str]) -> None:
         asked.append(number)
 
     signal.signal(signal.SIGTERM, ask)
-    lease = folder / "lease"
+    lease = folder / LEASE_FILE
     until = float(json.loads(lease.read_text()))
     status = FAILED
     over_at: float | None = None
@@ -85,7 +87,7 @@ def run(folder: Path, grace: float, memory: int, command: list[str]) -> None:
         status = trainer.returncode
     finally:
         try:
-            write(folder / "exit", {"status": status, "at": since_boot()})
+            write(folder / EXIT_FILE, {"status": status, "at": since_boot()})
         finally:
             os.killpg(0, signal.SIGKILL)
 

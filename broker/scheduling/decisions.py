@@ -86,8 +86,8 @@ class Replayed:
     decided_at: datetime
 
 
-class Keeper:
-    """Keeps the decisions of one scheduler."""
+class DecisionLog:
+    """Writes the decisions of one scheduler into the database."""
 
     def __init__(self) -> None:
         self.last: QueueState | None = None

@@ -32,7 +32,7 @@ from broker.runs.leases import StaleError
 from broker.runs.runs import Run
 from broker.scheduling import backfill, decisions, host_memory, preemption, snapshot, tasks, usage
 from broker.scheduling.backfill import Decision, Limits, Plan, QueueState
-from broker.scheduling.decisions import Keeper
+from broker.scheduling.decisions import DecisionLog
 from projects import health, policies, projects
 from projects.db.columns import utcnow
 from projects.db.database import Database, is_away
@@ -87,7 +87,7 @@ class Scheduler:
         self.log_again = Seldom()
         self.was_away = False
         self.expires_from = -math.inf
-        self.keeper = Keeper()
+        self.decision_log = DecisionLog()
         self.newest = 0
         self.old_removed_at = -math.inf
 
@@ -165,7 +165,7 @@ class Scheduler:
         with self.db.read() as session:
             state, low = snapshot.load(session, fence=self.fence), disk.recorded_low(session)
         with self.fence("keeping what the decision is made by"):
-            self.keeper.keep(self.db, state, low=low)
+            self.decision_log.keep(self.db, state, low=low)
         planned = self._plan(state)
         for run_id in planned.refusals:
             self._try("pausing a run without funds", run_id, partial(control.pause_unfunded, run_id=run_id))
@@ -268,7 +268,7 @@ class Scheduler:
             named = hosts.named_pools(session)
             queues = {pool.id: tasks.pool_queue(pool.name) for pool in pools.every(session) if pool.id in named}
             places = attempts.last_hosts(session, [run_id for run_id, _ in unpublished], named)
-            sampling = {} if self.settings.store else self._places_of_inputs(session, unclaimed)
+            places_of_inputs = {} if self.settings.store else self._places_of_inputs(session, unclaimed)
             if self.settings.store:  # any publisher reads from the store what lies on a host that is away
                 there = {host.name for host in hosts.every(session) if not host.is_away}
                 places = {run_id: host for run_id, host in places.items() if host in there}
@@ -278,7 +278,7 @@ class Scheduler:
                 asked += [(one, queues.get(one.pool_id, tasks.ANY_POOL)) for one in adoptable]
             self._notify_takeovers(asked)
             for attempt in unclaimed:
-                where = sampling.get(attempt.run_id) or queues.get(attempt.pool_id, tasks.ANY_POOL)
+                where = places_of_inputs.get(attempt.run_id) or queues.get(attempt.pool_id, tasks.ANY_POOL)
                 tasks.notify_start(attempt.run_id, attempt.token, where)
                 with self.db.write() as session:
                     attempts.notified(session, attempt.run_id, attempt.token)

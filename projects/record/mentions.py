@@ -29,7 +29,7 @@ NO_PEOPLE = frozenset({"places"})
 
 
 @dataclass(frozen=True)
-class Place:
+class Mention:
     """A text that people wrote and that holds a name of the person; `said` is the part of it around the name.
 
     `key` names the place and fingerprints the text, so that a decision about it never hits a later text.
@@ -45,7 +45,7 @@ class Mentions:
     """What forgetting a person would do: `entries` is how many are blanked, `texts` are those to decide about."""
 
     entries: int
-    texts: Sequence[Place]
+    texts: Sequence[Mention]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find(session: Session, actor: Actor | None, discord_id: str) -> Mentions:
     for entry, body in session.execute(readable().execution_options(yield_per=1000)):
         if entry.id not in about and (said := _naming(names, body)):
             where = f"entry {entry.number} of {entry.stream.replace(':', ' ')}"
-            texts.append(Place(f"entry:{entry.id}:{entry.payload_hash[:8]}", where, " … ".join(said)))
+            texts.append(Mention(f"entry:{entry.id}:{entry.payload_hash[:8]}", where, " … ".join(said)))
     return Mentions(len(about), texts)
 
 
@@ -181,11 +181,11 @@ def _naming(names: re.Pattern[str], body: str | None) -> list[str]:
     return [_excerpt(names, said) for said in strings(payload) if said not in others and names.search(said)]
 
 
-def _shown(names: re.Pattern[str], words: Words) -> Place:
+def _shown(names: re.Pattern[str], words: Words) -> Mention:
     thing = {"people": "person", "catalogue_entries": "catalogue entry"}.get(words.table.name)
     thing = thing or words.table.name.replace("_", " ").removesuffix("s")
     where = f"{words.column.replace('_', ' ')} of {thing} {words.row}"
-    return Place(words.key, where, _excerpt(names, words.said))
+    return Mention(words.key, where, _excerpt(names, words.said))
 
 
 def _excerpt(names: re.Pattern[str], said: str) -> str:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sandbox.kubernetes.errors import Json
-from sandbox.kubernetes.objects import EVENTS, JOBS, PODS, Kind, Objects, now, suffix
+from sandbox.kubernetes.objects import EVENTS, JOBS, PODS, Objects, ResourceType, now, suffix
 from sandbox.kubernetes.pods import ENDED, INDEX, Pods, condition
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -178,7 +178,7 @@ class Jobs:
 
     def _collect(self) -> None:
         """Delete what names owners of which none is left."""
-        kinds: tuple[Kind, ...] = tuple({change.kind for change in self.objects.changes})
+        kinds: tuple[ResourceType, ...] = tuple({change.kind for change in self.objects.changes})
         uids = {job["metadata"]["uid"] for job in self.objects.all(JOBS)}
         for kind in kinds:
             for one in self.objects.all(kind):

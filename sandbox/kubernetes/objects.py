@@ -19,8 +19,8 @@ MOST_CHANGES = 1000
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of object by its name in addresses; `group` is empty for the core group."""
+class ResourceType:
+    """A type of object by its name in addresses; `group` is empty for the core group."""
 
     plural: str
     kind: str
@@ -32,13 +32,13 @@ class Kind:
         return f"{self.group}/v1" if self.group else "v1"
 
 
-JOBS = Kind("jobs", "Job", "batch")
-PODS = Kind("pods", "Pod")
-SERVICES = Kind("services", "Service")
-SECRETS = Kind("secrets", "Secret")
-EVENTS = Kind("events", "Event")
-NAMESPACES = Kind("namespaces", "Namespace", namespaced=False)
-NODES = Kind("nodes", "Node", namespaced=False)
+JOBS = ResourceType("jobs", "Job", "batch")
+PODS = ResourceType("pods", "Pod")
+SERVICES = ResourceType("services", "Service")
+SECRETS = ResourceType("secrets", "Secret")
+EVENTS = ResourceType("events", "Event")
+NAMESPACES = ResourceType("namespaces", "Namespace", namespaced=False)
+NODES = ResourceType("nodes", "Node", namespaced=False)
 KINDS = {(kind.group, kind.plural): kind for kind in (JOBS, PODS, SERVICES, SECRETS, EVENTS, NAMESPACES, NODES)}
 
 Key = tuple[str, str, str]
@@ -49,7 +49,7 @@ class Change:
     """One write: the object before it and after it, either of which may be missing."""
 
     version: int
-    kind: Kind
+    kind: ResourceType
     before: Json | None
     after: Json | None
 
@@ -74,22 +74,22 @@ class Objects:
         self._changed = asyncio.Event()
         self._uids = itertools.count(1)
 
-    def all(self, kind: Kind, namespace: str = "") -> list[Json]:
+    def all(self, kind: ResourceType, namespace: str = "") -> list[Json]:
         """All objects of a kind, in the order of their names; those of one namespace where it is given."""
         found = [one for (plural, space, _), one in sorted(self._all.items(), key=_by_key) if plural == kind.plural]
         return [one for one in found if not namespace or one["metadata"].get("namespace") == namespace]
 
-    def find(self, kind: Kind, namespace: str, name: str) -> Json | None:
+    def find(self, kind: ResourceType, namespace: str, name: str) -> Json | None:
         return self._all.get((kind.plural, namespace, name))
 
-    def get(self, kind: Kind, namespace: str, name: str) -> Json:
+    def get(self, kind: ResourceType, namespace: str, name: str) -> Json:
         """The object; raises ApiError 404."""
         one = self.find(kind, namespace, name)
         if one is None:
             raise errors.not_found(kind.plural, kind.group, name)
         return one
 
-    def create(self, kind: Kind, namespace: str, body: Json) -> Json:
+    def create(self, kind: ResourceType, namespace: str, body: Json) -> Json:
         """Store a new object; raises ApiError 409 where there is one of its name."""
         one = copy.deepcopy(body)
         metadata = one.setdefault("metadata", {})
@@ -106,21 +106,21 @@ class Objects:
         return one
 
     @contextmanager
-    def edit(self, kind: Kind, one: Json) -> Iterator[Json]:
+    def edit(self, kind: ResourceType, one: Json) -> Iterator[Json]:
         """Change an object in place; watchers are told if it is another afterwards."""
         before = copy.deepcopy(one)
         yield one
         if one != before:
             self._tell(kind, before, one)
 
-    def remove(self, kind: Kind, one: Json) -> None:
+    def remove(self, kind: ResourceType, one: Json) -> None:
         """Forget an object; nothing where another has taken its name since."""
         key = (kind.plural, one["metadata"].get("namespace", ""), one["metadata"]["name"])
         if self._all.get(key) is one:
             del self._all[key]
             self._tell(kind, copy.deepcopy(one), None, one)
 
-    def owned_by(self, uid: str) -> Iterator[tuple[Kind, Json]]:
+    def owned_by(self, uid: str) -> Iterator[tuple[ResourceType, Json]]:
         """The objects that name an owner of this uid."""
         for kind in KINDS.values():
             for one in self.all(kind):
@@ -147,7 +147,7 @@ class Objects:
         except TimeoutError:
             return
 
-    def _tell(self, kind: Kind, before: Json | None, after: Json | None, gone: Json | None = None) -> None:
+    def _tell(self, kind: ResourceType, before: Json | None, after: Json | None, gone: Json | None = None) -> None:
         self.version += 1
         written = after if after is not None else gone
         assert written is not None

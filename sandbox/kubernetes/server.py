@@ -17,7 +17,7 @@ from sandbox.faults import Faults
 from sandbox.kubernetes import errors, validation
 from sandbox.kubernetes.errors import ApiError, Json
 from sandbox.kubernetes.jobs import Jobs
-from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, SECRETS, Change, Kind, Objects
+from sandbox.kubernetes.objects import JOBS, KINDS, NAMESPACES, NODES, PODS, SECRETS, Change, Objects, ResourceType
 from sandbox.kubernetes.pods import Pods
 from sandbox.kubernetes.selectors import Test, selects
 
@@ -163,7 +163,7 @@ def _fault(status: int) -> ApiError:
     return ApiError(status, reason, message)
 
 
-def _asked(request: web.Request, verb: str) -> tuple[Cluster, Kind, str]:
+def _asked(request: web.Request, verb: str) -> tuple[Cluster, ResourceType, str]:
     """The kind and the namespace that an address names; raises ApiError."""
     cluster, given = request.app[CLUSTER], request.match_info
     kind = KINDS.get((given.get("group", ""), given["plural"]))
@@ -255,7 +255,9 @@ def _start(token: str, objects: Objects) -> int:
     return int(start)
 
 
-async def _watch(request: web.Request, cluster: Cluster, kind: Kind, namespace: str, test: Test) -> web.StreamResponse:
+async def _watch(
+    request: web.Request, cluster: Cluster, kind: ResourceType, namespace: str, test: Test
+) -> web.StreamResponse:
     """Send changes as they come, a JSON object a line, from the given version or with all that is there now."""
     version = request.query.get("resourceVersion", "")
     seconds = float(request.query.get("timeoutSeconds", LONGEST_WATCH))
@@ -327,7 +329,7 @@ async def _put(request: web.Request) -> web.Response:
     return await _replace(cluster, kind, one, await _body(request))
 
 
-async def _replace(cluster: Cluster, kind: Kind, one: Json, after: Json) -> web.Response:
+async def _replace(cluster: Cluster, kind: ResourceType, one: Json, after: Json) -> web.Response:
     name = one["metadata"]["name"]
     wanted = after["metadata"].get("resourceVersion")
     if wanted and wanted != one["metadata"]["resourceVersion"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sandbox.kubernetes import errors
 from sandbox.kubernetes.errors import Json
-from sandbox.kubernetes.objects import JOBS, SECRETS, SERVICES, Kind
+from sandbox.kubernetes.objects import JOBS, SECRETS, SERVICES, ResourceType
 
 Causes = list[tuple[str, str, str]]
 
@@ -21,7 +21,7 @@ NAME_RULE = (
 IMMUTABLE = ("template", "selector", "completionMode")
 
 
-def check_new(kind: Kind, body: Json) -> None:
+def check_new(kind: ResourceType, body: Json) -> None:
     """Raise ApiError for an object that may not be created."""
     if body.get("kind", kind.kind) != kind.kind or body.get("apiVersion", kind.api_version) != kind.api_version:
         raise errors.bad_request(
@@ -40,7 +40,7 @@ def check_new(kind: Kind, body: Json) -> None:
         raise errors.invalid(kind.kind, kind.group, name, causes)
 
 
-def check_change(kind: Kind, before: Json, after: Json) -> None:
+def check_change(kind: ResourceType, before: Json, after: Json) -> None:
     """Raise ApiError for a change of what may not change."""
     name = before["metadata"]["name"]
     causes: Causes = []
@@ -62,7 +62,7 @@ def check_change(kind: Kind, before: Json, after: Json) -> None:
         raise errors.invalid(kind.kind, kind.group, name, causes)
 
 
-def _metadata(metadata: Json, kind: Kind) -> Iterator[tuple[str, str, str]]:
+def _metadata(metadata: Json, kind: ResourceType) -> Iterator[tuple[str, str, str]]:
     name = metadata.get("name") or ""
     if not name and not metadata.get("generateName"):
         yield "metadata.name", "FieldValueRequired", "Required value: name or generateName is required"

@@ -12,7 +12,7 @@ import pytest
 from broker import pieces
 from broker.pieces import PIECE, Growing
 from broker.runners import carrier, elsewhere
-from broker.runners.carrier import DONE_FILE, LEFT_OVER, LOG_FILE, Watch
+from broker.runners.carrier import CARRIER_LOG_FILE, DONE_FILE, LEFT_OVER, Watch
 from broker.store import Store
 from projects.settings import Settings
 from tests.broker.lab import settings
@@ -112,7 +112,7 @@ def test_a_store_that_is_away_is_tried_again_and_nothing_is_lost(conf: Settings,
     place = Path(conf.store.removeprefix("file://"))
     place.write_text("no folder")
     watch.begin(ATTEMPT, None)
-    wait_for(lambda: b"not carried yet; trying again" in (folder / LOG_FILE).read_bytes(), "a line in the log")
+    wait_for(lambda: b"not carried yet; trying again" in (folder / CARRIER_LOG_FILE).read_bytes(), "a line in the log")
     watch.end(0)
     place.unlink()
     ended(watch, 0)

@@ -16,7 +16,7 @@ from broker.reports.why import Why
 from broker.runs.progress import Ending
 from broker.runs.runs import RunState
 from broker.scheduling import decisions, snapshot
-from broker.scheduling.decisions import Keeper, KeptDecision
+from broker.scheduling.decisions import DecisionLog, KeptDecision
 from broker.scheduling.scheduler import Scheduler
 from cli.main import app
 from projects.db.columns import utcnow
@@ -38,12 +38,12 @@ def theirs(lab: Lab) -> int:
 @pytest.fixture
 def keep(lab: Lab) -> Callable[[], datetime]:
     """Keeps the present state as a scheduler does, and returns the moment."""
-    keeper = Keeper()
+    decision_log = DecisionLog()
 
     def keep() -> datetime:
         with lab.db.read() as session:
             state = snapshot.load(session)
-        keeper.keep(lab.db, state, low=False)
+        decision_log.keep(lab.db, state, low=False)
         return state.now
 
     return keep

@@ -243,7 +243,7 @@ def test_a_supervisor_that_wakes_late_asks_again_before_it_ends_its_trainer(
     """The database answered when it was last asked, and goes away while a busy host gives the supervisor no time."""
     wire, through = relay
     supervisor = started(lab, through, tmp_path, run, lease=2 * LEASE)
-    lease = tmp_path / "runs" / str(run) / "attempt-1" / "lease"
+    lease = tmp_path / "runs" / str(run) / "attempt-1" / shim.LEASE_FILE
     try:
         wait_for(lambda: lab.row(run).step > 3, "some steps")
         with lab.db.write() as session:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from broker.runners import shim
 from broker.runners.base import JobSpec
 from broker.runners.local import LocalRunner
 from broker.runners.processes import Process, alive, identify, kill_group
@@ -174,9 +175,9 @@ def test_one_that_was_dead_when_taken_over_lived_until_its_last_renewal_at_most(
     first.renew(3600)
     after = first.seconds()
     first.kill()
-    (tmp_path / "exit").unlink(missing_ok=True)
+    (tmp_path / shim.EXIT_FILE).unlink(missing_ok=True)
     time.sleep(0.5)
-    heir = LocalRunner(JobSpec(lease_seconds=3600, grace_seconds=1))
-    heir.adopt(process, tmp_path)
-    assert heir.poll() == -9
-    assert before - 0.2 < heir.seconds() < after + 0.2
+    successor = LocalRunner(JobSpec(lease_seconds=3600, grace_seconds=1))
+    successor.adopt(process, tmp_path)
+    assert successor.poll() == -9
+    assert before - 0.2 < successor.seconds() < after + 0.2

@@ -563,14 +563,14 @@ def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Clust
             assert early.wait(PATIENCE) == 1, "nobody takes over from one that lives"
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
-            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as successor:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the successor")
             seen = lab.row(run).step
             wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
             with supervisor_of(lab, cluster, tmp_path, 60, *arguments) as late:
-                assert late.wait(PATIENCE) == 1, "one heir is enough"
+                assert late.wait(PATIENCE) == 1, "one successor is enough"
             lab.cancel(run)
-            assert heir.wait(PATIENCE) == 0
+            assert successor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)
@@ -588,11 +588,11 @@ def test_a_job_that_waits_keeps_its_place_when_its_supervisor_dies(
         job = attempt(lab, run, token).pid
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, LEASE, 10, run, 1, 1) as heir:
-            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+        with supervisor_of(lab, cluster, tmp_path, LEASE, 10, run, 1, 1) as successor:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the successor")
             assert attempt(lab, run, token).state == "claimed"
             cluster.ask("scontrol", "update", "nodename=n[1-2]", "state=resume")
-            assert heir.wait(PATIENCE) == 0
+            assert successor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.FINISHED
     assert [int(known.id) for known in jobs(tmp_path / "runs")] == [attempt(lab, run, token).pid] == [job]
     assert charged(lab, run, token) == slurms_seconds(cluster, job)

@@ -70,7 +70,7 @@ def test_a_run_whose_store_refuses_ends_well_and_is_carried_with_good_keys(
         carried[place] = f"step{lab.row(run).step}"
         assert (folder / "checkpoints" / carried[place] / "weights").exists()
         assert not Store(good).names(place)
-        assert READERS_SECRET not in (folder / carrier.LOG_FILE).read_text()
+        assert READERS_SECRET not in (folder / carrier.CARRIER_LOG_FILE).read_text()
     [(part, why)] = told(lab)
     assert part == "putting checkpoints and logs into the store"
     assert why.startswith("The store refuses this with the keys that are set: could not write ")

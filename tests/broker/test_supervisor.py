@@ -309,8 +309,8 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
         assert late.wait(PATIENCE) == 1
         with lab.db.read() as session:
             taken = session.get_one(Attempt, (run, 1))
-        heir = attempts.supervisor_of(taken)
-        assert heir is not None
+        successor = attempts.supervisor_of(taken)
+        assert successor is not None
         try:
             assert (taken.generation, taken.pid, taken.state) == (2, attempt.pid, "running")
             assert living(tmp_path) == before, "the one that came too late has left the trainer alone"
@@ -323,8 +323,8 @@ def test_a_supervisor_that_dies_is_replaced_and_its_trainer_goes_on(lab: Lab, tm
             ended = shim.since_boot() - trainer.started / os.sysconf("SC_CLK_TCK")
             assert living(tmp_path) == []
         finally:
-            if processes.alive(heir):
-                os.kill(heir.pid, signal.SIGKILL)
+            if processes.alive(successor):
+                os.kill(successor.pid, signal.SIGKILL)
     assert int(ran) <= lab.run(run).spent <= ended, "all of its life is charged, once"
     assert lab.account(1).reserved == 0
 

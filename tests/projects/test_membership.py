@@ -115,9 +115,9 @@ def test_the_lead_is_offered_by_the_lead_to_who_works_on_the_project(school: Sch
         (ConflictError, ADA, ADA),
         (ForbiddenError, GRACE, EMMY),
     ]
-    for error, actor, heir in refused:
+    for error, actor, successor in refused:
         with pytest.raises(error):
-            school.offer(project, heir, actor)
+            school.offer(project, successor, actor)
     assert school.everything() == before
 
 

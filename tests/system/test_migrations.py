@@ -28,7 +28,7 @@ from broker.runs.launching import Order
 from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.series import Measured
 from broker.scheduling import snapshot, usage
-from broker.scheduling.decisions import Keeper
+from broker.scheduling.decisions import DecisionLog
 from projects import bans, lifecycle, membership, policies
 from projects.db.columns import Base
 from projects.db.database import Database
@@ -100,7 +100,7 @@ def fill(database: Database) -> None:
         sponsor_shares.set_aside(session, None, "The house", "0.25", [project], "It gave all.")
     with database.read() as session:
         state = snapshot.load(session)
-    Keeper().keep(database, state, low=False)
+    DecisionLog().keep(database, state, low=False)
     with database.write() as session:
         usage.add_ended(session)
         session.add(AllocationWarning(allocation_id=allocation, mark="7d", about="2030-01-01"))
