@@ -770,7 +770,7 @@ async def test_an_offer_warns_of_a_time_limit_that_ends_before_a_checkpoint(shar
     too_short, enough = [
         await ada.command("run launch", channel=channel.id, recipe="demo", time_limit=limit) for limit in ("1m", "9m")
     ]
-    assert f"{warning}, which is due at step 1, after about 3 min" in too_short.text
+    assert f"{warning}, which is due at step 1, after about 4 min" in too_short.text
     assert "**Time limit** It is" not in enough.text
     for offer in (too_short, enough):
         assert offer.message is not None
