@@ -80,6 +80,7 @@ class DistributedEngine:
             self._engine.clip_fp32_gradients = self._clip_gradients
 
     def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
+        """See `Engine.step`. Raises NonFiniteError on every rank."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self._scales:
@@ -98,19 +99,23 @@ class DistributedEngine:
 
     @torch.no_grad()
     def nll(self, rows: Tensor) -> Tensor:
+        """See `Engine.nll`: rows [B, L + 1] of token ids to cross-entropy [B, L] in nats."""
         return self._stage.nll(rows)
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
+        """See `Engine.logits`: token ids [B, L] to logits [B, L, V] in fp32."""
         return self._stage.logits(ids_BL).float()
 
     def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.gather`."""
         for name in self._shapes:
             whole = self._whole(name, kind)
             if whole is not None:
                 yield name, whole.cpu()
 
     def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
+        """See `Engine.load`."""
         self._masters.create_moments(step - skipped)
         kinds: tuple[TensorKind, ...] = ("weight", *MOMENTS) if step else ("weight",)
         for name, parameter in self._named.items():
