@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from trainer.contract import ORDER_FILE
-from trainer.data.corpus import Corpus
+from trainer.data.corpus import Corpus, Tokens
 
 ROWS_AT_ONCE = 1 << 18
 
@@ -31,7 +31,7 @@ def write(folder: Path, corpus: Corpus, since: int, step: int) -> None:
         sources[part], rows[part] = read.sources, read.numbers
     if int(rows.max()) <= np.iinfo(np.int32).max:
         rows = rows.astype(np.int32)
-    content = {"source": sources.reshape(-1, batch), "row": rows.reshape(-1, batch)}
+    content: dict[str, Tokens] = {"source": sources.reshape(-1, batch), "row": rows.reshape(-1, batch)}
     said = {"first_step": str(since + 1), "sources": json.dumps([source.name for source in corpus.sources])}
     try:
         save_file(content, folder / ORDER_FILE, metadata=said)
