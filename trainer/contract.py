@@ -181,6 +181,8 @@ SAMPLE_FILE = "sample.json"
 """The text that `generate` wrote, or the results of a program in words."""
 PICTURES_FOLDER = "pictures"
 """The pictures of a program that are small enough to be shown, `1.png` and so on."""
+WORK_FOLDER = "work"
+"""What a program writes."""
 RESULTS_FOLDER = "results"
 EVALUATION_SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """What lm-evaluation-harness is seeded with, by what it seeds."""

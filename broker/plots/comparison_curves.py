@@ -96,7 +96,7 @@ class _Line:
 
 
 def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
-    """The same picture as a matplotlib figure."""
+    """The picture of the comparison as a matplotlib figure."""
     curves = comparison.curves
     lines = [_Line.of(curve) for curve in curves]
     behind = [_Line.of(curve) for curve in comparison.others]

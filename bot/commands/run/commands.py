@@ -464,7 +464,7 @@ async def evaluate(
 @app_commands.describe(
     name="The program; /catalogue list has them",
     run=RUN,
-    step="The step of the checkpoint; the last one by default",
+    step="The step of the checkpoint, or several where it reads several; the last one by default",
     parameters="Values in place of its defaults, such as batch_size=8, seed=7",
     time_limit="How long it may take, such as 45m or 2h; the program's own by default",
 )
