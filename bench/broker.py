@@ -54,7 +54,8 @@ Row = dict[str, Any]
 
 
 RAW = (
-    "SELECT id, name, gpus, runner, price_weight, most_submitted FROM pools ORDER BY id",
+    "SELECT id, name, gpus, runner, price_weight, most_submitted, preempt_after, gpu_type, host_memory_gib FROM pools "
+    "ORDER BY id",
     "SELECT a.run_id, a.pool_id, a.devices, a.reserved, a.charged - a.refunded, a.charged_at_checkpoint, a.state, "
     "a.lease_until, l.at, r.project_id, r.requested_by, r.allocation_id, r.kind, r.gpus, r.host_memory, r.time_limit, "
     "r.used, r.step, r.fork_step, r.total_steps, r.queued_at, r.ended_at, r.preempted_at, r.preempted_for, r.stops_as, "
@@ -62,16 +63,22 @@ RAW = (
     "ON l.run_id = a.run_id AND l.token = a.token AND l.movement = 'reserve' AND l.period = 0 WHERE a.counted = FALSE",
     "SELECT a.id, a.until, b.granted, b.reserved, b.spent FROM allocations a LEFT JOIN balances b "
     "ON b.allocation_id = a.id WHERE a.id IN (SELECT allocation_id FROM runs WHERE state = 'queued')",
-    "SELECT name, facts, seen_at, drained_at FROM hosts ORDER BY name",
-    "SELECT h.host, p.name FROM host_pools h JOIN pools p ON p.id = h.pool_id ORDER BY p.name",
+    "SELECT name FROM hosts WHERE drained_at IS NOT NULL LIMIT 1",
+    "SELECT host, pool_id FROM host_pools ORDER BY pool_id",
     "SELECT project_id, share FROM project_shares",
+    "SELECT s.grant_id, g.sponsor, s.share FROM sponsor_shares s JOIN grants g ON g.id = s.grant_id "
+    "ORDER BY s.grant_id",
+    "SELECT r.pool_id, r.project_id, r.gpus, r.begins_at, r.ends_at FROM reservations r JOIN projects p "
+    "ON p.id = r.project_id WHERE r.cancelled_at IS NULL AND r.ends_at > CURRENT_TIMESTAMP AND p.stage NOT IN "
+    "('completed', 'stopped') ORDER BY r.id",
     "SELECT name, value FROM policies",
 )
-"""What a round reads beside the queued runs and the use of projects."""
+"""What a round reads beside the queued runs and the use of projects: the same columns of the same rows."""
 RAW_USE = "SELECT project_id, seconds, at FROM fair_usage"
 RAW_QUEUED = (
     "SELECT r.id, r.project_id, r.requested_by, r.allocation_id, r.pool_id, r.gpus, r.time_limit - r.used, "
-    "r.queued_at, r.not_before, p.stage FROM runs r JOIN projects p ON p.id = r.project_id WHERE r.state = 'queued'"
+    "r.queued_at, r.not_before, p.stage, r.preempted_at, r.preempted_for, r.host_memory FROM runs r "
+    "JOIN projects p ON p.id = r.project_id WHERE r.state = 'queued'"
 )
 
 
@@ -143,7 +150,7 @@ def once(db: Database) -> Times:
         began, cpu = time.perf_counter(), time.process_time()
         state = snapshot.load(session)
         loaded = time.perf_counter()
-        decided = backfill.plan(state)
+        decided = backfill.plan(state, whole=False)
         planned, used = time.perf_counter(), time.process_time() - cpu
     return Times(loaded - began, planned - loaded, used, len(decided.starts), without)
 

@@ -15,7 +15,7 @@ import typer
 
 from bench.goals import Goal, as_json
 from broker.runs.runs import RunState
-from cli.services import Parts, environment
+from cli.services import Services, environment
 from projects.db.database import Database
 from projects.settings import Settings
 from tests.broker.lab import Lab
@@ -39,7 +39,7 @@ def main(launches: Annotated[int, typer.Option(min=2, help="Runs, one after the 
         python = python_with_trainer(home, TRAINER)
         importing, times = [str(python), "-c", "import broker.runners.supervisor"], min(5, launches)
         imports = statistics.median(_timed(importing) for _ in range(times))
-        db, parts = Database(settings.database), Parts(home / "logs")
+        db, parts = Database(settings.database), Services(home / "logs")
         db.migrate()
         try:
             parts.start_valkey(settings)

@@ -127,7 +127,7 @@ def write_run(folder: Path, checkpoints: int, *, small: bool) -> list[Path]:
 
 def write_tasks(folder: Path, run_folder: Path) -> None:
     """Two tasks on texts that the run has kept out of its training: questions with choices, and whole texts."""
-    from trainer.data.held_out import documents
+    from trainer.data.held_out_texts import documents
     from trainer.data.prepare import manifest_of
 
     sources = manifest_of(run_folder / "data")["sources"]

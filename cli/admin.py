@@ -43,7 +43,7 @@ Snowflake = Annotated[int, typer.Argument(min=1, max=2**63 - 1)]
 
 
 def settings() -> "Settings":
-    """Those of this installation; one that is wrong ends the command with a sentence."""
+    """The settings of this installation; a wrong setting ends the command with a sentence."""
     from projects.settings import SettingsError, get_settings
 
     try:
@@ -53,7 +53,7 @@ def settings() -> "Settings":
 
 
 def database() -> "Database":
-    """The one that the settings name; a folder that cannot be made ends the command with a sentence."""
+    """The database that the settings name; a folder that cannot be made ends the command with a sentence."""
     from projects.db.database import Database
 
     try:

@@ -46,7 +46,7 @@ workers.command()(hosts.undrain)
 @app.command(rich_help_panel=RUN)
 def up() -> None:
     """Run bot, worker, publisher and scheduler against the Discord server that the settings name, until Ctrl-C."""
-    from cli.services import PartError, alone
+    from cli.services import ServiceError, alone
 
     ours = settings()
     if ours.missing:
@@ -56,27 +56,27 @@ def up() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with alone(ours.home):
-            _run_parts(ours)
-    except PartError as error:
+            _run_services(ours)
+    except ServiceError as error:
         refuse(str(error))
 
 
-def _run_parts(settings: "Settings") -> None:
-    from cli.services import Parts
-    from cli.tending import Tending
+def _run_services(settings: "Settings") -> None:
+    from cli.restarts import Restarts
+    from cli.services import Services
 
     with refusing():
         database().migrate()
-    parts = Parts(settings.home / "logs")
+    services = Services(settings.home / "logs")
     try:
-        tending = Tending(parts, settings, typer.echo)
+        restarts = Restarts(services, settings, typer.echo)
         while True:
-            tending.round()
+            restarts.round()
             time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopping")
     finally:
-        parts.stop()
+        services.stop()
 
 
 @app.command(rich_help_panel=RUN)

@@ -35,7 +35,7 @@ def add(
 @app.command("try")
 def try_out(
     name: str,
-    checkpoint: Annotated[Path | None, typer.Option(help="A step folder to try it on.", file_okay=False)] = None,
+    checkpoint: Annotated[list[Path], typer.Option(help="A step folder to try it on.", file_okay=False)] = [],  # noqa: B006
     parameters: Annotated[str, typer.Option(help="Values in place of its defaults, such as steps=10.")] = "",
     minutes: Annotated[float, typer.Option(min=0.1, max=1440, help="How long it may take.")] = 30,
 ) -> None:
@@ -51,7 +51,7 @@ def try_out(
         order = programs.order(name, program, parameters)
     folder = Path(tempfile.mkdtemp(prefix=".try-", dir=ours.home))
     (folder / "order.yml").write_text(order)
-    given = [] if checkpoint is None else ["--checkpoint", str(checkpoint.absolute())]
+    given = [word for each in checkpoint for word in ("--checkpoint", str(each.absolute()))]
     command = [sys.executable, "-m", "trainer", "program", str(folder / "order.yml"), "--out", str(folder / "out")]
     began = time.monotonic()
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

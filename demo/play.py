@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from broker.allocations import pools
-from cli.services import LOCK, PartError, Parts, adopting_orphans, alone
+from cli.services import LOCK, ServiceError, Services, adopting_orphans, alone
 from demo import report
 from demo.stage import Stage
 from demo.story import STORY
@@ -40,7 +40,7 @@ def play(*, stay: bool) -> int:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             with adopting_orphans(GRACE_SECONDS):
                 return asyncio.run(_play(console, home, stay=stay))
-    except PartError as error:
+    except ServiceError as error:
         console.print(str(error), soft_wrap=True)
         return 2
 
@@ -49,7 +49,7 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    parts = Parts(home / "logs")
+    parts = Services(home / "logs")
     stage: Stage | None = None
     steps: list[report.Step] = []
     started = time.monotonic()
@@ -94,7 +94,7 @@ async def _play(console: Console, home: Path, *, stay: bool) -> int:
 
 
 async def set_stage(
-    home: Path, parts: Parts, bot: Mapping[str, object] | None = None, every: Mapping[str, object] | None = None
+    home: Path, parts: Services, bot: Mapping[str, object] | None = None, every: Mapping[str, object] | None = None
 ) -> Stage:
     """Start the parts of Stoa, and the loopback Discord and Hub they talk to.
 
@@ -155,7 +155,7 @@ async def _open(page: str) -> None:
         await asyncio.to_thread(webbrowser.open, page)
 
 
-async def _stay(console: Console, stage: Stage, parts: Parts) -> None:
+async def _stay(console: Console, stage: Stage, parts: Services) -> None:
     """Say what to try, and keep the parts up until Ctrl-C."""
     console.print(
         f"\nEverything is still up; Ctrl-C ends it. What to try next:\n"

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import sqlmodel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Executable
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from projects import people, rights, text
+from projects.db import rows
 from projects.db.columns import Base
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -95,13 +98,19 @@ class Policy(Base, table=True):
 
 def current(session: Session) -> Policies:
     """The policies in force: each as it was last changed, or else its default."""
-    stored = {policy.name: policy.value for policy in session.scalars(select(Policy))}
+    stored = dict(rows.plain(session, _changed()))
     try:
         return Policies.model_validate(stored)
     except ValidationError as error:  # an earlier version had no such bound: the bound is in force
         bounds = {str(wrong["loc"][0]): wrong.get("ctx", {}).get("le") for wrong in error.errors()}
         kept = {name: value for name, value in stored.items() if name not in bounds}
         return Policies.model_validate(kept | {name: most for name, most in bounds.items() if most is not None})
+
+
+@cache
+def _changed() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(Policy.name, Policy.value)
 
 
 def named(name: str) -> str:

@@ -9,12 +9,12 @@ CODE = r"""
 import json, os, socket, struct, sys, time
 from pathlib import Path
 
-how, checkpoint = sys.argv[1:]
+how, checkpoint, *others = sys.argv[1:]
 out = Path(os.environ["OUT"])
 print("it begins", flush=True)
 if how == "well":
     print("variables:", *sorted(os.environ))
-    print("checkpoint:", *sorted(os.listdir(checkpoint)))
+    print("checkpoint:", *sorted(os.listdir(checkpoint)), *map(os.path.basename, others))
     for path in ("/tmp/evil", Path.cwd() / "evil", out.parent / "evil", Path(checkpoint) / "evil"):
         try:
             open(path, "w")

@@ -35,6 +35,10 @@ class Outcome(BaseModel):
     transient: bool = False
 
 
+ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "LlamaForCausalLM")
+"""The classes of transformers whose models the trainer reads, as a `config.json` names them in `architectures`."""
+
+
 class CorpusKind(StrEnum):
     """What a lab can register: a corpus by the key of its place in a source (`path` for text, instructions and
     preferences), prepared data, or a tokenizer."""
@@ -177,6 +181,8 @@ SAMPLE_FILE = "sample.json"
 """The text that `generate` wrote, or the results of a program in words."""
 PICTURES_FOLDER = "pictures"
 """The pictures of a program that are small enough to be shown, `1.png` and so on."""
+WORK_FOLDER = "work"
+"""What a program writes."""
 RESULTS_FOLDER = "results"
 EVALUATION_SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """What lm-evaluation-harness is seeded with, by what it seeds."""

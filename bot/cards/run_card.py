@@ -14,7 +14,7 @@ from broker.allocations.units import heading, in_hours
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
 from broker.runs.kinds.kind import named
-from broker.runs.runs import ENDED, RunState, RunView
+from broker.runs.runs import ENDED, RunKind, RunState, RunView
 
 RUNS = {
     RunState.QUEUED: ("⏳", GREY, "waits for its turn"),
@@ -133,14 +133,15 @@ def _progress(run: RunView) -> Sequence[str]:
 
 
 def _evaluated(run: RunView) -> Sequence[str]:
-    """The newest value of each of the first tasks."""
+    """The newest value of each of the first tasks; a model of the Hub may have no step."""
     lines = []
     for scored in run.evaluations[:MOST_TASKS]:
         step = max(scored.values)
         value, stderr = scored.values[step]
         error = "" if stderr is None else f" ±{stderr:.4f}"
         named = f"{text.code(scored.task, 60)} {text.line(scored.metric, 40)}"
-        lines.append(f"{named} **{value:.4f}**{error} at step {step:,}")
+        at = f" at step {step:,}" if step or run.kind != RunKind.BASELINE else ""
+        lines.append(f"{named} **{value:.4f}**{error}{at}")
     more = " · and more" if len(run.evaluations) > MOST_TASKS else ""
     return [f"**Evaluations** {' · '.join(lines)}{more}"]
 

@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import and_, delete, or_, update
+from sqlalchemy import Executable, and_, delete, or_, update
 from sqlalchemy.orm import Session
 from sqlmodel import Field, col, select
 
 from broker.allocations import pools
 from broker.allocations.pools import Pool
 from projects import text
+from projects.db import rows
 from projects.db.columns import Base, foreign_key, json_object, timestamp, utcnow
 from projects.errors import ConflictError, NotFoundError
 from projects.record import record
@@ -235,6 +237,17 @@ def is_drained(session: Session, name: str) -> bool:
     return session.scalar(select(Host.drained_at).where(Host.name == name)) is not None
 
 
+def any_drained(session: Session) -> bool:
+    """Whether some host is drained now."""
+    return bool(rows.plain(session, _drained()))
+
+
+@cache
+def _drained() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(Host.name).where(col(Host.drained_at).is_not(None)).limit(1)
+
+
 def known_as(session: Session, host_id: str) -> str | None:
     """The name of the host of this id; None where it was never announced."""
     return session.scalars(select(Host.name).where(Host.id == host_id)).one_or_none()
@@ -353,7 +366,7 @@ def gpu_pools(session: Session, name: str) -> Sequence[Pool]:
 
 
 def core_pools(session: Session, name: str) -> Sequence[Pool]:
-    """The pools that count on the cores of a host, likewise."""
+    """The pools that count on the cores of a host: those that it names, or else those that no host names."""
     counting = [pool for pool in pools.every(session) if pool.is_cpu and pool.is_local]
     return _served(session, name, counting)
 

@@ -96,12 +96,12 @@ def every(session: Session) -> Sequence[MachineView]:
 
 
 def with_token(session: Session, token: str) -> MachineView | None:
-    """The machine that this token is good for; None where it is good for none."""
+    """The machine that a token belongs to; None for an unknown token, or if the machine was revoked."""
     return with_hash(session, _hashed(token))
 
 
 def with_hash(session: Session, hashed: str) -> MachineView | None:
-    """The same by the token's SHA-256."""
+    """The machine whose token has this SHA-256; None if there is none, or if it was revoked."""
     for machine in every(session):
         if hmac.compare_digest(machine.token, hashed):
             return machine if machine.revoked_at is None else None

@@ -288,9 +288,14 @@ def host_bytes(pool: Pool) -> int | None:
 def most_on_host(pool: Pool) -> int | None:
     """Bytes that all runs on one of the pool's hosts may take; for a pool of CPUs by default the memory of this host,
     for others None where nobody has said."""
-    if pool.host_memory_gib is None:
-        return psutil.virtual_memory().total if pool.is_cpu else None
-    return int(pool.host_memory_gib * 2**30)
+    return memory_of_host(pool.gpu_type, pool.host_memory_gib)
+
+
+def memory_of_host(gpu_type: str, gib: float | None) -> int | None:
+    """What `most_on_host` returns, by the type of a pool's GPUs and what somebody has said of a host's memory."""
+    if gib is None:
+        return psutil.virtual_memory().total if Unit.of(gpu_type) is Unit.CORE else None
+    return int(gib * 2**30)
 
 
 def add_grant(

@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
-from sqlalchemy import ColumnElement
+import sqlalchemy
+from sqlalchemy import BindParameter, ColumnElement, Executable, Row, bindparam
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -14,7 +16,7 @@ from broker.allocations.pools import Pool
 from broker.allocations.units import Unit
 from broker.runners import registry
 from projects import parse, people, projects, quotas, rights, text
-from projects.db.columns import Base, foreign_key, integer, row_id, timestamp, utcnow
+from projects.db.columns import Base, UtcDateTime, foreign_key, integer, row_id, timestamp, utcnow
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor, Person
 from projects.projects import ENDED, Project
@@ -155,14 +157,27 @@ def every(session: Session) -> Sequence[ReservationView]:
     return [_view(row, pool, by) for row, pool, by in rows]
 
 
-def open_at(session: Session, now: datetime) -> Sequence[Reservation]:
+def open_at(session: Session, now: datetime) -> Sequence[Row[tuple[int, int, int, int, datetime, datetime]]]:
     """The reservations that are not over, in the order of their numbers, without those of projects that have ended."""
-    return session.scalars(
-        select(Reservation)
+    return session.execute(_standing(), {"now": now}).all()
+
+
+@cache
+def _standing() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return (
+        sqlalchemy.select(
+            col(Reservation.id),
+            col(Reservation.pool_id),
+            col(Reservation.project_id),
+            col(Reservation.gpus),
+            col(Reservation.begins_at),
+            col(Reservation.ends_at),
+        )
         .join(Project, col(Project.id) == Reservation.project_id)
-        .where(_open(now), col(Project.stage).not_in(ENDED))
+        .where(_open(bindparam("now", type_=UtcDateTime)), col(Project.stage).not_in(ENDED))
         .order_by(col(Reservation.id))
-    ).all()
+    )
 
 
 def most_reserved(session: Session, pool_id: int, begins_at: datetime, ends_at: datetime) -> int:
@@ -173,7 +188,7 @@ def most_reserved(session: Session, pool_id: int, begins_at: datetime, ends_at: 
     return max(sum(row.gpus for row in rows if row.begins_at <= at < row.ends_at) for at in moments)
 
 
-def _open(now: datetime) -> ColumnElement[bool]:
+def _open(now: datetime | BindParameter[datetime]) -> ColumnElement[bool]:
     return (col(Reservation.ends_at) > now) & col(Reservation.cancelled_at).is_(None)
 
 

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from sqlalchemy import Executable
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from projects import people, projects, quotas, rights, text
+from projects.db import rows
 from projects.db.columns import Base, foreign_key, number
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor
@@ -66,18 +69,24 @@ def set_share(session: Session, actor: Actor | None, project_id: int, value: str
 
 def of_projects(session: Session) -> Mapping[int, float]:
     """The shares of the projects whose share was set; every other project has the usual one."""
-    return {row.project_id: row.share for row in session.scalars(select(ProjectShare))}
+    return dict(rows.plain(session, _every()))
+
+
+@cache
+def _every() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(ProjectShare.project_id, ProjectShare.share)
 
 
 def listed(session: Session) -> Sequence[ShareView]:
     """The shares that differ from the usual one, the largest first."""
-    rows = session.execute(
+    found = session.execute(
         select(Project.id, Project.title, Project.hidden, ProjectShare.share)
         .join(ProjectShare, col(ProjectShare.project_id) == Project.id)
         .where(col(ProjectShare.share) != USUAL)
         .order_by(col(ProjectShare.share).desc(), col(Project.id))
     )
-    return [ShareView(number, f"P{number}" if hidden else title, share) for number, title, hidden, share in rows]
+    return [ShareView(number, f"P{number}" if hidden else title, share) for number, title, hidden, share in found]
 
 
 def _parsed(value: str) -> float:

@@ -5,13 +5,15 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import delete, func
+from sqlalchemy import Executable, delete, func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.allocations.pools import Grant, Pool
 from projects import people, projects, quotas, rights, text
+from projects.db import rows
 from projects.db.columns import Base, foreign_key, number
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.people import Actor
@@ -109,15 +111,23 @@ def set_aside(
 
 def listed(session: Session) -> Sequence[SponsorView]:
     """What sponsors have set aside, in the order of their grants."""
+    aside = rows.plain(session, _set_aside())
+    if not aside:
+        return []
     own = defaultdict(list)
     for row in session.scalars(select(SponsorProject).order_by(col(SponsorProject.project_id))):
         own[row.grant_id].append(row.project_id)
-    rows = session.execute(
+    return [SponsorView(grant_id, sponsor, share, own[grant_id]) for grant_id, sponsor, share in aside]
+
+
+@cache
+def _set_aside() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return (
         select(SponsorShare.grant_id, Grant.sponsor, SponsorShare.share)
         .join(Grant, col(Grant.id) == SponsorShare.grant_id)
         .order_by(col(SponsorShare.grant_id))
     )
-    return [SponsorView(grant_id, sponsor, share, own[grant_id]) for grant_id, sponsor, share in rows]
 
 
 def sponsors(session: Session) -> Sequence[str]:
@@ -131,12 +141,12 @@ def divisions(session: Session, now: datetime) -> Mapping[int, Division]:
     if not aside:
         return {}
     given: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    rows = session.execute(
+    sums = session.execute(
         select(Grant.pool_id, Grant.sponsor, func.sum(col(Grant.seconds)))
         .where(col(Grant.until) > now)
         .group_by(col(Grant.pool_id), col(Grant.sponsor))
     )
-    for pool_id, sponsor, seconds in rows:
+    for pool_id, sponsor, seconds in sums:
         given[pool_id][sponsor] = int(seconds)
     found = {}
     for pool_id, by_sponsor in given.items():

@@ -32,7 +32,7 @@ def draw(curve: Curve, theme: Theme = DARK) -> bytes:
 
 
 def figure(curve: Curve, theme: Theme = DARK) -> Figure:
-    """The same picture as a matplotlib figure."""
+    """The picture of the loss curve as a matplotlib figure."""
     second = len(points.columns(curve.below)[0]) > 1
     few = len(curve.evaluations)
     drawn = canvas.blank((800 if second else 625) + 150 * few, theme)
@@ -233,7 +233,7 @@ class _Panel:
 
 
 def _spread(ticks: Sequence[int], ends: Array, along: Array) -> Sequence[int]:
-    """Those ticks, the last included, that lie far enough from each other for MOST_TICKS on the axis."""
+    """The ticks, the last among them, that lie far enough from each other for MOST_TICKS on the axis."""
     apart = (ends[1] - ends[0]) / (MOST_TICKS - 1)
     kept = [len(ticks) - 1]
     for number in range(len(ticks) - 2, -1, -1):

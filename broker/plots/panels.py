@@ -20,7 +20,7 @@ def draw(shown: Panels, theme: Theme = DARK) -> bytes:
 
 
 def figure(shown: Panels, theme: Theme = DARK) -> Figure:
-    """The same picture as a matplotlib figure."""
+    """The picture of the panels as a matplotlib figure."""
     drawn = canvas.blank(150 + 200 * len(shown.panels), theme)
     panels = drawn.subplots(len(shown.panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, measured in zip(panels, shown.panels, strict=True):

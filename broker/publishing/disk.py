@@ -7,11 +7,14 @@ On a scarce disk the checkpoints of ended runs are removed too.
 Data that an attempt has prepared are removed when the attempt is over, as the next one prepares its own; data that the
 catalogue names, or that are registered on a pool, stay.
 
+What a program has written beside what was posted stays for a week, or until the disk is scarce.
+
 Each host removes what is on its own disk.
 """
 
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -19,13 +22,12 @@ from sqlalchemy import func, true, update
 from sqlalchemy.orm import Session, aliased
 from sqlmodel import col, select
 
-from broker import configs
 from broker.allocations.corpora import Corpus
 from broker.catalogue import CatalogueEntry
 from broker.publications import Disk, Publication, Repository
 from broker.runs import folders, runs
 from broker.runs.attempts import Attempt, AttemptState
-from broker.runs.kinds.kind import named
+from broker.runs.kinds.kind import kind_of, named
 from broker.runs.runs import ENDED, Run, RunKind
 from broker.store import Store, StoreError
 from projects.db.columns import utcnow
@@ -33,13 +35,15 @@ from projects.db.database import Database
 from projects.record import record
 from projects.record.record import Entry, Stream
 from projects.settings import Settings
-from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER, checkpoint_step
+from trainer.contract import CHECKPOINTS_FOLDER, DATA_FOLDER, WORK_FOLDER, checkpoint_step
 
 GIB = 2**30
 SCARCE = 2.0
 """The disk is scarce below this many times the floor."""
 ENOUGH = 1.25
 """Runs start again once this many times the floor is free, so that they do not stop and start around one value."""
+WORK_KEPT = timedelta(days=7)
+"""What a program has written stays for so long after its end."""
 PAUSED = "the disk is nearly full; the run goes on once there is room"
 LOW_KINDS = ("disk.low", "disk.enough")
 
@@ -124,6 +128,7 @@ def tidy(settings: Settings, db: Database) -> int:
     _remove_copies(settings, db)
     _remove_hub_copies(settings, db)
     _remove_data(settings, db)
+    _remove_work(settings, db)
     return len(leaving)
 
 
@@ -151,13 +156,13 @@ def spare(session: Session, *, keep: int, scarce: bool = False, stored: bool = F
 
 
 def _here(settings: Settings, found: Sequence[Publication]) -> list[Publication]:
-    """Those whose attempt's folder is on this disk, which other hosts know nothing of."""
+    """The checkpoints whose attempt has its folder on this host's disk."""
     places = ((each, folders.of_checkpoint(settings.runs_dir, each.run_id, each.folder)) for each in found)
     return [each for each, place in places if place.parents[1].is_dir()]
 
 
 def _safe(settings: Settings, db: Database, found: Sequence[Publication]) -> list[Publication]:
-    """Those that are on the Hub, or whole in the store now."""
+    """The checkpoints that are on the Hub, or whole in the store now."""
     safe = [each for each in found if each.url is not None]
     unpublished = [each for each in found if each.url is None]
     if unpublished:
@@ -200,7 +205,7 @@ def _remove_copies(settings: Settings, db: Database) -> None:
 
 
 def _remove_hub_copies(settings: Settings, db: Database) -> None:
-    """Remove what was fetched from the Hub that no unended run reads: checkpoints of runs, and bases."""
+    """Remove what was fetched from the Hub that no unended run reads: checkpoints of runs, bases and baselines."""
     places = list((settings.home / folders.HUB_COPIES).glob("*"))
     if not places:
         return
@@ -208,9 +213,9 @@ def _remove_hub_copies(settings: Settings, db: Database) -> None:
         read = select(Run.parent_id).where(col(Run.state).not_in(ENDED))
         names = session.scalars(select(Repository.name).where(col(Repository.run_id).in_(read)))
         needed = {folders.hub_copies(settings, name) for name in names}
-        trained = select(Run.config).where(col(Run.state).not_in(ENDED), Run.kind == RunKind.TRAIN)
-        bases = {configs.base(text) for text in session.scalars(trained)}
-        needed |= {folders.hub_copies(settings, base.repo) for base in bases if base is not None}
+        unended = session.scalars(select(Run).where(col(Run.state).not_in(ENDED)))
+        bases = {base for run in unended for base in kind_of(run).from_hub(run)}
+        needed |= {folders.hub_copies(settings, base.repo) for base in bases}
     for place in places:
         if place not in needed:
             shutil.rmtree(place, ignore_errors=True)
@@ -265,6 +270,26 @@ def _remove_data(settings: Settings, db: Database) -> None:
         for folder in found.get((run_id, token), ()):
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_work(settings: Settings, db: Database) -> None:
+    """Remove what programs have written that ended WORK_KEPT ago, or have ended at all where the disk is scarce."""
+    places = [path for path in settings.runs_dir.glob(f"*/attempt-*/{WORK_FOLDER}") if path.parents[1].name.isdecimal()]
+    if not places:
+        return
+    before = utcnow() - (timedelta() if is_scarce(settings) else WORK_KEPT)
+    with db.read() as session:
+        ended = session.scalars(
+            select(Run.id).where(
+                Run.kind == RunKind.PROGRAM,
+                col(Run.id).in_({int(path.parents[1].name) for path in places}),
+                col(Run.state).in_(ENDED),
+                col(Run.ended_at) < before,
+            )
+        ).all()
+    for path in places:
+        if int(path.parents[1].name) in ended:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _readers() -> list[RunKind]:

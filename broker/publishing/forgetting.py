@@ -162,7 +162,7 @@ def _renew(session: Session, of_runs: ColumnElement[bool]) -> Sequence[str]:
 
 
 def _published(session: Session, of_runs: ColumnElement[bool]) -> dict[int, str]:
-    """Those of the runs that have a published checkpoint, each with the address of its repository."""
+    """The runs that have a published checkpoint, each with the address of its repository."""
     rows = session.execute(
         select(Repository.run_id, col(Publication.url))
         .join(Run, col(Run.id) == Repository.run_id)

@@ -14,7 +14,12 @@ from tempfile import TemporaryDirectory
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, RepoFile, constants, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from projects.db.columns import utcnow
 from projects.log import without_secrets
@@ -27,6 +32,7 @@ LONGEST_PAUSE = 3600.0
 """The most seconds that a Retry-After header is heeded for."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md"]
 """The files of a model that are read of others. Weights as pickles, which may run code, are not."""
+CONFIG_FILE = "config.json"
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
 """What the client raises where the Hub refuses, is out of reach, or has not got all files."""
 
@@ -40,6 +46,10 @@ class HubError(Exception):
     def __init__(self, said: str, *, pause: float = 0.0, refused: bool = False) -> None:
         super().__init__(said)
         self.pause, self.refused = pause, refused
+
+
+class NotOpenError(Exception):
+    """The Hub has no such model for everybody; the text is one sentence without its end."""
 
 
 def _pass_on_pressure(response: httpx2.Response) -> None:
@@ -83,6 +93,15 @@ class Branch:
 
     url: str
     commit: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on the Hub at a revision: the bytes of each of its files that are read of others, and the text of its
+    `config.json`, empty where it has none."""
+
+    files: Mapping[str, int]
+    config: str
 
 
 class Hub:
@@ -147,17 +166,32 @@ class Hub:
     def fetch_model(self, repo: str, revision: str, folder: Path) -> None:
         """Download the files of an open model that `python -m trainer import` reads, as `fetch` does, without our
         token: whoever names the model may not see what the lab may. Raises HubError."""
-        anybody = HfApi(endpoint=self.endpoint, token=False)
-        self._fetch(anybody, repo, revision, folder, MODEL_FILES)
+        self._fetch(self._as_anybody(), repo, revision, folder, MODEL_FILES)
 
-    def model_size(self, repo: str, revision: str) -> int:
-        """The bytes that `fetch_model` would download. Raises HubError."""
+    def look_at_model(self, repo: str, revision: str) -> Model:
+        """What `fetch_model` would download. Raises HubError, and NotOpenError where there is no such model or revision
+        that everybody may read."""
+        anybody, config = self._as_anybody(), ""
         try:
-            told = HfApi(endpoint=self.endpoint, token=False).model_info(repo, revision=revision, files_metadata=True)
+            told = anybody.model_info(repo, revision=revision, files_metadata=True)
+            sizes = {each.rfilename: each.size or 0 for each in told.siblings or []}
+            if CONFIG_FILE in sizes:
+                with TemporaryDirectory() as folder:
+                    path = anybody.hf_hub_download(repo, CONFIG_FILE, revision=revision, local_dir=folder)
+                    config = Path(path).read_text(encoding="utf-8", errors="replace")
+        except GatedRepoError as error:
+            raise NotOpenError(f"{repo} is gated on the Hub: its owners let only some people read it") from error
+        except RevisionNotFoundError as error:
+            raise NotOpenError(f"the Hub has no revision {revision} of {repo}") from error
+        except RepositoryNotFoundError as error:
+            raise NotOpenError(f"the Hub has no model {repo} that everybody may read") from error
         except FAILURES as error:
             raise _hub_error(error) from error
-        sizes = {each.rfilename: each.size or 0 for each in told.siblings or []}
-        return sum(size for name, size in sizes.items() if any(fnmatch(name, each) for each in MODEL_FILES))
+        wanted = {name: size for name, size in sizes.items() if any(fnmatch(name, each) for each in MODEL_FILES)}
+        return Model(wanted, config)
+
+    def _as_anybody(self) -> HfApi:
+        return HfApi(endpoint=self.endpoint, token=False)
 
     def _fetch(self, api: HfApi, repo: str, revision: str, folder: Path, patterns: list[str] | None) -> None:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")

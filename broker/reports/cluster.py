@@ -52,7 +52,7 @@ class PoolStatus:
 
     @property
     def unit(self) -> Unit:
-        """What it counts."""
+        """What the pool counts: GPUs, or cores."""
         return Unit.of(self.gpu_type)
 
 
@@ -84,7 +84,7 @@ class PoolOffer:
 
     @property
     def unit(self) -> Unit:
-        """What it counts."""
+        """What the pool counts: GPUs, or cores."""
         return Unit.of(self.gpu_type)
 
 

@@ -11,7 +11,7 @@ from broker.allocations.allocations import Allocation
 from broker.allocations.change_requests import AllocationChange
 from broker.catalogue import CatalogueEntry
 from broker.end_reasons import EndReason
-from broker.runs.entries import MEASURES
+from broker.runs.entries import MEASURES, NOT_TRAINED
 from broker.runs.runs import Run, RunKind, RunState, Sweep
 from projects import notify
 from projects.people import Person
@@ -122,7 +122,7 @@ def is_news(session: Session, entry: EntryView) -> bool:
     """Whether an entry is news for a project's followers: that it begins, reports, has its first run, or ends."""
     if entry.kind == "run.finished":
         told = entry.payload or {}
-        of_other_kind = told.keys() & {"sample", "prepares", "sweep", *MEASURES}
+        of_other_kind = told.keys() & {"sweep", *NOT_TRAINED}
         return not of_other_kind and _is_first(session, entry, told.get("run"))
     return entry.payload is not None and entry.kind in NEWS
 

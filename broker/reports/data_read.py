@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Place:
+class ReadableData:
     """Where the data of a run lie, on this host: the `folder` of the attempt that has prepared or named them, and the
     bytes that they take.
 
@@ -43,7 +43,7 @@ class Place:
     fork_step: int
 
 
-def of_step(session: Session, settings: Settings, run_id: int, step: int) -> Place:
+def of_step(session: Session, settings: Settings, run_id: int, step: int) -> ReadableData:
     """Where the data lie that a step of a run read, counted from 1; a fork's first steps are its parent's.
 
     Raises InvalidError for a step that the run has not done, and as `of_run` does.
@@ -57,7 +57,7 @@ def of_step(session: Session, settings: Settings, run_id: int, step: int) -> Pla
     return of_run(session, settings, run.id)
 
 
-def of_run(session: Session, settings: Settings, run_id: int) -> Place:
+def of_run(session: Session, settings: Settings, run_id: int) -> ReadableData:
     """Where a run's data lie. Raises NotFoundError where they are not on this host, InvalidError for a run that trains
     nothing."""
     run = _training(session, run_id)
@@ -81,16 +81,16 @@ def of_run(session: Session, settings: Settings, run_id: int) -> Place:
             "disk is nearly full."
         )
     size = sum(path.stat().st_size for path in data.iterdir())
-    return Place(run_id, folder, size, config.training.batch, run.parent_id, run.fork_step or 0)
+    return ReadableData(run_id, folder, size, config.training.batch, run.parent_id, run.fork_step or 0)
 
 
-def rows(place: Place, step: int, first: int, count: int) -> SeenStep:
+def rows(place: ReadableData, step: int, first: int, count: int) -> SeenStep:
     """`count` rows of a step, from row `first` on. Raises ConflictError where the data cannot be read."""
     options = ["--step", str(step), "--row", str(first), "--count", str(count)]
     return SeenStep.model_validate_json(_ask(place, "show", options))
 
 
-def search(place: Place, text: str) -> SeenText:
+def search(place: ReadableData, text: str) -> SeenText:
     """At which steps a text was read. Raises InvalidError for one that is too short or too long, ConflictError where
     the data cannot be read."""
     text = text.strip()
@@ -108,7 +108,7 @@ def _training(session: Session, run_id: int) -> Run:
     return run
 
 
-def _ask(place: Place, command: str, options: list[str]) -> str:
+def _ask(place: ReadableData, command: str, options: list[str]) -> str:
     """What a command of the trainer prints about a run's data as JSON."""
     asked = [sys.executable, "-m", "trainer", "data", command, str(place.folder), "--json", *options]
     try:

@@ -27,7 +27,7 @@ class RunPlan(Base, table=True):
     old message must never mean another plan.
     """
 
-    __tablename__ = "launch_drafts"
+    __tablename__ = "launch_drafts"  # its first name, which no migration has been worth to change
 
     id: int = row_id()
     request_id: str = Field(unique=True)

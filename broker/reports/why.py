@@ -239,14 +239,14 @@ class _Explainer:
         return f"{'; '.join(said[:MOST_RESERVATIONS])}."
 
     def _preempted(self, run: Waiting) -> str:
-        """That the run has made way, and for which; nothing where it has not."""
+        """The sentence that the run was preempted, and for which run; empty for a run that was not."""
         if run.preempted_at is None or run.preempted_for is None:
             return ""
         other = self.session.get_one(Run, run.preempted_for)
         return f"Preempted for run {other.id} of project P{other.project_id} at {run.preempted_at:%F %H:%M} UTC. "
 
     def _made_room(self, run: Waiting) -> str:
-        """Which runs make way for this one; nothing where none does."""
+        """The sentence that names the runs that make way for this one; empty if none does."""
         found = [one.run_id for one in self.state.held if one.makes_way_for == run.id]
         verb = "make way" if len(found) > 1 else "makes way"
         return f" Run {' and run '.join(map(str, found))} {verb} for it, after a checkpoint." if found else ""
@@ -302,7 +302,7 @@ def _called(project: Project) -> str:
 
 
 def _told_of_absence(session: Session, found: Why, placement: Placement, run: Run) -> Why:
-    """The same, with that no worker of the pool is there, should that be so."""
+    """The answer `found`, with a sentence added if no worker of the pool is there."""
     absence = hosts.absence(session, session.get_one(Pool, run.pool_id))
     if not absence or placement.waits_for is WaitReason.DRAINED:
         return found

@@ -225,7 +225,7 @@ def open_of(session: Session, allocation_id: int) -> int | None:
 
 
 def allocations_with_open(session: Session, allocation_ids: Collection[int]) -> set[int]:
-    """Those of the allocations that have an open request for a change."""
+    """The numbers of the given allocations that have an open request for a change."""
     open_ = col(AllocationChange.state) == ChangeState.REQUESTED
     asked = select(AllocationChange.allocation_id).where(col(AllocationChange.allocation_id).in_(allocation_ids), open_)
     return set(session.scalars(asked))

@@ -94,7 +94,7 @@ def of_error(error: Exception) -> str:
 
 
 def of_signal(number: int) -> str:
-    """That a signal ended the trainer, and what commonly does."""
+    """The sentence that a signal ended the trainer, with the usual cause of that signal."""
     name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
     usual = SIGNALS.get(number)
     return f"the trainer was ended by {name}{f', {usual}' if usual else ''}"

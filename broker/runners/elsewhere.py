@@ -21,7 +21,7 @@ from broker.corpus_copies import NoRoomError
 from broker.pieces import CARRIER
 from broker.publications import Disk, Publication, Repository
 from broker.publishing import copies, disk
-from broker.publishing.hub import Hub, HubError
+from broker.publishing.hub import Hub, HubError, Model, NotOpenError
 from broker.runners import output, processes
 from broker.runs import folders, inputs, preparing, runs
 from broker.runs.kinds.kind import kind_of
@@ -29,6 +29,7 @@ from broker.runs.progress import Checkpoint
 from broker.runs.runs import Run
 from broker.store import WHOLE, DamagedError, Store, StoreError
 from projects.db.database import Database
+from projects.errors import InvalidError, NotFoundError
 from projects.settings import Settings
 from trainer import contract
 
@@ -134,23 +135,45 @@ def _bring_checkpoint(
         )
 
 
-def bring_base(settings: Settings, run: Run) -> None:
-    """Fetch the model of the Hub that a run starts from, as anybody may, where it is not on this disk. Raises OSError
-    where the Hub does not give it, or the disk has no room."""
-    base = configs.base(run.config) if kind_of(run).trains else None
-    if base is None:
-        return
-    target = folders.hub_base(settings, *base)
-    if target.is_dir():
+def bring_models(settings: Settings, run: Run) -> None:
+    """Fetch the models of the Hub that a run reads, as anybody may, where they are not on this disk.
+
+    Raises OSError where the Hub does not give one now, or the disk has no room, and DomainError where another try is of
+    no use: there is no such model or revision, it is not open to everyone, or it is none that the trainer reads.
+    """
+    for base in kind_of(run).from_hub(run):
+        target = folders.hub_base(settings, *base)
+        if target.is_dir():
+            continue
+        try:
+            hub = Hub(settings)
+            found = hub.look_at_model(*base)
+            _check_readable(base.repo, found)
+            size = sum(found.files.values())
+            if disk.free_gib(settings) - size / 2**30 < settings.disk_floor_gib:
+                raise OSError(f"the disk has no room for {base.repo}, which has {size / 2**30:.1f} GiB")
+            hub.fetch_model(*base, target)
+        except NotOpenError as error:
+            raise NotFoundError(str(error)) from error
+        except HubError as error:
+            raise OSError(f"{base.repo} at {base.revision} cannot be fetched from the Hub: {error}") from error
+
+
+def _check_readable(repo: str, found: Model) -> None:
+    """Raise InvalidError where a model is no checkpoint of ours, and its `config.json` names no architecture that the
+    trainer reads. What else is wrong with it the trainer says."""
+    if contract.CHECKPOINT_METADATA_FILE in found.files:
         return
     try:
-        hub = Hub(settings)
-        size = hub.model_size(*base) / 2**30
-        if disk.free_gib(settings) - size < settings.disk_floor_gib:
-            raise OSError(f"the disk has no room for {base.repo}, which has {size:.1f} GiB")
-        hub.fetch_model(*base, target)
-    except HubError as error:
-        raise OSError(f"{base.repo} at {base.revision} cannot be fetched from the Hub: {error}") from error
+        told = json.loads(found.config)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise InvalidError(f"{repo} has no config.json of a model of transformers")
+    named = told.get("architectures")
+    if isinstance(named, list) and named and named[0] not in contract.ARCHITECTURES:
+        ours = ", ".join(contract.ARCHITECTURES)
+        raise InvalidError(f"{repo} is a {str(named[0])[:60]}, which the trainer cannot read; it reads {ours}")
 
 
 def _from_hub(settings: Settings, checkpoint: Publication, repo: str, *, with_state: bool) -> None:

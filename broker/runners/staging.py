@@ -70,7 +70,7 @@ class Staging:
         def work() -> Staged:
             before = elsewhere.earlier(self.settings, self.db, run, token, self._hold, fetch=not in_store)
             elsewhere.bring(self.settings, self.db, run, self._hold, begins=not before, fetch=not in_store)
-            elsewhere.bring_base(self.settings, run)
+            elsewhere.bring_models(self.settings, run)
             elsewhere.bring_corpora(self.settings, self.db, run, self._hold, self._tell, fetch=not in_store)
             start = Start(self.settings, self.db, run, folder, before, nodes, in_store)
             command = trainer_command(start)

@@ -217,7 +217,7 @@ class Supervisor:
             runner.adopt(process, self.folder, attempt.waiting)
             if not runner.fills_store:
                 found = output.checkpoints([self.folder.parent / f"attempt-{each}" for each in range(1, self.token)])
-        else:  # the other died while it submitted a job, which may be there
+        else:  # the supervisor before this one died while it submitted a job, which may be there
             found, command = self._stage(run)
             runner.start(command, self.folder, self.devices)
         self._carry(run)

@@ -12,6 +12,8 @@ from projects.record import record
 
 MEASURES = frozenset({"evaluation", "study", "program"})
 """What entries are about that measure something on checkpoints of a run, by the key of its number."""
+NOT_TRAINED = MEASURES | {"sample", "prepares", "baseline"}
+"""The keys of entries about a run that does not train."""
 
 
 def tell(session: Session, run: Run, kind: str, *, by: Person | None = None, why: str = "", **told: object) -> None:

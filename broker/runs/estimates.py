@@ -30,8 +30,8 @@ FARTHEST = 10.0
 class Estimate:
     """GPU-seconds that the rest of a run will take, None where nothing like it was measured, and the basis in words.
 
-    `saves_at` is the first step after those done at which it writes a checkpoint, and `saves_after` the seconds until
-    then, the start of its like included.
+    `saves_at` is the first step after those done at which the run writes a checkpoint. `saves_after` is the seconds
+    until then, including the longest start of the run that the estimate rests on.
     """
 
     cost: int | None

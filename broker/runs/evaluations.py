@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import yaml
 from sqlalchemy.orm import Session
@@ -58,8 +59,8 @@ def launch(
         return Evaluation(
             tasks=evaluation_plans.parse_tasks(tasks),
             steps=chosen,
-            shots=_bounded("examples before each question", shots, 0, MOST_SHOTS),
-            limit=_bounded("documents of each task", limit, 1, 10**6),
+            shots=checked_shots(shots),
+            limit=checked_limit(limit),
         )
 
     return on_checkpoints.launch(
@@ -131,6 +132,23 @@ def what(run: Run) -> Evaluation:
 def tasks_with(part: str, most: int) -> Sequence[str]:
     """Up to `most` names of tasks that contain some letters, those that begin with them first."""
     return task_names.containing(part, most)
+
+
+def options(tasks: Sequence[str], out: Path, shots: int | None, limit: int | None) -> list[str]:
+    """The options of the trainer's `eval` for an evaluation that writes into the folder `out`."""
+    given = [f"--tasks={','.join(tasks)}", "--out", str(out)]
+    given += [] if shots is None else [f"--num-fewshot={shots}"]
+    return given + ([] if limit is None else [f"--limit={limit}"])
+
+
+def checked_shots(shots: int | None) -> int | None:
+    """A number of examples before each question as typed; raises InvalidError."""
+    return _bounded("examples before each question", shots, 0, MOST_SHOTS)
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """A number of documents of each task as typed; raises InvalidError."""
+    return _bounded("documents of each task", limit, 1, 10**6)
 
 
 def _bounded(what: str, count: int | None, least: int, most: int) -> int | None:

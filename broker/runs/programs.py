@@ -34,13 +34,14 @@ def launch(
     step: str = LAST,
     time_limit: str = "",
 ) -> Receipt:
-    """Queue an accepted program on a checkpoint of a run; `on_checkpoints.launch` says the rest."""
+    """Queue an accepted program on a checkpoint of a run, or on several where it reads several; `on_checkpoints.launch`
+    says the rest."""
     description = catalogue.program(session, program)
     values = _values(description, parameters)
 
     def ask(chosen: list[int]) -> Order:
-        if len(chosen) > 1:
-            raise InvalidError("A program reads one checkpoint; name one step, or say last.")
+        if len(chosen) > 1 and not description.reads_several:
+            raise InvalidError(f"“{program}” reads one checkpoint; name one step, or say last.")
         return Order(name=program, program=description, parameters=values, steps=chosen)
 
     return on_checkpoints.launch(

@@ -79,6 +79,7 @@ class RunKind(StrEnum):
     EVALUATE = "evaluate"
     STUDY = "study"
     PROGRAM = "program"
+    BASELINE = "baseline"
 
 
 class Sweep(Base, table=True):

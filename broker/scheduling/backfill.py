@@ -7,11 +7,12 @@ host's memory is shared out in the same way, by what its runs are predicted to t
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from broker.allocations import ledger
@@ -113,7 +114,7 @@ class Held(NamedTuple):
     memory: int = 0
 
 
-Row = TypeVar("Row", Waiting, Held)
+Row = TypeVar("Row", Waiting, Held, Reserved)
 
 
 class Funds(NamedTuple):
@@ -160,6 +161,10 @@ class WaitReason(StrEnum):
     RESERVED = "reserved"
 
 
+HAVE_NO_TIME = frozenset({WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINED})
+"""What runs wait for that have no time in the plan, and delay nobody."""
+
+
 class Decision(NamedTuple):
     """That a queued run starts now, on these devices of its pool; none where the runner has a queue of its own."""
 
@@ -194,9 +199,13 @@ class Plan:
         return None if placement.start == math.inf else now + timedelta(seconds=placement.start)
 
 
-def plan(state: QueueState) -> Plan:
-    """Decide for all pools, one after the other; what starts in one counts as used in the next."""
-    return _Planner(state).plan({})
+def plan(state: QueueState, *, whole: bool = True) -> Plan:
+    """Decide for all pools, one after the other; what starts in one counts as used in the next.
+
+    Without `whole`, a queue ends where no other run of its pool could start now: so a round of the scheduler needs it.
+    The queues of pools that preempt are whole in any case.
+    """
+    return _Planner(state, whole=whole).plan({})
 
 
 def blocker(state: QueueState, planned: Plan, placement: Placement) -> int | None:
@@ -235,17 +244,20 @@ def hopeless(state: QueueState) -> dict[int, str]:
 class _Planner:
     """One plan in the making."""
 
-    def __init__(self, state: QueueState, also: Held | None = None) -> None:
+    def __init__(self, state: QueueState, also: Held | None = None, *, whole: bool = True) -> None:
         self.state = state
         self.usage = defaultdict(float, state.usage)
         self.left = {allocation_id: funds.left for allocation_id, funds in state.funds.items()}
         self.held = [*state.held, also] if also else state.held
         self.starts: list[Decision] = []
         self.of_pool = _by_pool(self.held)
+        self.reserved = _by_pool(state.reserved)
         self.projects = self._bounded(state.limits.most_running_a_project, "project_id")
         self.people = self._bounded(state.limits.most_running_a_person, "person_id")
         self.on_host: defaultdict[int, list[Timeline]] = defaultdict(list)
         self.memory = self._memory()
+        # What limits and memory leave to one pool depends on the whole queues of others.
+        self.whole = whole or bool(self.projects or self.people or self.memory)
 
     def plan(self, orders: Mapping[int, Sequence[Waiting]]) -> Plan:
         """In the order of fair-share, or in a given order."""
@@ -256,74 +268,103 @@ class _Planner:
 
     def _pool(self, pool: PoolRow, waiting: Sequence[Waiting], order: Sequence[Waiting] | None) -> list[Placement]:
         held = self.of_pool[pool.id]
-        taken = {device for one in held for device in one.devices}
-        devices = [device for device in range(pool.gpus) if device not in taken]
-        reserved = [one for one in self.state.reserved if one.pool_id == pool.id]
-        gpus = Capacity(pool.most_submitted if pool.queue else pool.gpus, reserved, self.state.now)
-        for one in held:
-            gpus.take(one.project_id, 1 if pool.queue else len(one.devices), 0.0, max(one.seconds, SOONEST))
-        queue: list[Placement] = []
+        devices = sorted(set(range(pool.gpus)).difference(*(one.devices for one in held)))
+        gpus = Capacity(
+            pool.most_submitted if pool.queue else pool.gpus,
+            self.reserved[pool.id],
+            self.state.now,
+            [(one.project_id, 1 if pool.queue else len(one.devices), max(one.seconds, SOONEST)) for one in held],
+        )
         if order is not None:
-            for run in order:
-                queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
+            return [self._place(pool, run, position, gpus, devices) for position, run in enumerate(order, 1)]
+        queue: list[Placement] = []
+        whole = self.whole or pool.preempt_after
+        if not whole and (pool.drained or gpus.is_full):
             return queue
-        by_id = {run.id: run for run in waiting}
+        by_id, before = {run.id: run for run in waiting}, len(self.starts)
         turns = Turns(_by_project(waiting), self.usage, self.state.shares, self.state.groups.get(pool.id))
         while turns:
-            placement = self._place(pool, by_id[turns.take()], len(queue) + 1, gpus, devices)
-            turns.done(
-                0.0
-                if placement.waits_for in (WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINED)
-                else placement.run.cost * pool.price_weight
-            )
-            queue.append(placement)
-        for placement in queue:
-            if placement.waits_for is None:
-                self.usage[placement.run.project_id] += placement.run.cost * pool.price_weight
+            run = by_id[turns.take()]
+            cost = run.cost
+            if whole:
+                queue.append(self._place(pool, run, len(queue) + 1, gpus, devices))
+                counts = queue[-1].waits_for not in HAVE_NO_TIME
+            elif counts := not self._has_no_time(pool, run, cost):
+                start = self._earliest(pool, run, gpus)
+                self._take(pool, run, cost, start, gpus, devices)
+                if start == 0 and gpus.is_full:
+                    break
+            turns.done(cost * pool.price_weight if counts else 0.0)
+        for started in self.starts[before:]:
+            run = by_id[started.run_id]
+            self.usage[run.project_id] += run.cost * pool.price_weight
         return queue
 
     def _place(self, pool: PoolRow, run: Waiting, position: int, gpus: Capacity, devices: list[int]) -> Placement:
-        """Give a run its time; a run that waits for its project, a host or hours has none and delays nobody."""
-        if run.paused:
-            return Placement(run, position, math.inf, WaitReason.PAUSED, 0)
-        if pool.drained:
-            return Placement(run, position, math.inf, WaitReason.DRAINED, 0)
-        left = self.left[run.allocation_id]
-        if run.cost > left:
-            return Placement(run, position, math.inf, WaitReason.HOURS, left)
-        self.left[run.allocation_id] = left - run.cost
-        line, count = gpus.of(run.project_id), 1 if pool.queue else run.gpus
-        needed = [(line, count)]
-        needed += [(line, 1) for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
-        slots = needed[1:]
-        if (memory := self.memory.get(pool.id)) and run.memory:
-            needed.append((memory, run.memory))
-        free = line.now
-        after = max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
-        start = _earliest(needed, run.seconds, after)
-        waits_for = None if start == 0 else self._wait_reason(run, after, count, gpus)
+        """Give a run its time, and say what it waits for."""
+        cost = run.cost
+        if why := self._has_no_time(pool, run, cost):
+            left = self.left[run.allocation_id] if why == WaitReason.HOURS else 0
+            return Placement(run, position, math.inf, why, left)
+        start, free = self._earliest(pool, run, gpus), gpus.of(run.project_id).now
+        waits_for = None if start == 0 else self._wait_reason(pool, run, gpus)
         if waits_for == WaitReason.MEMORY:
             free = self.memory[pool.id].now
-        if start < math.inf:
-            gpus.take(run.project_id, count, start, start + run.seconds)
-            for places, _ in slots:
-                places.take(1, start, start + run.seconds)
-            self._take_memory(run, start, start + run.seconds)
-        if waits_for is None:
+        self._take(pool, run, cost, start, gpus, devices)
+        return Placement(run, position, start, waits_for, free)
+
+    def _has_no_time(self, pool: PoolRow, run: Waiting, cost: int) -> WaitReason | None:
+        """What a run waits for, where that is its project, a host or hours."""
+        if run.paused:
+            return WaitReason.PAUSED
+        if pool.drained:
+            return WaitReason.DRAINED
+        return WaitReason.HOURS if cost > self.left[run.allocation_id] else None
+
+    def _earliest(self, pool: PoolRow, run: Waiting, gpus: Capacity) -> float:
+        """The first time when all that a run needs is free."""
+        line, count = gpus.of(run.project_id), 1 if pool.queue else run.gpus
+        after = self._after(run)
+        if not (self.projects or self.people or self.memory):
+            return line.earliest(count, run.seconds, after)
+        needed = [(line, count), *((one, 1) for one in self._places(run))]
+        if run.memory and pool.id in self.memory:
+            needed.append((self.memory[pool.id], run.memory))
+        return _earliest(needed, run.seconds, after)
+
+    def _after(self, run: Waiting) -> float:
+        """Seconds until a run may start."""
+        return max(0.0, (run.not_before - self.state.now).total_seconds()) if run.not_before else 0.0
+
+    def _take(self, pool: PoolRow, run: Waiting, cost: int, start: float, gpus: Capacity, devices: list[int]) -> None:
+        """Take what a run needs from its start on, for as long as it may take."""
+        self.left[run.allocation_id] -= cost
+        if start == math.inf:
+            return
+        end = start + run.seconds
+        gpus.take(run.project_id, 1 if pool.queue else run.gpus, start, end)
+        for line in self._places(run) if self.projects or self.people else ():
+            line.take(1, start, end)
+        if run.memory:
+            self._take_memory(run, start, end)
+        if start == 0:
             own = 0 if pool.queue else run.gpus
             self.starts.append(Decision(run.id, tuple(devices[:own])))
             del devices[:own]
-        return Placement(run, position, start, waits_for, free)
 
-    def _wait_reason(self, run: Waiting, after: float, count: int, gpus: Capacity) -> WaitReason:
-        if after > 0:
+    def _places(self, run: Waiting) -> list[Timeline]:
+        """The limits of a run's project and person that could be reached."""
+        return [line for line in (self.projects.get(run.project_id), self.people.get(run.person_id)) if line]
+
+    def _wait_reason(self, pool: PoolRow, run: Waiting, gpus: Capacity) -> WaitReason:
+        if self._after(run) > 0:
             return WaitReason.EARLIER_ATTEMPT
         project, person = self.projects.get(run.project_id), self.people.get(run.person_id)
         if project and project.now < 1:
             return WaitReason.PROJECT_LIMIT
         if person and person.now < 1:
             return WaitReason.PERSON_LIMIT
-        memory, line = self.memory.get(run.pool_id), gpus.of(run.project_id)
+        memory, line, count = self.memory.get(pool.id), gpus.of(run.project_id), 1 if pool.queue else run.gpus
         if memory and memory.now < run.memory and line.now >= count:
             return WaitReason.MEMORY
         if gpus.unused and gpus.unreserved.earliest(count, run.seconds) == 0 < line.earliest(count, run.seconds):
@@ -332,27 +373,23 @@ class _Planner:
 
     def _bounded(self, most: int, whose: str) -> dict[int, Timeline]:
         """The slots under a limit, for those only who could reach the limit."""
-        running: defaultdict[int, list[float]] = defaultdict(list)
-        counts: defaultdict[int, int] = defaultdict(int)
-        for one in self.held:
-            if one.open:
-                running[getattr(one, whose)].append(one.seconds)
-        for run in self.state.waiting:
-            counts[getattr(run, whose)] += 1
-        lines: dict[int, Timeline] = {}
-        for who, count in counts.items():
-            if count + len(running[who]) > most:
-                lines[who] = Timeline(most)
-                for seconds in running[who]:
-                    lines[who].take(1, 0.0, max(seconds, SOONEST))
+        who = attrgetter(whose)
+        counts = Counter(map(who, self.state.waiting))
+        counts.update(who(one) for one in self.held if one.open)
+        lines = {one: Timeline(most) for one, count in counts.items() if count > most}
+        for one in self.held if lines else ():
+            if one.open and who(one) in lines:
+                lines[who(one)].take(1, 0.0, max(one.seconds, SOONEST))
         return lines
 
     def _memory(self) -> dict[int, Timeline]:
         """What runs leave of the memory of each pool's host, for the pools only where it could be too little."""
+        lines: dict[int, Timeline] = {}
+        if all(pool.host_bytes is None for pool in self.state.pools):
+            return lines
         wanted: defaultdict[int, int] = defaultdict(int)
         for pool_id, taken in [(one.pool_id, one.memory) for rows in (self.held, self.state.waiting) for one in rows]:
             wanted[pool_id] += taken
-        lines: dict[int, Timeline] = {}
         for pool in self.state.pools:
             if pool.host_bytes is not None and sum(wanted[other] for other in pool.on_host) > pool.host_bytes:
                 lines[pool.id] = Timeline(pool.host_bytes)
@@ -369,8 +406,6 @@ class _Planner:
 
 def _earliest(needed: Sequence[tuple[Timeline, int]], seconds: float, after: float) -> float:
     """The first time when everything that is needed is free at once."""
-    if len(needed) == 1:
-        return needed[0][0].earliest(needed[0][1], seconds, after)
     while True:
         start = after
         for line, count in needed:
@@ -387,11 +422,11 @@ def _by_pool(rows: Sequence[Row]) -> defaultdict[int, list[Row]]:
     return pools
 
 
-def _by_project(waiting: Sequence[Waiting]) -> dict[int, list[tuple[float, int]]]:
+def _by_project(waiting: Sequence[Waiting]) -> dict[int, list[tuple[datetime, int]]]:
     """Each project's queue, the oldest first."""
-    queues: dict[int, list[tuple[float, int]]] = {}
+    queues: dict[int, list[tuple[datetime, int]]] = {}
     for run in waiting:
-        queues.setdefault(run.project_id, []).append((run.queued_at.timestamp(), run.id))
+        queues.setdefault(run.project_id, []).append((run.queued_at, run.id))
     for queue in queues.values():
         queue.sort()
     return queues

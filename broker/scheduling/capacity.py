@@ -26,17 +26,31 @@ class Capacity:
     Where nothing is reserved, this is one timeline for all.
     """
 
-    def __init__(self, capacity: int, reserved: Sequence[Reserved], now: datetime) -> None:
+    def __init__(
+        self, capacity: int, reserved: Sequence[Reserved], now: datetime, held: Sequence[tuple[int, int, float]] = ()
+    ) -> None:
+        """`held` is in use now: project, number, and for how many seconds."""
         owners = sorted({one.project_id for one in reserved})
-        self.free = {project_id: Timeline(capacity) for project_id in (OTHERS, *owners)}
         self.unused = {project_id: Timeline(0) for project_id in owners}
-        self.unreserved = Timeline(capacity) if owners else self.free[OTHERS]
+        if not owners:
+            self.unreserved = Timeline(capacity, [(seconds, count) for _, count, seconds in held])
+            self.free = {OTHERS: self.unreserved}
+            return
+        self.free = {project_id: Timeline(capacity) for project_id in (OTHERS, *owners)}
+        self.unreserved = Timeline(capacity)
         for one in reserved:
             begins, ends = (max(0.0, (at - now).total_seconds()) for at in (one.begins_at, one.ends_at))
             self.unused[one.project_id].take(-one.gpus, begins, ends)
             for project_id, line in self.free.items():
                 if project_id != one.project_id:
                     line.take(one.gpus, begins, ends)
+        for project_id, count, seconds in held:
+            self.take(project_id, count, 0.0, seconds)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is free now, for anybody."""
+        return self.unreserved.now < 1
 
     def of(self, project_id: int) -> Timeline:
         """What is free for a project; take only by `take`."""

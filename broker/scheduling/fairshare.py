@@ -10,8 +10,10 @@ apart from the balances of allocations, which do not.
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from broker.allocations.shares import USUAL
@@ -22,6 +24,7 @@ OTHERS = 0
 _FADING = math.log(2) / HALF_LIFE_SECONDS
 
 Sibling = TypeVar("Sibling", bound=Hashable)
+Queued = tuple[datetime | float, int]
 
 
 @dataclass(frozen=True)
@@ -111,47 +114,55 @@ class Turns(Generic[Sibling]):
 
     def __init__(
         self,
-        queues: Mapping[Sibling, list[tuple[float, int]]],
+        queues: Mapping[Sibling, Sequence[Queued]],
         usage: Mapping[Sibling, float],
         shares: Mapping[Sibling, float] | None = None,
         groups: Groups[Sibling] | None = None,
     ) -> None:
         """`queues` hold (queued at, id), the oldest first. Without `groups`, all siblings are in one."""
-        self.usage = {sibling: usage.get(sibling, 0.0) for sibling in queues}
+        self.queues = queues
+        self.usage = usage
+        self.charged: dict[Sibling, float] = {}
         self.shares = shares or {}
-        self.left = {sibling: iter(queue) for sibling, queue in queues.items()}
         self.groups = groups or Groups()
         self.group_usage = self.groups.used()
-        self.heads: dict[int, list[tuple[float, float, int, Sibling]]] = {group: [] for group in self.groups.shares}
-        for sibling in queues:
-            self._push(sibling)
-        self.next: list[tuple[float, float, int, int]] = []
-        for group in self.heads:
-            self._push_group(group)
+        self.heads: defaultdict[int, list[tuple[float, Queued, Sibling, int]]] = defaultdict(list)
+        for sibling, queue in queues.items():
+            if queue:
+                self.heads[self.groups.of.get(sibling, OTHERS)].append((self._level(sibling), queue[0], sibling, 0))
+        for heads in self.heads.values():
+            heapq.heapify(heads)
+        self.group = self._first_group()
 
     def __bool__(self) -> bool:
-        return bool(self.next)
+        return bool(self.heads)
 
     def take(self) -> int:
         """The id whose turn it is; `done` must follow."""
-        return self.next[0][2]
+        return self.heads[self.group][0][1][1]
 
     def done(self, charge: float) -> None:
         """Charge the one just taken to its sibling, as at admission, and go on."""
-        group = heapq.heappop(self.next)[3]
-        sibling = heapq.heappop(self.heads[group])[3]
-        self.usage[sibling] += charge
-        self.group_usage[group] += charge
-        self._push(sibling)
-        self._push_group(group)
+        heads = self.heads[self.group]
+        _, _, sibling, index = heads[0]
+        queue = self.queues[sibling]
+        self.group_usage[self.group] += charge
+        if index + 1 < len(queue):
+            self.charged[sibling] = self.charged.get(sibling, self.usage.get(sibling, 0.0)) + charge
+            heapq.heapreplace(heads, (self._level(sibling), queue[index + 1], sibling, index + 1))
+        else:
+            heapq.heappop(heads)
+        if not heads:
+            del self.heads[self.group]
+        if not heads or len(self.heads) > 1:
+            self.group = self._first_group()
 
-    def _push(self, sibling: Sibling) -> None:
-        head = next(self.left[sibling], None)
-        if head is not None:
-            level = self.usage[sibling] / self.shares.get(sibling, USUAL)
-            heapq.heappush(self.heads[self.groups.group(sibling)], (level, *head, sibling))
+    def _level(self, sibling: Sibling) -> float:
+        return self.charged.get(sibling, self.usage.get(sibling, 0.0)) / self.shares.get(sibling, USUAL)
 
-    def _push_group(self, group: int) -> None:
-        if self.heads[group]:
-            _, at, number, _ = self.heads[group][0]
-            heapq.heappush(self.next, (self.group_usage[group] / self.groups.shares[group], at, number, group))
+    def _first_group(self) -> int:
+        """The group whose turn it is, as long as there is one."""
+        if len(self.heads) < 2:
+            return next(iter(self.heads), OTHERS)
+        shares = self.groups.shares
+        return min(self.heads, key=lambda group: (self.group_usage[group] / shares[group], self.heads[group][0][1]))

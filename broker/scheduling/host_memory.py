@@ -4,9 +4,10 @@ Stoa shares out no memory of pools whose runner has a queue of its own: that que
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 
-from sqlalchemy import func
+from sqlalchemy import Executable, func
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -17,6 +18,7 @@ from broker.runners import registry
 from broker.runs import attempts
 from broker.runs.attempts import Attempt
 from broker.runs.runs import Run
+from projects.db import rows
 from projects.errors import ConflictError
 from trainer.check import readable
 
@@ -26,18 +28,26 @@ def most(pool: Pool) -> int | None:
     return None if registry.named(pool.runner).queue else pools.most_on_host(pool)
 
 
-def together(session: Session, known: Sequence[Pool]) -> Mapping[int, tuple[int, ...]]:
-    """For each pool, the pools that a host serves by name together with it, itself first; itself where none does."""
-    shared = {pool.id for pool in known if pool.runner in registry.RUNNERS and not registry.named(pool.runner).queue}
+def together(session: Session, known: Mapping[int, bool]) -> Mapping[int, tuple[int, ...]]:
+    """For each pool, the pools that a host serves by name together with it, itself first; itself where none does.
+
+    `known` says of each pool whether Stoa shares out its memory.
+    """
     by_host: defaultdict[str, list[int]] = defaultdict(list)
-    for row in session.scalars(select(HostPool).order_by(col(HostPool.pool_id))):
-        if row.pool_id in shared:
-            by_host[row.host].append(row.pool_id)
-    found = {pool.id: {pool.id: None} for pool in known}
+    for host, pool_id in rows.plain(session, _served()):
+        if known.get(pool_id):
+            by_host[host].append(pool_id)
+    found: dict[int, tuple[int, ...]] = {pool_id: (pool_id,) for pool_id in known}
     for pool_ids in by_host.values():
-        for pool_id in pool_ids:
-            found[pool_id] |= dict.fromkeys(pool_ids)
-    return {pool_id: tuple(others) for pool_id, others in found.items()}
+        for pool_id in pool_ids if len(pool_ids) > 1 else ():
+            found[pool_id] = tuple(dict.fromkeys((*found[pool_id], *pool_ids)))
+    return found
+
+
+@cache
+def _served() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(HostPool.host, HostPool.pool_id).order_by(col(HostPool.pool_id))
 
 
 def check(session: Session, run: Run, pool: Pool) -> None:
@@ -45,7 +55,11 @@ def check(session: Session, run: Run, pool: Pool) -> None:
     limit = most(pool)
     if limit is None or not run.host_memory:
         return
-    on_host = together(session, pools.every(session))[pool.id]
+    named = {other.id: other.runner for other in pools.every(session)}
+    known = {
+        pool_id: runner in registry.RUNNERS and not registry.named(runner).queue for pool_id, runner in named.items()
+    }
+    on_host = together(session, known)[pool.id]
     holding = col(Attempt.pool_id).in_(on_host) & attempts.holding()
     taken = session.scalar(select(func.sum(Run.host_memory)).join_from(Run, Attempt).where(holding)) or 0
     if taken + run.host_memory > limit:

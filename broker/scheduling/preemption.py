@@ -188,5 +188,5 @@ def _would_start(state: QueueState, pool: PoolRow, run: Waiting, victims: Sequen
     held = [one for one in state.held if one.run_id not in gone and not one.stopping]
     grouped = {} if groups is None else {pool.id: replace(groups, usage=used_here)}
     after = replace(state, waiting=waiting, held=held, usage=usage, funds=funds, groups={**state.groups, **grouped})
-    later = backfill.plan(after)
+    later = backfill.plan(after, whole=False)
     return any(start.run_id == run.id for start in later.starts)

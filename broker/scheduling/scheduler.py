@@ -23,7 +23,7 @@ from broker.allocations.pools import Pool
 from broker.fence import Fence
 from broker.publishing import disk, publisher
 from broker.reviews import allocation_expiry
-from broker.runners import reaper, registry
+from broker.runners import lost_attempts, reaper, registry
 from broker.runners.shim import since_boot
 from broker.runs import attempts, control, evaluations, inputs, runs, settlement
 from broker.runs.attempts import OPEN, Attempt
@@ -158,7 +158,7 @@ class Scheduler:
             self.was_away = False
             self.expires_from = since_boot() + self.settings.lease_seconds
         if since_boot() >= self.expires_from:
-            reaper.expire(self.settings, self.db, self.fence)
+            lost_attempts.expire(self.settings, self.db, self.fence)
 
     def _start_runs(self) -> None:
         """Plan, pause the runs that nobody can pay for, let runs make way, and admit those that start now."""
@@ -187,14 +187,14 @@ class Scheduler:
     def _plan(self, state: QueueState) -> Plan:
         """The plan of all pools; where one pool cannot be planned, that of the others, each by itself."""
         try:
-            return backfill.plan(state)
+            return backfill.plan(state, whole=False)
         except Exception as error:
             log.error("the pools cannot be planned together; planning each by itself", exc_info=error)
         plans = []
         for pool in state.pools:
             with self.fence(f"planning the pool “{pool.name}”"):
                 waiting = [run for run in state.waiting if run.pool_id == pool.id]
-                plans.append(backfill.plan(replace(state, pools=[pool], waiting=waiting)))
+                plans.append(backfill.plan(replace(state, pools=[pool], waiting=waiting), whole=False))
         return Plan(
             starts=[start for plan in plans for start in plan.starts],
             queues={pool: queue for plan in plans for pool, queue in plan.queues.items()},

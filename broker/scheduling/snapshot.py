@@ -4,17 +4,23 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from functools import cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import Executable, bindparam, case, select  # SQLModel's own takes no more than four columns
+from sqlalchemy import (
+    Executable,
+    bindparam,
+    case,
+    func,
+    select,
+)  # SQLModel's own takes no more than four columns
 from sqlalchemy.orm import Session
 from sqlmodel import col
 
 from broker.allocations import hosts, reservations, shares, sponsor_shares
 from broker.allocations.allocations import Allocation
 from broker.allocations.ledger import Balance, LedgerRow, Movement
-from broker.allocations.pools import Pool
+from broker.allocations.pools import Pool, memory_of_host
 from broker.fence import Fence
 from broker.runners import registry
 from broker.runs.attempts import OPEN, Attempt, AttemptState
@@ -24,12 +30,30 @@ from broker.scheduling.backfill import Funds, Held, Limits, PoolRow, Preemptible
 from broker.scheduling.capacity import Reserved
 from broker.scheduling.fairshare import OTHERS, Groups, decayed
 from projects import policies
+from projects.db import rows
 from projects.db.columns import UtcDateTime, utcnow
 from projects.projects import Project, Stage
 
 
+class _Pool(NamedTuple):
+    """A pool's row, as far as a plan depends on it."""
+
+    id: int
+    name: str
+    gpus: int
+    runner: str
+    price_weight: float
+    most_submitted: int
+    preempt_after: int
+    gpu_type: str
+    host_memory_gib: float | None
+
+
 class _Uncounted(NamedTuple):
-    """An attempt whose use is in no project's sum yet, with what its run says; `at` is when it was admitted."""
+    """An attempt whose use is in no project's sum yet, with what its run says; `at` is when it was admitted.
+
+    Its times are the driver's own.
+    """
 
     run_id: int
     pool_id: int
@@ -38,8 +62,8 @@ class _Uncounted(NamedTuple):
     charged: int
     charged_at_checkpoint: int
     state: str
-    lease_until: datetime | None
-    at: datetime
+    lease_until: Any
+    at: Any
     project_id: int
     requested_by: int
     allocation_id: int
@@ -51,9 +75,9 @@ class _Uncounted(NamedTuple):
     step: int
     fork_step: int | None
     total_steps: int
-    queued_at: datetime
-    ended_at: datetime | None
-    preempted_at: datetime | None
+    queued_at: Any
+    ended_at: Any
+    preempted_at: Any
     preempted_for: int | None
     stops_as: str | None
     run_state: str
@@ -65,14 +89,14 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     Raises InvalidError for a runner that is not registered.
     """
     now = utcnow()
-    pools, known, weights, known_hosts = [], [], {}, hosts.every(session)
-    for pool in session.scalars(select(Pool).order_by(col(Pool.id))):
-        weights[pool.id] = pool.price_weight
-        with fence(f"reading the pool “{pool.name}”") if fence else nullcontext():
-            pools.append(_pool(pool, hosts.drained(known_hosts, pool.name)))
-            known.append(pool)
-    on_host = host_memory.together(session, known)
-    pools = [pool._replace(on_host=on_host[pool.id]) for pool in pools]
+    pools, weights = list[PoolRow](), dict[int, float]()
+    for row in map(_Pool._make, rows.plain(session, _pools())):
+        weights[row.id] = row.price_weight
+        with fence(f"reading the pool “{row.name}”") if fence else nullcontext():
+            pools.append(_pool(row))
+    on_host = host_memory.together(session, {pool.id: not pool.queue for pool in pools})
+    known_hosts = hosts.every(session) if hosts.any_drained(session) else ()
+    pools = [pool._replace(drained=hosts.drained(known_hosts, pool.name), on_host=on_host[pool.id]) for pool in pools]
     waiting = [run for run in _waiting(session, now) if run.pool_id in on_host]
     divisions = sponsor_shares.divisions(session, now)
     preempting = {pool.id for pool in pools if pool.preempt_after}
@@ -97,19 +121,28 @@ def load(session: Session, limits: Limits | None = None, fence: Fence | None = N
     )
 
 
-def _pool(pool: Pool, drained: str) -> PoolRow:
-    queue = registry.named(pool.runner).queue
+def _pool(row: _Pool) -> PoolRow:
+    queue = registry.named(row.runner).queue
+    most = None if queue else memory_of_host(row.gpu_type, row.host_memory_gib)
     return PoolRow(
-        pool.id,
-        pool.name,
-        pool.gpus,
-        queue,
-        pool.price_weight,
-        pool.most_submitted,
-        pool.preempt_after,
-        drained,
-        host_memory.most(pool),
+        row.id, row.name, row.gpus, queue, row.price_weight, row.most_submitted, row.preempt_after, host_bytes=most
     )
+
+
+@cache
+def _pools() -> Executable:
+    """Made once, like those below: to make them takes a tenth of a round."""
+    return select(
+        col(Pool.id),
+        col(Pool.name),
+        col(Pool.gpus),
+        col(Pool.runner),
+        col(Pool.price_weight),
+        col(Pool.most_submitted),
+        col(Pool.preempt_after),
+        col(Pool.gpu_type),
+        col(Pool.host_memory_gib),
+    ).order_by(col(Pool.id))
 
 
 def bounds(session: Session) -> Limits:
@@ -127,12 +160,29 @@ def _reserved(session: Session, now: datetime) -> list[Reserved]:
 
 def _waiting(session: Session, now: datetime) -> list[Waiting]:
     """The queued runs, with what no attempt has used of their time limits."""
-    return [Waiting._make(row) for row in session.execute(_queued(), {"now": now})]
+    when, found = rows.times(session), rows.plain(session, _queued(), {"now": now})
+    return [
+        Waiting(
+            number,
+            project,
+            person,
+            allocation,
+            pool,
+            gpus,
+            left,
+            when(at),
+            before and when(before),
+            bool(paused),
+            preempted and when(preempted),
+            by,
+            memory,
+        )
+        for number, project, person, allocation, pool, gpus, left, at, before, paused, preempted, by, memory in found
+    ]
 
 
 @cache
 def _queued() -> Executable:
-    """Made once, like those below: to make them takes a tenth of a round."""
     return (
         select(
             col(Run.id),
@@ -171,38 +221,45 @@ def _attempts(
     used_on: dict[int, dict[int, float]] = {pool_id: defaultdict(float) for pool_id in on}
     for (pool_id, project_id), seconds in usage.of_ended_on(session, on, now).items() if on else ():
         used_on[pool_id][project_id] = seconds
-    for row in map(_Uncounted._make, session.execute(_uncounted())):
+    when = rows.times(session)
+    for row in map(_Uncounted._make, rows.plain(session, _uncounted())):
         is_open = row.state in OPEN
-        age = (now - row.ended_at).total_seconds() if row.ended_at else 0.0
-        counts = row.reserved if is_open else row.charged
-        weighted = decayed(weights[row.pool_id] * counts, max(0.0, age))
+        weighted = weights[row.pool_id] * (row.reserved if is_open else row.charged)
+        if row.ended_at:
+            weighted = decayed(weighted, max(0.0, (now - when(row.ended_at)).total_seconds()))
         used[row.project_id] += weighted
         if not is_open:
             fading[row.project_id] += weighted
         if row.pool_id in used_on:
             used_on[row.pool_id][row.project_id] += weighted
-        lost_until = row.lease_until if row.state == AttemptState.LOST else None
-        ends = row.at + timedelta(seconds=row.reserved / row.gpus) if is_open else lost_until
-        if is_open or (ends is not None and ends > now):
-            stopping = is_open and row.run_state == RunState.STOPPING
-            seconds = 0.0 if ends is None or stopping else (ends - now).total_seconds()
-            held.append(
-                Held(
-                    row.run_id,
-                    row.pool_id,
-                    row.project_id,
-                    row.requested_by,
-                    tuple(int(device) for device in row.devices.split(",") if device),
-                    seconds,
-                    is_open,
-                    row.gpus,
-                    stopping,
-                    row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
-                    _preemptible(row, seconds) if row.pool_id in preempting else None,
-                    row.host_memory,
-                )
+        if is_open:
+            ends = when(row.at) + timedelta(0, row.reserved / row.gpus)
+        elif row.state != AttemptState.LOST or (ends := when(row.lease_until)) is None or ends <= now:
+            continue
+        stopping = is_open and row.run_state == RunState.STOPPING
+        seconds = 0.0 if stopping else (ends - now).total_seconds()
+        held.append(
+            Held(
+                row.run_id,
+                row.pool_id,
+                row.project_id,
+                row.requested_by,
+                _devices(row.devices),
+                seconds,
+                is_open,
+                row.gpus,
+                stopping,
+                row.preempted_for if stopping and row.stops_as == RunState.QUEUED else None,
+                _preemptible(row, when, seconds) if row.pool_id in preempting else None,
+                row.host_memory,
             )
+        )
     return held, dict(used), dict(fading), used_on
+
+
+@lru_cache(maxsize=10_000)
+def _devices(written: str) -> tuple[int, ...]:
+    return tuple(map(int, filter(None, written.split(","))))
 
 
 @cache
@@ -244,7 +301,7 @@ def _uncounted() -> Executable:
     )
 
 
-def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
+def _preemptible(row: _Uncounted, when: rows.Reader, seconds: float) -> Preemptible | None:
     """What a preemption of an attempt goes by; None where its run does not train or its trainer has not begun.
 
     The run is likely to end with its last step, at its speed so far, and within the `seconds` that it has left.
@@ -259,9 +316,9 @@ def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
         row.pool_id,
         row.gpus,
         row.time_limit - row.used,
-        row.queued_at,
+        when(row.queued_at),
         None,
-        preempted_at=row.preempted_at,
+        preempted_at=when(row.preempted_at),
         preempted_for=row.preempted_for,
         memory=row.host_memory,
     )
@@ -272,10 +329,11 @@ def _preemptible(row: _Uncounted, seconds: float) -> Preemptible | None:
 
 def _funds(session: Session, now: datetime) -> dict[int, Funds]:
     """The funds of the allocations that queued runs draw on; all zero where nothing was granted."""
-    funds: dict[int, Funds] = {}
-    for allocation_id, ended_at, granted, reserved, spent in session.execute(_drawn_on(), {"now": now}):
-        funds[allocation_id] = Funds((granted or 0) - (reserved or 0) - (spent or 0), reserved or 0, ended_at)
-    return funds
+    when = rows.times(session)
+    return {
+        allocation_id: Funds(left, reserved, ended_at and when(ended_at))
+        for allocation_id, ended_at, left, reserved in rows.plain(session, _drawn_on(), {"now": now})
+    }
 
 
 @cache
@@ -285,9 +343,8 @@ def _drawn_on() -> Executable:
         select(
             col(Allocation.id),
             case((col(Allocation.until) <= bindparam("now", type_=UtcDateTime), col(Allocation.until))),
-            col(Balance.granted),
-            col(Balance.reserved),
-            col(Balance.spent),
+            func.coalesce(col(Balance.granted) - col(Balance.reserved) - col(Balance.spent), 0),
+            func.coalesce(col(Balance.reserved), 0),
         )
         .outerjoin(Balance, col(Balance.allocation_id) == Allocation.id)
         .where(col(Allocation.id).in_(drawn_on))

@@ -20,7 +20,7 @@ from broker.allocations import hosts
 from broker.allocations.pools import Pool
 from broker.publishing import copies, disk, prepared_data, publisher, retention
 from broker.publishing.retention import Looked
-from broker.runners import carrier, host_home, processes, reaper, registry, spawning
+from broker.runners import carrier, host_home, lost_attempts, processes, reaper, registry, spawning
 from broker.runs import attempts, leases, runs
 from broker.runs.attempts import Attempt
 from broker.runs.kinds.kind import kind_of
@@ -177,7 +177,7 @@ def _end_lost(settings: Settings) -> None:
     while True:
         db = Database(settings.database)
         try:
-            return reaper.end_lost(settings, db)
+            return lost_attempts.end_lost(settings, db)
         except Exception as error:
             if again.is_due():
                 log.warning("this host's lost attempts could not be looked at; trying again", error=str(error))
@@ -251,7 +251,7 @@ def start_attempt(run_id: int, token: int) -> None:
             earlier = attempts.earlier(session, run_id, token)
             owner = run.request_id
         # One that was lost long ago was ended by its own supervisor or shim.
-        reaper.end_lost(settings, db)
+        lost_attempts.end_lost(settings, db)
         for process in filter(None, map(attempts.process_of, earlier)):
             processes.kill_group(process)
         spawning.spawn(settings, run_id, token, owner)

@@ -2,15 +2,23 @@
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 
 class Timeline:
     """A number that is free at each time, in seconds from now; it can only be taken from."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, taken: Sequence[tuple[float, int]] = ()) -> None:
+        """`taken` are numbers in use from now on, each with the seconds until it is free."""
         self.times = [0.0]
-        self.free = [capacity]
+        self.free = [capacity - sum(count for _, count in taken)]
         self.known: dict[tuple[int, float], float] = {}
+        for end, count in sorted(taken):
+            if end == self.times[-1]:
+                self.free[-1] += count
+            else:
+                self.times.append(end)
+                self.free.append(self.free[-1] + count)
 
     @property
     def now(self) -> int:
@@ -29,19 +37,20 @@ class Timeline:
         start = max(after, self.known.get(wanted, 0.0))
         if start == math.inf:
             return start
-        times, free = self.times, self.free
-        index = bisect_right(times, start) - 1
+        times, free, last = self.times, self.free, len(self.times)
+        index, until = bisect_right(times, start) - 1, start + seconds
         while True:
-            if free[index] < count:
-                index += 1
-                if index == len(times):
-                    start = math.inf
-                    break
-                start = times[index]
-                continue
+            enough = free[index] >= count
             index += 1
-            if index == len(times) or times[index] >= start + seconds:
+            if enough:
+                if index == last or times[index] >= until:
+                    break
+            elif index == last:
+                start = math.inf
                 break
+            else:
+                start = times[index]
+                until = start + seconds
         if after == 0:  # what is free only falls, so the next one alike need not look before
             self.known[wanted] = start
         return start

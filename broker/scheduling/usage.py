@@ -7,8 +7,9 @@ many quick launches gain nothing, and begins to decay when it ends.
 
 from collections.abc import Collection
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, Executable, update
 from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
@@ -16,6 +17,7 @@ from broker.allocations.pools import Pool
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.runs import Run
 from broker.scheduling.fairshare import decayed
+from projects.db import rows
 from projects.db.columns import Base, foreign_key, number, timestamp, utcnow
 
 
@@ -42,14 +44,23 @@ class PoolUsage(Base, table=True):
 
 def of_ended(session: Session, now: datetime) -> dict[int, float]:
     """Each project's sum, decayed until `now`."""
-    rows = session.execute(select(FairUsage.project_id, FairUsage.seconds, FairUsage.at))
-    return {project_id: decayed(seconds, (now - at).total_seconds()) for project_id, seconds, at in rows}
+    when = rows.times(session)
+    return {
+        project_id: decayed(seconds, (now - when(at)).total_seconds())
+        for project_id, seconds, at in rows.plain(session, _sums())
+    }
+
+
+@cache
+def _sums() -> Executable:
+    """Made once, since each round of the scheduler asks."""
+    return select(FairUsage.project_id, FairUsage.seconds, FairUsage.at)
 
 
 def of_ended_on(session: Session, pool_ids: Collection[int], now: datetime) -> dict[tuple[int, int], float]:
     """The sum of each pool and project, of these pools, decayed until `now`."""
-    rows = session.scalars(select(PoolUsage).where(col(PoolUsage.pool_id).in_(pool_ids)))
-    return {(row.pool_id, row.project_id): decayed(row.seconds, (now - row.at).total_seconds()) for row in rows}
+    found = session.scalars(select(PoolUsage).where(col(PoolUsage.pool_id).in_(pool_ids)))
+    return {(row.pool_id, row.project_id): decayed(row.seconds, (now - row.at).total_seconds()) for row in found}
 
 
 def add_ended(session: Session) -> None:
@@ -91,6 +102,9 @@ def any_ended(session: Session) -> bool:
 
 
 def _over(now: datetime) -> ColumnElement[bool]:
-    """Those that are not part of the sums and hold nothing any more; a lost one's trainer may still be stopping."""
+    """The condition for attempts that are not in the sums yet and hold nothing any more.
+
+    The trainer of a lost attempt may still be stopping until its lease has run out.
+    """
     stopped = (col(Attempt.state) == AttemptState.LOST) & (col(Attempt.lease_until) <= now)
     return col(Attempt.counted).is_(False) & ((col(Attempt.state) == AttemptState.ENDED) | stopped)

@@ -34,6 +34,7 @@ class Fault(pydantic.BaseModel, extra="forbid"):
     status: int = pydantic.Field(503, ge=400, le=599)
     times: int = pydantic.Field(1, ge=1)
     retry_after: int | None = None
+    code: str = ""
     cut: bool = False
 
     @pydantic.field_validator("path")
@@ -108,6 +109,7 @@ async def inject_faults(request: web.Request, handler: Handler) -> web.StreamRes
         faults.remove(fault)
     if not fault.cut:
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        headers |= {"X-Error-Code": fault.code} if fault.code else {}
         return web.json_response({"error": "A fault was asked for"}, status=fault.status, headers=headers)
     response = await handler(request)
     if request.transport is not None:

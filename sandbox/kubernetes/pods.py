@@ -399,5 +399,5 @@ def condition(one: Json, kind: str, status: str, reason: str = "", message: str 
 
 
 def alive(pods: list[Json]) -> Iterator[Json]:
-    """Those of some pods that have not ended."""
+    """The pods among `pods` that have not ended."""
     return (pod for pod in pods if pod["status"]["phase"] not in ENDED)

@@ -436,7 +436,7 @@ async def test_a_card_that_waits_for_its_turn_costs_nothing_meanwhile(shared_lab
     lab.call(membership.follow, Actor(77, "Zoe"), 1)
     await until(lambda: looks() > begun)
     before = -1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while before != looks():
             before = looks()
             await asyncio.sleep(2)  # its rounds are a quarter of a second apart

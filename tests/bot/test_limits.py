@@ -237,7 +237,9 @@ def test_posts(kind: str, said: str) -> None:
     study = {"study" if key == "evaluation" else key: value for key, value in evaluation.items()}
     program = {"program" if key == "evaluation" else key: value for key, value in evaluation.items()}
     program |= {"tasks": [said], "parameters": dict.fromkeys(map(str, range(40)), said)}
-    for other in ({"sample": 2}, {"prepares": said}, evaluation, study, program):
+    baseline = {"baseline" if key == "evaluation" else key: value for key, value in evaluation.items()}
+    baseline["baseline"] = said
+    for other in ({"sample": 2}, {"prepares": said}, evaluation, study, program, baseline):
         about = EntryView(1, "project:1", 12, kind, "00112233445566", payload | other)
         assert text.length(posts.render(about, Destination.RUN, context)) <= 4000
     of_cpus = replace(told, payload=payload | {"unit": "core"})

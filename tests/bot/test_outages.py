@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -20,6 +21,7 @@ async def test_members_hear_when_to_try_again_and_keep_what_they_wrote(lab: Lab,
         await lab.start_bot(DATABASE_URL=by_way_of_it)
         ada = lab.person("Ada")
         form = await ada.command("project propose")
+        began = time.monotonic()
         wire.away()
         await until(lab.logged("the database cannot be reached"), "the line in the log")
         answer = await ada.submit(form, PROPOSAL)
@@ -34,7 +36,8 @@ async def test_members_hear_when_to_try_again_and_keep_what_they_wrote(lab: Lab,
         assert "cannot reach its database" in said.text
         await asyncio.sleep(3)
         assert "Traceback" not in lab.log
-        assert lab.log.count("the database cannot be reached") == 1, "one line a minute"
+        lines = lab.log.count("the database cannot be reached")
+        assert 1 <= lines <= 1 + (time.monotonic() - began) // 60, "one line a minute"
         wire.back()
         form = await ada.press(answer.message, "Open the form again")
         assert [field.value for field in form.fields] == list(PROPOSAL.values())

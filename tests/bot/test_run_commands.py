@@ -449,6 +449,25 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
     assert f"run {second} (seed 9, fork of {first}) at " in (picture.description or "")
+
+    await ada.command("run evaluate", tasks="arc_easy", model="org/tiny@step16 @step20", channel=channel.id)
+    model = lab.call(runs.of_project, 1, kind=RunKind.BASELINE)[0].id
+    measured = [Result(step, "arc_easy", "acc", step / 100, 0.01) for step in (16, 20)]
+    lab.call(results.save, model, model, measured)
+    await ada.agree(await ada.command("run cancel", run=model))
+    suggested = await ada.complete("run compare", "runs", f"{first} tiny", channel=channel.id)
+    assert f"{first} {model}" in [value for _, value in suggested]
+    alone = said(await ada.command("run compare", runs=f"{model} {model + 1}"))
+    assert alone == f"There is no run {model + 1}."
+    beside = await ada.command("run compare", runs=f"{first} {model}")
+    assert beside.message is not None
+    assert f"### 📈 Runs {first}, {model} of `demo`\n" in beside.text
+    assert f"**{model}** `org/tiny@\u200bstep16 @\u200bstep20` · a model of the Hub" in beside.text
+    evaluated = f"`arc_easy` acc: run {first} **0.2500** at step 16 · run {model} **0.2000** at step 20"
+    assert evaluated in beside.text.replace("\\", "")
+    [overlaid] = beside.message.attachments
+    assert overlaid.path.read_bytes().startswith(b"\x89PNG")
+    assert (overlaid.description or "").endswith(", beside 1 model of the Hub.")
     await ada.press(compared.message, "Post in channel")
     posted = await lab.guild.wait_for(
         compared.message.channel_id, lambda m: "### 📈 Runs" in m.text and not m.ephemeral
@@ -574,11 +593,43 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert [file.filename for file in drawn.message.attachments] == [f"study-{evaluation.id}.png"]
     refused = said(await ada.command("study show", study=run))
     assert refused == f"Run {run} has measured nothing on the checkpoints of another run."
+
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", model="org/tiny@main"))
+    assert refused == "Name a run with steps, or a model of the Hub at a revision, not both."
+    refused = said(await ada.command("run evaluate", run=run, tasks="arc_easy", allocation=1))
+    assert refused.startswith("An evaluation of a run is paid as the run was")
+    refused = said(await ada.command("run evaluate", tasks="arc_easy", model="tiny", channel=channel.id))
+    assert refused.startswith("“tiny” names no model of the Hub at a revision; write ORG/NAME@\u200bREVISION, such as")
+    queued = said(await ada.command("run evaluate", tasks="arc_easy", model="org/tiny@main", channel=channel.id))
+    baseline = lab.call(runs.of_project, 1, kind=RunKind.BASELINE)[0].id
+    assert queued.startswith(
+        f"Run {baseline} will evaluate `org/tiny@\u200bmain`; its results are posted in its thread"
+    )
+    token = start(lab, baseline)
+    card = await card_of(lab, channel, baseline, "is running")
+    assert "evaluates **org/tiny@\u200bmain** · by Ada on 1 core" in card.text.replace("\\", "")
+    lab.call(
+        leases.renew,
+        baseline,
+        token,
+        1.0,
+        Progress(0, 0, results=[Result(0, "arc_easy", "acc", 0.75, 0.02)]),
+        lease_seconds=600,
+    )
+    lab.call(settlement.settle, baseline, token, 2.0, Progress(0, 0), Ending(0), 3)
+    post = await lab.guild.wait_for(card.thread_id or "", lambda m: f"📐 **Run {baseline}**" in m.text)
+    assert "`org/tiny@\u200bmain` on `arc_easy`, after 0.001 core-hours" in post.text
+    assert "arc_easy acc: 0.7500 ±0.0200\n" in post.text
+    its_card = (await ada.command("run show", run=baseline)).text.replace("\\", "")
+    assert "**Evaluations** `arc_easy` acc **0.7500** ±0.0200\n" in its_card
+    assert said(await ada.command("run config", run=baseline)) == (
+        f"**Run {baseline}** evaluates org/tiny@\u200bmain; what it does is in the file."
+    )
     names = await ada.complete("study start", "analyses", "weights, ind", run=run)
     assert names == [("weights, induction", "weights, induction")]
     queued = said(await ada.command("study start", run=run, analyses="weights, induction", time_limit="6m"))
     assert f", a study of run {run}, is queued" in queued
-    studied = f"launches study 1 of run {run} (run {evaluation.id + 1}): `weights`, `induction` on steps 16, 20"
+    studied = f"launches study 1 of run {run} (run {baseline + 1}): `weights`, `induction` on steps 16, 20"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
     form = await ada.command("catalogue propose", what="pairs")
     answer = await ada.submit(form, {"Name": "verbs", "Pairs": "pairs: [{preferred: are, other: is}]"})
@@ -587,7 +638,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert await ada.complete("study start", "pairs", "ver", run=run) == [("verbs", "verbs")]
     asked: dict[str, Any] = {"run": run, "analyses": "paired_prompts", "pairs": "verbs", "time_limit": "6m"}
     assert "is queued" in said(await ada.command("study start", **asked))
-    study = evaluation.id + 2
+    study = baseline + 2
     studied = f"launches study 2 of run {run} (run {study}): `paired_prompts`, with the pairs `verbs` on"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
     token = start(lab, study)

@@ -1,6 +1,5 @@
 """The states of an allocation: nothing outside of the table, and the ways out: withdrawal and revocation."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.broker.reviewing import (
     view,
     withdraw,
 )
+from tests.databases import until_one_waits_for_a_lock
 from tests.patience import PATIENCE
 
 
@@ -121,6 +121,7 @@ def test_tables_go_down_and_up_with_all_of_it_in_them(lab: Lab) -> None:
     spend(lab, halved, 60, run=7)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, project: int, allocation: int) -> None:
     run = lab.launch(project)
     token, waits, locked = lab.start(run, 0), lab.launch(project), Event()
@@ -129,7 +130,7 @@ def test_an_allocation_is_revoked_while_a_supervisor_settles_its_run(lab: Lab, p
         with lab.db.write() as session:
             attempts.lock(session, run)
             locked.set()
-            time.sleep(0.5)  # until the other one has come to wait for the run
+            until_one_waits_for_a_lock(lab.db)
             settlement.settle(session, run, token, 60, Progress(0, 0), Ending(0), 3)
 
     with ThreadPoolExecutor(1) as pool:

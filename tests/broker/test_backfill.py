@@ -222,6 +222,25 @@ def test_what_starts_shares_no_device_and_breaks_no_limit(state: QueueState) -> 
 
 
 @settings(max_examples=150, deadline=None)
+@given(states(), st.booleans())
+def test_a_queue_that_ends_where_nothing_more_starts_decides_alike(state: QueueState, limited: bool) -> None:
+    """With a second pool, where what the first one starts counts."""
+    first = state.pools[0] if limited else state.pools[0]._replace(host_bytes=None)
+    beside = [
+        run._replace(id=run.id + 50, pool_id=2, allocation_id=run.allocation_id + 3, gpus=1) for run in state.waiting
+    ]
+    both = replace(
+        state,
+        pools=[first, POOL._replace(id=2, gpus=2)],
+        waiting=[*state.waiting, *beside],
+        funds={**state.funds, **{n + 3: state.funds[n] for n in state.funds}},
+        limits=state.limits if limited else Limits(),
+    )
+    planned, ended = plan(both), plan(both, whole=False)
+    assert (ended.starts, ended.refusals) == (planned.starts, planned.refusals)
+
+
+@settings(max_examples=150, deadline=None)
 @given(states())
 def test_the_reason_is_true(state: QueueState) -> None:
     planned = plan(state)

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 
 from broker.end_reasons import EndReason
-from broker.runners import causes, reaper
+from broker.runners import causes, lost_attempts
 from broker.runners.causes import Room
 from broker.runs import folders
 from broker.runs.attempts import Attempt
@@ -117,7 +117,7 @@ def test_a_lost_attempt_whose_folder_cannot_be_read_is_given_up_like_others(
     with lab.db.write() as session:
         session.execute(update(Attempt).values(lease_until=utcnow()))
     monkeypatch.setattr("broker.runners.output.left", fail)
-    reaper.expire(conf, lab.db)
+    lost_attempts.expire(conf, lab.db)
     assert lab.run(run).reason.startswith("its host host was last heard from at ")
 
 
@@ -129,5 +129,5 @@ def test_a_lost_attempt_tells_what_its_trainer_had_said(lab: Lab, tmp_path: Path
     (folder / "outcome.json").write_text(json.dumps({"status": 70, "reason": "The loss of step 5 is nan."}))
     with lab.db.write() as session:
         session.execute(update(Attempt).values(lease_until=utcnow()))
-    reaper.expire(conf, lab.db)
+    lost_attempts.expire(conf, lab.db)
     assert lab.run(run).reason.startswith("The loss of step 5 is nan; its host host was last heard from at ")

@@ -15,7 +15,7 @@ from tests.patience import PATIENCE, wait_for
 
 HEAD = """
 import pathlib, subprocess, sys, time
-from broker.runners import processes, reaper
+from broker.runners import lost_attempts, processes
 from broker.runs import leases
 from projects.db.database import Database
 from projects.settings import get_settings
@@ -39,11 +39,11 @@ print("trains", flush=True)
 while not pathlib.Path(sys.argv[3]).exists():
     time.sleep(0.05)
 assert trainer.poll() is None, "nobody else has ended it"
-reaper.end_lost(settings, db)
+lost_attempts.end_lost(settings, db)
 print(trainer.wait(), flush=True)
 """
 CLAIMS = "print(claims(2))"
-RETURNS = "reaper.end_lost(settings, db); print(processes.host())"
+RETURNS = "lost_attempts.end_lost(settings, db); print(processes.host())"
 
 
 @pytest.mark.parametrize("told", ["told", "untold"])

@@ -15,7 +15,7 @@ from broker.allocations.pools import Pool
 from broker.plots.curve_of_run import curve_of
 from broker.publications import Publication
 from broker.runners import output
-from broker.runs import evaluations, launching, results, runs, studies
+from broker.runs import baselines, evaluations, launching, results, runs, studies
 from broker.runs.evaluation_plans import EvaluationPlan
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
@@ -366,6 +366,78 @@ def test_a_run_without_a_checkpoint_and_an_evaluation_cannot_be_evaluated(lab: L
         session.execute(update(Publication).where(col(Publication.run_id) == trained).values(disk="cleared"))
     with pytest.raises(ConflictError, match=f"Run {trained} has no checkpoint here or open on the Hub to read"):
         evaluate(lab, trained, steps="10")
+
+
+def test_a_model_of_the_hub_is_evaluated_at_its_revisions(lab: Lab, tmp_path: Path) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    asked = {"model": "org/tiny @step20,step10", "tasks": "arc_easy", "shots": 2}
+    with lab.db.write() as session, pytest.raises(InvalidError, match="“org/tiny @step20,step10” names no model"):
+        baselines.launch(session, ADA, "ask", project, **asked)  # type: ignore[arg-type]
+    asked["model"] = "org/tiny@step20 @step10, step20"
+    for _ in range(2):
+        with lab.db.write() as session:
+            run = baselines.launch(session, ADA, "ask", project, **asked).run_id  # type: ignore[arg-type]
+    copies = [str(tmp_path / "hub_copies" / "org--tiny" / f"base-step{step}") for step in (10, 20)]
+    options = ["--tasks=arc_easy", "--out", str(tmp_path / "out"), "--num-fewshot=2"]
+    assert command(lab, run, tmp_path) == ["eval", *copies, *options]
+    queued = lab.payloads(project, "run.queued")[-1]
+    assert queued.items() >= {"run": run, "baseline": "org/tiny@step10 @step20", "tasks": ["arc_easy"]}.items()
+
+    (tmp_path / "events.jsonl").write_text(told(10, 0.25, task="arc_easy", metric="acc", stderr=0.5))
+    token = lab.start(run, 0)
+    lab.renew(run, token, 60, output.read(tmp_path, 0, 0))
+    assert command(lab, run, tmp_path) == ["eval", copies[1], *options]
+    lab.settle(run, token, 60, Ending(0))
+    assert lab.run(run).spent == 60
+    assert lab.run(run).evaluations == (("arc_easy", "acc", {10: (0.25, 0.5)}),)
+    assert lab.payloads(project, "run.finished")[-1]["results"] == [["arc_easy", "acc", 10, 0.25, 0.5]]
+    assert kind_of(lab.row(run)).what_it_is(lab.row(run)) == f"Run {run} evaluates org/tiny@step10 @step20"
+    with pytest.raises(ConflictError, match=f"Run {run} evaluates org/tiny@step10 @step20; only a run that trains has"):
+        evaluate(lab, run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"model": "pythia-14m@main"}, "“pythia-14m@main” names no model of the Hub at a revision; write ORG/NAME@REV"),
+        ({"model": "org/name"}, "“org/name” names no model of the Hub at a revision"),
+        ({"model": "../../etc@main"}, "“../../etc@main” names no model"),
+        ({"model": "org/name@--x"}, "“org/name@--x” names no model"),
+        ({"model": "org/name@a/../b"}, "names no model"),
+        ({"model": ""}, "“” names no model"),
+        ({"model": "📐" * 4000}, "names no model"),
+        ({"model": "org/name@main @step2"}, "Of several revisions each is a step, such as step1000; “main” is none."),
+        ({"model": f"org/name@step1 {' '.join(f'@step{n}' for n in range(60))}"}, "at most 50 revisions; these are 60"),
+        ({"tasks": "heldout_docs"}, "“heldout_docs” reads the data that a run was trained on; a model of the Hub has"),
+        ({"tasks": "arc_easi"}, "There is no task “arc_easi”; do you mean arc_easy or"),
+        ({"time_limit": "90h"}, "left"),
+        ({"shots": 101}, "The number of examples before each question is from 0 to 100, not 101."),
+        ({"limit": 0}, "The number of documents of each task is from 1 to 1,000,000, not 0."),
+        ({"allocation_id": 99}, "There is no allocation 99"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_refused_in_a_sentence(
+    lab: Lab, asked: dict[str, object], said: str
+) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    wanted = {"model": "org/name@main", "tasks": "arc_easy", "time_limit": "10m"} | asked
+    before = lab.everything()
+    with pytest.raises(DomainError, match=re.escape(said)), lab.db.write() as session:
+        baselines.launch(session, ADA, "ask", project, **wanted)  # type: ignore[arg-type]
+    assert lab.everything() == before
+
+
+def test_a_model_of_the_hub_is_evaluated_where_a_host_can_fetch_it_for_members_alone(lab: Lab) -> None:
+    project = lab.project()
+    lab.allocation(project)
+    with lab.db.write() as session, pytest.raises(DomainError):
+        baselines.launch(session, ROSA, "ask", project, model="org/name@main", tasks="arc_easy")
+    with lab.db.write() as session:
+        session.execute(update(Pool).values(runner="kubernetes"))
+    with lab.db.write() as session, pytest.raises(ConflictError, match="cannot fetch a model from the Hub"):
+        baselines.launch(session, ADA, "ask", project, model="org/name@main", tasks="arc_easy")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from broker.allocations import hosts
 from broker.allocations.hosts import HostView
 from broker.allocations.pools import Pool
-from broker.runners import host_home, processes, reaper
+from broker.runners import host_home, lost_attempts, processes
 from broker.runs import leases
 from broker.runs.attempts import Attempt, AttemptState
 from broker.scheduling import worker_host
@@ -136,7 +136,7 @@ def test_a_renamed_host_keeps_its_pools_and_its_runs(
     [host] = known(lab)
     assert (host.name, host.pools, host.is_drained, host.id) == ("two", [POOL], True, host_id)
     assert attempt(lab, run).host == "two"
-    reaper.end_lost(renamed, lab.db)
+    lost_attempts.end_lost(renamed, lab.db)
     lease = attempt(lab, run).lease_until
     assert lease is not None
     assert lease.year == 2000, "the renamed host frees what it has lost"
@@ -168,7 +168,7 @@ def test_who_takes_the_name_of_a_host_that_is_gone_does_not_get_its_runs(
     worker_host.join(conf, [POOL], "2" * 32)
     assert [(host.name, host.id) for host in known(lab)] == [("one", "2" * 32)]
     assert attempt(lab, run).host == "one.00000000"
-    reaper.end_lost(conf, lab.db)
+    lost_attempts.end_lost(conf, lab.db)
     token = lab.admit(run)
     with lab.db.write() as session:
         outlives = (processes.boot_id(), 3600.0)

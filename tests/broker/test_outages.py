@@ -18,7 +18,7 @@ from sqlalchemy import text, update
 from sqlmodel import col
 
 from broker.end_reasons import EndReason
-from broker.runners import processes, reaper, shim
+from broker.runners import lost_attempts, processes, shim
 from broker.runs import attempts, leases, series
 from broker.runs.attempts import Attempt, AttemptState
 from broker.runs.progress import Checkpoint, Ending, Progress
@@ -476,7 +476,7 @@ def test_a_host_that_comes_back_frees_the_runs_that_it_has_lost(
             lab.expire(run, token)
             second = lab.admit(run, 1)
             assert not claims_elsewhere(lab, run, second, 86_400)
-            reaper.end_lost(settings(tmp_path), lab.db)
+            lost_attempts.end_lost(settings(tmp_path), lab.db)
             assert processes.alive(process) is not reachable, "a process of another boot is not taken for this one"
             assert claims_elsewhere(lab, run, second, 86_400)
         finally:
@@ -486,7 +486,7 @@ def test_a_host_that_comes_back_frees_the_runs_that_it_has_lost(
 def test_a_host_does_not_free_what_another_host_has_lost(lab: Lab, tmp_path: Path, run: int) -> None:
     lose(lab, run)
     token = lab.admit(run, 1)
-    reaper.end_lost(settings(tmp_path), lab.db)
+    lost_attempts.end_lost(settings(tmp_path), lab.db)
     assert not claims_elsewhere(lab, run, token, 86_400)
 
 

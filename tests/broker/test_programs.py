@@ -1,18 +1,24 @@
 """Programs of other people from their proposal to their results, over the queue, the supervisor and the ledger."""
 
 import sys
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import update
+from sqlmodel import col
 
 from broker import catalogue
+from broker.publishing import disk
 from broker.runners import processes
 from broker.runs import programs, results
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
-from broker.runs.runs import RunState
+from broker.runs.runs import Run, RunState
+from projects.db.columns import utcnow
 from projects.errors import ConflictError, DomainError, InvalidError
 from projects.record import record
 from tests import forked
@@ -27,15 +33,17 @@ from trainer import contract
 
 @pytest.fixture
 def trained(lab: Lab, tmp_path: Path) -> int:
-    """A paused run with a checkpoint of step 10 here, of one file."""
+    """A paused run with checkpoints of the steps 10 and 20 here, of one file each."""
     project = lab.project()
     lab.allocation(project)
     run = lab.launch(project)
     token = lab.start(run, 0)
-    folder = contract.checkpoint_folder(tmp_path / "runs" / str(run) / "attempt-1", 10)
-    folder.mkdir(parents=True)
-    (folder / "weights").touch()
-    lab.renew(run, token, 5, Progress(0, 0, step=10, tokens=1000, checkpoints=[Checkpoint(10, str(folder))]))
+    kept = {step: contract.checkpoint_folder(tmp_path / "runs" / str(run) / "attempt-1", step) for step in (10, 20)}
+    for folder in kept.values():
+        folder.mkdir(parents=True)
+        (folder / "weights").touch()
+    checkpoints = [Checkpoint(step, str(folder)) for step, folder in kept.items()]
+    lab.renew(run, token, 5, Progress(0, 0, step=20, tokens=2000, checkpoints=checkpoints))
     lab.settle(run, token, 5, Ending(75))
     lab.pause(run)
     return run
@@ -139,6 +147,8 @@ def test_what_cannot_be_run_is_refused_and_changes_nothing(lab: Lab, trained: in
         with pytest.raises(DomainError, match=said):
             launch(lab, trained, parameters, **asked)
         assert lab.everything() == before
+    with pytest.raises(InvalidError, match="“tiny” reads one checkpoint; name one step, or say last"):
+        launch(lab, trained, step="10 20")
     run = launch(lab, trained)
     assert (lab.row(run).gpus, lab.row(run).time_limit) == (1, 300)
     token = lab.start(run, 0)
@@ -152,3 +162,30 @@ def test_what_cannot_be_run_is_refused_and_changes_nothing(lab: Lab, trained: in
     lab.renew(run, token, 40, Progress(0, 0, results=[Result(1, "metrics", "loss", 1.0)]))
     lab.settle(run, token, 50, Ending(-9, "its host fell over", transient=True))
     assert lab.run(run).spent == 0, "it begins again, and so all is refunded"
+
+    (folder / "work").mkdir()
+    conf = settings(tmp_path)
+    disk.tidy(conf, lab.db)
+    assert (folder / "work").is_dir(), "it has not ended"
+    lab.cancel(run)
+    disk.tidy(conf, lab.db)
+    assert (folder / "work").is_dir(), "somebody may want it"
+    disk.tidy(conf.model_copy(update={"disk_floor_gib": 1e9}), lab.db)
+    assert not (folder / "work").exists()
+    (folder / "work").mkdir()
+    with lab.db.write() as session:
+        session.execute(update(Run).where(col(Run.id) == run).values(ended_at=utcnow() - timedelta(days=8)))
+    disk.tidy(conf, lab.db)
+    assert not (folder / "work").exists()
+
+
+def test_a_program_of_several_checkpoints_is_given_each(lab: Lab, trained: int, tmp_path: Path) -> None:
+    described = program(tmp_path / "repository")
+    accepted(lab, described | {"command": ["python", "main.py", "{how}", "{checkpoints}"]})
+    run = launch(lab, trained, step="10 20")
+    folder = tmp_path / "runs" / str(run) / "attempt-1"
+    folder.mkdir(parents=True)
+    command = kind_of(lab.row(run)).command(Start(settings(tmp_path), lab.db, lab.row(run), folder))
+    given = [word for before, word in pairwise(command) if before == "--checkpoint"]
+    attempt = tmp_path / "runs" / str(trained) / "attempt-1"
+    assert given == [str(contract.checkpoint_folder(attempt, step)) for step in (10, 20)]

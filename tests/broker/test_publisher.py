@@ -39,7 +39,8 @@ from broker.publishing.model_card import write_card
 from broker.reports import run_details, run_plan
 from broker.reports.run_details import RunDetails
 from broker.runners import elsewhere
-from broker.runs import evaluations, naming, runs
+from broker.runners.staging import Staging, UnstartedError
+from broker.runs import baselines, evaluations, folders, naming, runs
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import Run
@@ -47,7 +48,7 @@ from broker.runs.series import Measured
 from cli.main import app
 from projects import lifecycle, people, updates
 from projects.db.columns import utcnow
-from projects.errors import InvalidError, NotFoundError
+from projects.errors import DomainError, InvalidError, NotFoundError
 from projects.people import Actor
 from projects.projects import Project
 from projects.record import record
@@ -866,7 +867,7 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     data = f"data: {{kind: instructions, sources: [{source}]}}"
     lab.recipe("tuned", f"like: demo\nbase: {repo(conf, run)}@step0\n{data}\nlora: {{rank: 4}}\n")
     tuned = lab.row(lab.launch(1, recipe="tuned"))
-    elsewhere.bring_base(conf, tuned)
+    elsewhere.bring_models(conf, tuned)
     [fetched] = (conf.home / "hub_copies").glob("*/*")
     assert {path.name for path in fetched.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
     assert not [path for path in fetched.iterdir() if path.is_dir()]
@@ -880,14 +881,62 @@ def test_a_run_from_a_model_of_the_hub_fetches_it_as_anybody_may(lab: Lab, conf:
     disk.tidy(conf, lab.db)
     assert fetched.is_dir(), "a run that has not ended starts from it"
     lab.cancel(tuned.id)
+    measured = baseline(lab, f"{repo(conf, run)}@step0", tasks="arc_easy, sciq", limit=7)
+    disk.tidy(conf, lab.db)
+    assert fetched.is_dir(), "a run that has not ended evaluates it"
+    assert kind_of(measured).command(Start(conf, lab.db, measured, attempt)) == [
+        *("eval", str(fetched), "--tasks=arc_easy,sciq", "--out", str(attempt), "--limit=7")
+    ]
+    lab.cancel(measured.id)
     disk.tidy(conf, lab.db)
     assert not fetched.exists()
 
     with pytest.raises(OSError, match="the disk has no room for"):
-        elsewhere.bring_base(conf.model_copy(update={"disk_floor_gib": 1e9}), tuned)
-    HubClient(conf).show(repo(conf, run), private=True)
-    with pytest.raises(OSError, match="cannot be fetched from the Hub"):  # though the lab's own token would do
-        elsewhere.bring_base(conf, tuned)
+        elsewhere.bring_models(conf.model_copy(update={"disk_floor_gib": 1e9}), tuned)
+
+
+def baseline(lab: Lab, model: str, **asked: Any) -> runs.Run:
+    """An evaluation of a model of the Hub that Ada asks for."""
+    with lab.db.write() as session:
+        receipt = baselines.launch(session, ADA, request_id(), 1, model=model, **{"tasks": "arc_easy"} | asked)
+    return lab.row(receipt.run_id)
+
+
+def test_a_model_that_nobody_may_read_or_that_the_trainer_cannot_costs_nothing(
+    lab: Lab, conf: Settings, hub: Hub, run: int
+) -> None:
+    model = f"{conf.hub_namespace}/bert"
+    hub.api.create_repo(model)
+    for name in ("main", "unreadable"):
+        hub.api.create_branch(model, branch=name, exist_ok=True)
+    hub.put(model, "main", "config.json", b'{"architectures": ["BertForMaskedLM"]}')
+    hub.put(model, "unreadable", "config.json", b"[" * 10**5)
+    refusals = {
+        f"{model}@main": f"{model} is a BertForMaskedLM, which the trainer cannot read; it reads GPTNeoXForCausalLM",
+        f"{model}@unreadable": f"{model} has no config.json of a model of transformers",
+        f"{model}@step7": f"the Hub has no revision step7 of {model}",
+        f"{conf.hub_namespace}/none@main": "that everybody may read",
+    }
+    for asked, said in refusals.items():
+        with pytest.raises(DomainError, match=said):
+            elsewhere.bring_models(conf, baseline(lab, asked))
+    hub.fault(path="resolve/main/config", status=403, code="GatedRepo")
+    measured = baseline(lab, f"{model}@main")
+    with pytest.raises(NotFoundError, match="bert is gated on the Hub: its owners let only some people read it"):
+        elsewhere.bring_models(conf, measured)
+    HubClient(conf).show(model, private=True)
+    with pytest.raises(NotFoundError, match=f"the Hub has no model {model} that everybody may read"):
+        elsewhere.bring_models(conf, measured)  # though the lab's own token would do
+    assert not list((conf.home / "hub_copies").glob("*/*"))
+
+    attempt = folders.own(conf, measured.id, measured.request_id) / "attempt-1"
+    attempt.mkdir()
+    staging = Staging(conf, lab.db, lambda waits: True, lambda work: work())
+    with pytest.raises(UnstartedError, match="it could not be started: the Hub has no model") as refused:
+        staging.stage(measured, 1, attempt, 1, in_store=False)
+    assert not refused.value.ending.transient
+    lab.settle(measured.id, lab.start(measured.id, 1), 0, refused.value.ending)
+    assert (lab.run(measured.id).state, lab.run(measured.id).spent) == (runs.RunState.FAILED, 0)
 
 
 def test_an_evaluation_reads_what_is_on_the_hub_alone_as_anybody_may(

@@ -379,7 +379,7 @@ def test_a_pool_whose_runner_nobody_knows_stops_no_other(lab: Lab, ours: int, tm
 @pytest.mark.parametrize(
     "broken",
     [
-        "broker.scheduling.scheduler.reaper.expire",
+        "broker.scheduling.scheduler.lost_attempts.expire",
         "broker.scheduling.scheduler.allocation_expiry.update_all",
         "broker.scheduling.scheduler.usage.any_ended",
         "broker.scheduling.scheduler.control.revivable",

@@ -33,7 +33,7 @@ from bot.delivery.checkpoint_indexes import UNSHOWN
 from bot.tables import DiscordCursor, DiscordMessage
 from broker.publications import Publication
 from broker.runs.runs import ENDED, Run
-from cli.services import Parts, environment, last_line
+from cli.services import Services, environment, last_line
 from demo.play import settings_for
 from projects.db.database import Database
 from projects.errors import ConflictError
@@ -97,7 +97,7 @@ class Story:
     size: Size
     home: Path
     python: Path
-    parts: Parts
+    parts: Services
     database_url: str
     down: dict[str, float] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
@@ -335,7 +335,7 @@ def play(size: Size, console: Console) -> bool:
     )
     started = time.monotonic()
     story: Story | None = None
-    parts = Parts(home / "logs")
+    parts = Services(home / "logs")
     database = ExitStack()
     try:
         url = database.enter_context(database_of(size.database))

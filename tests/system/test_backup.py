@@ -18,7 +18,7 @@ from projects.settings import Settings
 from tests.broker.lab import Lab
 from tests.broker.lab import settings as settings_of
 from tests.databases import create
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 from tests.system.test_command_line import stoa
 
 
@@ -43,7 +43,7 @@ def busy(two: tuple[Settings, Settings]) -> Iterator[Lab]:
     lab.pool()
     project = lab.project()
     lab.allocation(project)
-    parts = ForkedParts(settings.home / "logs")
+    parts = ForkedServices(settings.home / "logs")
     parts.start_stoa(settings, "scheduler")
     lab.launch(project)
     over = threading.Event()

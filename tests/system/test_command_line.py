@@ -28,7 +28,7 @@ from tests import forked
 from tests.environment import bare
 from tests.patience import PATIENCE, wait_for
 from tests.ports import free_ports
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 from trainer import contract
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_up_says_what_is_missing_and_starts_nothing(tmp_path: Path) -> None:
 
 def test_up_runs_the_parts_on_a_server_until_it_is_stopped(tmp_path: Path) -> None:
     """The sandbox stands in for Discord; what is started and stopped is what a real server gets."""
-    parts = ForkedParts(tmp_path / "sandbox-logs")
+    parts = ForkedServices(tmp_path / "sandbox-logs")
     where = tmp_path / "sandbox"
     environment = bare()
     parts.start(

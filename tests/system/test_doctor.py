@@ -28,7 +28,7 @@ from tests.environment import bare
 from tests.patience import PATIENCE
 from tests.seaweed import READER, READERS_SECRET, Seaweed
 from tests.system.chaos import call
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 from tests.system.test_command_line import stoa
 
 
@@ -36,7 +36,7 @@ from tests.system.test_command_line import stoa
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A sandbox, with a queue."""
     home = tmp_path_factory.mktemp("doctor")
-    parts = ForkedParts(home / "logs")
+    parts = ForkedServices(home / "logs")
     where = home / "sandbox"
     environment = bare()
     command = [sys.executable, "-m", "sandbox", "--dir", str(where)]

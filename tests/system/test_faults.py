@@ -34,7 +34,7 @@ from projects.settings import Settings
 from tests.broker.lab import ADA, Lab, settings
 from tests.patience import PATIENCE, wait_for
 from tests.system import processes
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 from tests.system.processes import Watch
 
 LEASE = 60.0  # an heir has most of it to come in, and a slow machine takes its time to start one
@@ -53,7 +53,7 @@ class Stoa:
     """One installation on SQLite with its parts up, and what a test asks of it."""
 
     def __init__(self, home: Path) -> None:
-        self.parts = ForkedParts(home / "logs")
+        self.parts = ForkedServices(home / "logs")
         described = home / "sandbox" / "sandbox.json"
         command = [sys.executable, "-m", "sandbox", "--dir", str(described.parent)]
         self.parts.start("sandbox", command, dict(os.environ), described.exists)

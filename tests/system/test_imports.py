@@ -99,6 +99,7 @@ LAYERS: dict[str, Sequence[Sequence[str]]] = {
         (
             "runners.carrier",
             "runners.elsewhere",
+            "runners.lost_attempts",
             "runners.outage",
             "runners.output",
             "runners.reaper",

@@ -20,7 +20,7 @@ from tests.broker.lab import Lab
 from tests.patience import until
 from tests.slurm import Cluster, slurm
 from tests.system import processes
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 
 __all__ = ["slurm"]
 
@@ -32,7 +32,7 @@ checkpoints: {{log_until: 4, every: 100000}}
 
 async def test_one_model_over_two_nodes(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
-    parts = ForkedParts(tmp_path / "logs")
+    parts = ForkedServices(tmp_path / "logs")
     try:
         stage = await set_stage(tmp_path, parts, every={"lease_seconds": 45.0})
         with stage.database.write() as session:

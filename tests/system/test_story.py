@@ -14,7 +14,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from cli.services import Parts
+from cli.services import Services
 from demo import play, story
 from demo.play import set_stage
 from demo.stage import Stage
@@ -24,7 +24,7 @@ from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_descriptio
 from tests.environment import bare
 from tests.patience import PATIENCE, until
 from tests.system import posts
-from tests.system.forked_parts import ForkedParts
+from tests.system.forked_services import ForkedServices
 
 SOON = {"lease_seconds": 3.0}
 """A bot's settings by which another takes over its delivery soon."""
@@ -88,7 +88,7 @@ def test_the_demo_leaves_no_process_behind(played: tuple[Path, subprocess.Comple
 async def test_a_part_that_dies_after_the_story_is_no_failure_of_the_story(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(play, "Parts", ForkedParts)
+    monkeypatch.setattr(play, "Services", ForkedServices)
     monkeypatch.setattr(play, "STORY", ())  # it is told as soon as its parts stand
     said = io.StringIO()
     status = asyncio.create_task(play._play(Console(file=said), tmp_path, stay=True))
@@ -128,7 +128,7 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
 @pytest.mark.chaos
 async def test_the_bot_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """`kill -9` of the bot after the proposal, after the scope and in mid-run: nothing missing, nothing twice."""
-    parts = ForkedParts(tmp_path / "logs")
+    parts = ForkedServices(tmp_path / "logs")
     console = Console(quiet=True)
     try:
         stage = await set_stage(tmp_path, parts, bot=SOON)
@@ -173,7 +173,7 @@ def assert_no_secret(home: Path, secrets: Sequence[str], channels: Mapping[str, 
     assert not any(secret in text for secret in secrets for text in logs + said)
 
 
-async def kill_and_restart(stage: Stage, parts: Parts) -> None:
+async def kill_and_restart(stage: Stage, parts: Services) -> None:
     """End the bot with SIGKILL, start another, and wait until it answers."""
     parts.kill("bot")
     await asyncio.to_thread(parts.start_stoa, stage.settings.model_copy(update=SOON), "bot")

@@ -12,7 +12,7 @@ from tests.trainer.test_data_indexed import write
 from trainer.config import TrainConfig, load, recipe_names
 from trainer.data import tokenizer
 from trainer.data.corpus import Corpus
-from trainer.data.held_out import documents
+from trainer.data.held_out_texts import documents
 from trainer.data.indexed import Indexed
 from trainer.data.prepare import ensure
 from trainer.schema import ConfigError

@@ -304,15 +304,23 @@ def test_several_checkpoints_are_evaluated_each_as_by_itself(
     second, out = tmp_path / "run" / "checkpoints" / "step7", tmp_path / "out"
     write_checkpoint(config, checkpoint.parents[1] / "data", second, step=7, scale=2)
     common = ("--tasks", "local_choice,local_text", "--include-path", tasks)
+    of_others = tmp_path / "hub" / "base-step11"  # the same model as anybody publishes one
+    of_others.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(second / name, of_others)
     apart = [json.loads(run("eval", folder, *common, "--json").stdout) for folder in (checkpoint, second)]
-    together = run("eval", checkpoint, second, *common, "--out", out)
+    together = run("eval", checkpoint, second, of_others, *common, "--out", out)
     assert together.exit_code == 0, together.stderr
     for found in apart:
         kept = json.loads((out / "results" / f"step{found['checkpoint']['step']}.json").read_text())
         assert kept["results"] == found["results"]
         assert kept["versions"] == found["versions"]
-    *events, last = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    imported = json.loads((out / "results" / "step11.json").read_text())
+    assert (imported["checkpoint"], imported["results"]) == ({"path": str(of_others), "step": 11}, apart[1]["results"])
+    assert [path.name for path in of_others.parent.iterdir()] == ["base-step11"]
+    *events, of_imported, last = map(json.loads, (out / "events.jsonl").read_text().splitlines())
     assert [(event["event"], event["step"]) for event in events] == [("result", 3), ("result", 7)]
+    assert of_imported["step"] == 11
     for event, found in zip(events, apart, strict=True):
         [accuracy] = [row for row in event["results"] if (row["task"], row["metric"]) == ("local_choice", "acc")]
         assert accuracy["value"] == found["results"]["local_choice"]["acc,none"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.trainer.drawn import CONTEXT, VOCABULARY, assert_same_logits, ids
-from trainer.families import family_of
+from trainer.contract import ARCHITECTURES
+from trainer.families import ADAPTERS, family_of
 from trainer.families.hf_config import read_config, read_folder
 from trainer.families.hf_weights import HFWeights
 from trainer.model.config import ModelConfig
@@ -210,6 +211,10 @@ def test_what_ours_cannot_express_is_refused(values: Values, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         read_config(NEOX | values)
     assert "\n" not in str(error.value)
+
+
+def test_the_contract_names_what_is_read() -> None:
+    assert tuple(adapter.architecture for adapter in ADAPTERS) == ARCHITECTURES
 
 
 def test_what_is_not_taken_over_is_said() -> None:

@@ -20,7 +20,7 @@ from tests.trainer.conftest import ROOT, run_trainer, start_trainer
 from trainer.contract import checkpoints
 from trainer.exits import FailedError
 from trainer.programs import environment
-from trainer.programs.entry import read
+from trainer.programs.entry import parse, read
 from trainer.programs.environment import Base, requirements
 from trainer.schema import ConfigError
 
@@ -118,6 +118,24 @@ def test_a_program_that_leaves_its_bounds_or_fails_is_told_of_in_a_sentence(
     assert living(tmp_path) == []
     if how == "file":
         assert (tmp_path / "out" / "work" / "large").stat().st_size < 0.03 * 2**30
+
+
+def test_a_program_may_read_several_checkpoints() -> None:
+    described = {
+        "repository": "https://example.org/x",
+        "commit": 40 * "0",
+        "command": ["python", "{checkpoints}", "-v"],
+    }
+    several = parse(described)
+    assert several.words({}, ["a/step1", "a/step2"]) == ["python", "a/step1", "a/step2", "-v"]
+    with pytest.raises(ConfigError, match="The program reads a checkpoint; give --checkpoint its folder"):
+        several.words({})
+    with pytest.raises(ConfigError, match="The program reads one checkpoint; give --checkpoint once"):
+        parse(described | {"command": ["python", "{checkpoint}"]}).words({}, ["a/step1", "a/step2"])
+    with pytest.raises(
+        ConfigError, match="is a word of its own in the command, not a part of '--at=\\{checkpoints\\}'"
+    ):
+        parse(described | {"command": ["python", "--at={checkpoints}"]})
 
 
 @pytest.mark.chaos

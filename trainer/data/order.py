@@ -32,7 +32,7 @@ class Row(NamedTuple):
     number: int
 
 
-class Places(NamedTuple):
+class RowNumbers(NamedTuple):
     """The rows at some positions: the number of the source of each, and the row's number in it, [positions] both."""
 
     sources: NDArray[np.int64]
@@ -43,7 +43,7 @@ class RowOrder(ABC):
     """Which row comes at each position, and at which positions a row comes."""
 
     @abstractmethod
-    def places(self, first: int, count: int) -> Places:
+    def places(self, first: int, count: int) -> RowNumbers:
         """The rows at `count` positions from `first` on."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Order(RowOrder):
         self._before = np.zeros((1, len(rows)), dtype=np.int64)
         self._block = lru_cache(maxsize=8)(self._draw)
 
-    def places(self, first: int, count: int, ahead: Counts | int = 0) -> Places:
+    def places(self, first: int, count: int, ahead: Counts | int = 0) -> RowNumbers:
         """The rows at `count` positions from `first` on. `ahead` says for each source how many of its rows were read
         besides those of earlier positions."""
         sources = np.empty(count, dtype=np.int64)
@@ -92,7 +92,7 @@ class Order(RowOrder):
             epochs, positions = nth[here] // self._rows[source], nth[here] % self._rows[source]
             keys = _hash(self._seed, 1 + int(source), epochs.astype(np.uint64))
             numbers[here] = _shuffled(positions.astype(np.uint64), self._rows[source], keys)
-        return Places(sources, numbers)
+        return RowNumbers(sources, numbers)
 
     def positions(self, row: Row, first: int, end: int, ahead: int = 0) -> list[int]:
         """The positions in [first, end) that read the row, in order. `ahead` is the number of rows of its source that
@@ -169,13 +169,15 @@ class StagedOrder(RowOrder):
         for end, (before, after) in zip(self._inner_ends, pairwise(self._orders), strict=True):
             self._ahead.append(self._ahead[-1] + before.counted(end) - after.counted(end))
 
-    def places(self, first: int, count: int) -> Places:
+    def places(self, first: int, count: int) -> RowNumbers:
         """The rows at `count` positions from `first` on."""
         parts = [
             self._orders[stage].places(begin, end - begin, self._ahead[stage])
             for stage, begin, end in self._parts(first, first + count)
         ]
-        return Places(*(np.concatenate([np.empty(0, dtype=np.int64), *arrays]) for arrays in zip(*parts, strict=True)))
+        return RowNumbers(
+            *(np.concatenate([np.empty(0, dtype=np.int64), *arrays]) for arrays in zip(*parts, strict=True))
+        )
 
     def positions(self, row: Row, first: int, end: int) -> list[int]:
         """The positions in [first, end) that read the row, in order."""
@@ -206,12 +208,12 @@ class StoredOrder(RowOrder):
         beyond = [start + own for start, own, end in zip(starts, rows, self._ends, strict=True) if start + own < end]
         return min(beyond, default=int(self._ends[-1]))
 
-    def places(self, first: int, count: int) -> Places:
+    def places(self, first: int, count: int) -> RowNumbers:
         """The rows at `count` positions from `first` on."""
         positions = np.arange(first, first + count) % self._ends[-1]
         sources = np.searchsorted(self._ends, positions, side="right")
         starts = np.concatenate([[0], self._ends[:-1]])[sources]
-        return Places(sources, positions - starts)
+        return RowNumbers(sources, positions - starts)
 
     def positions(self, row: Row, first: int, end: int) -> list[int]:
         """The positions in [first, end) that read the row, in order."""

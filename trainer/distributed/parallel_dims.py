@@ -133,7 +133,7 @@ def _prepared(folder: str | None) -> object:
 
 
 def with_groups(dims: ParallelDims) -> ParallelDims:
-    """The same layout with its process groups created. All ranks call it together."""
+    """The layout with its process groups created. All ranks call it together."""
     ranks = torch.arange(dims.world_size).view(dims.pipeline, dims.data, dims.tensor)
     tensor, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())  # type: ignore[no-untyped-call]
     data, _ = dist.new_subgroups_by_enumeration(ranks.transpose(1, 2).flatten(0, 1).tolist())  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from torch import nn
 
 from trainer.config import ParallelConfig, Precision, TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
+from trainer.engine.gradient_clipping import deepspeed_clipping
 from trainer.model.tensor_parallel import split_dim
 
 BUCKET = 50_000_000
@@ -95,7 +96,7 @@ def deepspeed_config(config: TrainConfig, dims: ParallelDims) -> dict[str, Any]:
         "train_batch_size": config.training.batch,
         "train_micro_batch_size_per_gpu": config.training.micro_batch,
         "gradient_accumulation_steps": config.accumulation(dims.data),
-        "gradient_clipping": config.optimizer.clip,
+        **deepspeed_clipping(config.optimizer),
         "bf16": {"enabled": config.training.precision == "bf16"},
         "fp16": {"enabled": config.training.precision == "fp16", "loss_scale": 1.0},
         "data_types": {"grad_accum_dtype": "fp32"},

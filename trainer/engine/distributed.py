@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.distributed.parallel_dims import ParallelDims
 from trainer.engine.base import NonFiniteError, ReadTensor, StepResult, TensorKind
 from trainer.engine.deepspeed_setup import add_tied_gradients, deepspeed_config, import_deepspeed, mark_sharded
+from trainer.engine.gradient_clipping import clip_in_place
 from trainer.engine.master_weights import MOMENTS, masters_of
 from trainer.engine.optimizer import adamw
 from trainer.engine.single_stage import SingleStage
@@ -55,7 +56,7 @@ class DistributedEngine:
     def __init__(self, config: TrainConfig, dims: ParallelDims) -> None:
         deepspeed = import_deepspeed(dims.device)
         self._dims = dims
-        self._clip, self._norm = config.optimizer.clip, math.nan
+        self._optimizer_config, self._norm = config.optimizer, math.nan
         self._tp = TensorParallel(dims.tensor_rank, dims.tensor, dims.tensor_group)
         self._shapes = shapes(config.model, config.vocabulary, config.context)
         self._stage = self._open_stage(config)
@@ -79,6 +80,7 @@ class DistributedEngine:
             self._engine.clip_fp32_gradients = self._clip_gradients
 
     def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
+        """See `Engine.step`. Raises NonFiniteError on every rank."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self._scales:
@@ -97,19 +99,23 @@ class DistributedEngine:
 
     @torch.no_grad()
     def nll(self, rows: Tensor) -> Tensor:
+        """See `Engine.nll`: rows [B, L + 1] of token ids to cross-entropy [B, L] in nats."""
         return self._stage.nll(rows)
 
     @torch.no_grad()
     def logits(self, ids_BL: Tensor) -> Tensor:
+        """See `Engine.logits`: token ids [B, L] to logits [B, L, V] in fp32."""
         return self._stage.logits(ids_BL).float()
 
     def gather(self, kind: TensorKind) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.gather`."""
         for name in self._shapes:
             whole = self._whole(name, kind)
             if whole is not None:
                 yield name, whole.cpu()
 
     def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
+        """See `Engine.load`."""
         self._masters.create_moments(step - skipped)
         kinds: tuple[TensorKind, ...] = ("weight", *MOMENTS) if step else ("weight",)
         for name, parameter in self._named.items():
@@ -144,11 +150,6 @@ class DistributedEngine:
         return whole if dims.is_main else None
 
     def _clip_gradients(self) -> None:
-        """Clip at ZeRO-0 in DeepSpeed's place, which neither reports the norm nor skips the update where it is not
-        finite."""
-        from deepspeed.runtime.utils import clip_grad_norm_
-
-        parameters = list(self._named.values())
-        self._norm = float(clip_grad_norm_(parameters, self._clip, mpu=self._engine.mpu))
+        self._norm = clip_in_place(self._named.values(), self._optimizer_config, self._engine.mpu)
         if not math.isfinite(self._norm):
             raise NonFiniteError("gradient norm", self._norm)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig
 from trainer.engine.base import TensorKind
+from trainer.engine.gradient_clipping import clipping_divisor
 
 ROW = 4096
 """Numbers whose norm is taken in fp32 before the norms are added in fp64; segments are padded to whole rows."""
@@ -112,9 +113,7 @@ class FlatAdamW:
         """Update all weights at the learning rate `rate`. The gradients are `loss_scale` times what they should be, and
         are clipped by their norm, which the caller gives as it should be."""
         self.count += 1
-        # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
-        clipping = max(1.0, (norm + 1e-6) / self.config.clip)
-        divisor = torch.tensor(clipping * loss_scale, device=self.count.device)
+        divisor = torch.tensor(clipping_divisor(norm, self.config) * loss_scale, device=self.count.device)
         for segment in self.segments:
             starts = range(segment.span.start, segment.span.stop, PIECE[self.count.device.type])
             for start, gradient in zip(starts, torch.split(segment.gradient, starts.step), strict=True):

@@ -56,6 +56,7 @@ class LocalEngine:
         self._keep_gradients()
 
     def step(self, micro_batches: Sequence[Tensor], rate: float, loss_scale: float = 1.0) -> StepResult:
+        """See `Engine.step`. Raises NonFiniteError before a weight has changed."""
         tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in micro_batches)
         self._clear_rows()
         losses = []
@@ -89,6 +90,7 @@ class LocalEngine:
             yield name, self.optimizer.view(kind, name).cpu()
 
     def load(self, read: ReadTensor, step: int, skipped: int = 0) -> None:
+        """See `Engine.load`."""
         for name, _ in self.exact.named_parameters():
             self.optimizer.view("weight", name).copy_(read("weight", name))
             for kind in ("exp_avg", "exp_avg_sq"):

@@ -94,12 +94,14 @@ class PipelineStage:
         return self._dims.pipeline - 1
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
+        """The mean loss in nats of one update on micro-batches [B, L + 1] of token ids. Raises NonFiniteError."""
         loss = float(engine.train_batch(self._batches(micro_batches)))
         if not math.isfinite(loss):
             raise NonFiniteError("loss", loss)
         return loss
 
     def nll(self, rows: Tensor) -> Tensor:
+        """Cross-entropy [B, L] in nats of the targets in rows [B, L + 1] of token ids, on every stage."""
         x_BLD = self._run(rows[:, :-1])
         if self.head:
             nll_BL: Tensor = self.head(x_BLD, rows[:, 1:], mean=False)
@@ -110,6 +112,7 @@ class PipelineStage:
         return nll_BL
 
     def logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits [B, L, V] in fp32 of token ids [B, L], on the main rank."""
         x_BLD = self._run(ids_BL)
         source = (self._dims.pipeline - 1) * self._stride
         logits_BLV = torch.empty(*ids_BL.shape, self._config.vocabulary, device=self._dims.device)

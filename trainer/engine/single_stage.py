@@ -46,6 +46,7 @@ class SingleStage:
         return 0
 
     def step(self, engine: Any, micro_batches: Sequence[Tensor]) -> float:
+        """The mean loss in nats of one update on micro-batches [B, L + 1] of token ids. Raises NonFiniteError."""
         losses = []
         for count, rows in enumerate(micro_batches, start=1):
             loss = engine(rows[:, :-1], rows[:, 1:])
@@ -60,10 +61,12 @@ class SingleStage:
         return mean
 
     def nll(self, rows: Tensor) -> Tensor:
+        """Cross-entropy [B, L] in nats of the targets in rows [B, L + 1] of token ids."""
         nll_BL: Tensor = self.module(rows[:, :-1], rows[:, 1:], mean=False)
         return nll_BL
 
     def logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits [B, L, V] of token ids [B, L], in the model's precision."""
         logits_BLV: Tensor = self.module(ids_BL)
         return logits_BLV
 

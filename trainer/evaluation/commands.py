@@ -21,7 +21,8 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A step f
 @app.command("eval")
 def evaluate(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT…", help="Step folders, each evaluated by itself.")
+        list[Path],
+        typer.Argument(metavar="CHECKPOINT…", help="Step folders or models of transformers, each by itself."),
     ],
     tasks: Annotated[
         str,

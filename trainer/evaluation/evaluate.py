@@ -5,11 +5,13 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import lm_eval
@@ -22,15 +24,19 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.contract import EVALUATION_SEEDS, RESULTS_FOLDER, Event
+from trainer.contract import CHECKPOINT_METADATA_FILE, EVALUATION_SEEDS, RESULTS_FOLDER, Event
 from trainer.evaluation import task_files, task_names
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
 from trainer.evaluation.tasks import heldout
 from trainer.events import append_event
 from trainer.exits import FailedError
+from trainer.families.importing import import_folder
 from trainer.files import write_atomically
 from trainer.schema import ConfigError
+
+CONFIG_OF_TRANSFORMERS = "config.json"
+"""In a model folder of transformers."""
 
 Results = dict[str, Any]
 """What the harness returns: `results` by task and `metric,filter`, versions, shots, samples, settings. We add
@@ -118,16 +124,27 @@ def evaluate_each(
 ) -> Iterator[Results]:
     """The results of each checkpoint in turn; one model is in memory at a time.
 
-    The tasks are found once, `heldout` in the prepared folder `data`, or in that of the first checkpoint's run. Raises
-    what `find_tasks` and `evaluate` do.
+    A folder may be a model folder of transformers too, whose step is N where its name ends in `stepN`, else 0. The
+    tasks are found once, `heldout` in the prepared folder `data`, or in that of the first checkpoint's run. Raises what
+    `find_tasks` and `evaluate` do, and ConfigError for a model that the trainer cannot read.
     """
     found: list[Task | Group] = []
     for folder in folders:
-        opened = open_checkpoint(folder)
+        opened = _open(folder, advance)
         found = found or find_tasks(names, data or opened.data, settings.include)
         several = f"step {opened.step:,}: " if len(folders) > 1 else ""
         yield evaluate(opened, found, settings, lambda stage, share, several=several: advance(several + stage, share))  # type: ignore[misc]
         del opened
+
+
+def _open(folder: Path, advance: Callable[[str, float], None]) -> OpenCheckpoint:
+    """Open a checkpoint, or a model folder of transformers, which is imported for as long as that takes."""
+    if (folder / CHECKPOINT_METADATA_FILE).exists() or not (folder / CONFIG_OF_TRANSFORMERS).exists():
+        return open_checkpoint(folder)
+    named = re.search(r"step([0-9]+)$", folder.name)
+    with TemporaryDirectory(prefix="imported-", dir=folder.parent) as place:
+        imported = import_folder(folder, Path(place), "demo", advance).folder
+        return replace(open_checkpoint(imported), folder=folder, step=int(named[1]) if named else 0)
 
 
 def evaluate(

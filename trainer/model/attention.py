@@ -21,6 +21,7 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, scale: float) -> Tensor:
+        """Values [N, L, K] weighted by attention, from queries, keys and values [N, L, K]."""
         y_NLK = torch.empty_like(q_NLK)
         future = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q_NLK.dtype).triu_(1)
         kept = []
@@ -39,6 +40,7 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients [N, L, K] of queries, keys and values from that of the output."""
         q_NLK, k_NLK, v_NLK, *kept = ctx.saved_tensors
         dq_NLK = torch.empty_like(q_NLK)
         # The gradients of keys and values are sums over the blocks, kept in fp32.

@@ -35,6 +35,7 @@ class FusedLoss(torch.autograd.Function):
         tp: TensorParallel,
         scale: float,
     ) -> Tensor:
+        """The summed cross-entropy in nats, a scalar, of targets [N] from x [N, D] and the head's weight [V, D]."""
         dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         dbias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         total, dx_ND = HeadLoss(weight_VD, bias_V, tp)(x_ND, targets_N, scale, dweight_VD, dbias_V)
@@ -45,6 +46,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x [N, D], weight [V, D] and bias [V], from that of the sum."""
         scale = gradients[0] / ctx.scale
         dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
         return dx_ND * scale, dweight_VD * scale, None if dbias_V is None else dbias_V * scale, None, None, None

@@ -78,6 +78,7 @@ class RowLinear(nn.Linear):
         self.tp = tp
 
     def forward(self, x: Tensor) -> Tensor:
+        """This rank's part [..., inputs / ranks] of the inputs to the whole outputs [..., outputs]."""
         if self.tp.size == 1:
             return super().forward(x)
         out = self.tp.leave(functional.linear(x, self.weight))

@@ -133,6 +133,7 @@ class MLP(nn.Module):
         self.down = RowLinear(config.inner_size, config.hidden_size, config.mlp_bias, tp)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """From x [B, L, D] to the sum [B, L, D] that is added to the residual stream."""
         x_BLD = self.tp.enter(x_BLD)
         if self.gate is not None:
             inner = functional.silu(self.gate(x_BLD)) * self.up(x_BLD)
@@ -168,6 +169,7 @@ class Block(nn.Module):
         self.mlp = MLP(config, tp)
 
     def forward(self, x_BLD: Tensor, seen_B1LL: Tensor | None = None) -> Tensor:
+        """The residual stream [B, L, D] after this layer. `seen` [B, 1, L, L] is as in `Attention.forward`."""
         if self.recompute and torch.is_grad_enabled():
             out_BLD: Tensor = checkpoint(self._forward, x_BLD, seen_B1LL, use_reentrant=False)
             return out_BLD
@@ -195,6 +197,7 @@ class Embedding(nn.Module):
         self.sinusoids_LD = sinusoids(context, config.hidden_size) if config.positions == "sinusoidal" else None
 
     def forward(self, ids_BL: Tensor) -> Tensor:
+        """Hidden states [B, L, D] of token ids [B, L], positions included."""
         return self.add_positions(self.look_up(ids_BL))
 
     def add_positions(self, x_BLD: Tensor, positions_BL: Tensor | None = None) -> Tensor:

@@ -8,18 +8,15 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from trainer.contract import Event, Outcome, Status
+from trainer.contract import WORK_FOLDER, Event, Outcome, Status
 from trainer.events import append_event
 from trainer.exits import finish, interruptible, one_sentence, outcome_of
 from trainer.folder_lock import locked
 from trainer.programs import bounded, environment, written
-from trainer.programs.entry import CHECKPOINT, Order
+from trainer.programs.entry import Order
 from trainer.programs.environment import Base
 from trainer.schema import ConfigError
 from trainer.yaml_text import read_yaml
-
-WORK_FOLDER = "work"
-"""In the folder of a run: what the program writes."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,7 +26,7 @@ def program(
     order: Annotated[Path, typer.Argument(metavar="ORDER.yml", help="The program and its parameters.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     environments: Annotated[Path, typer.Option(help="The folder that keeps environments.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="The step folder that it is given.")] = None,
+    checkpoint: Annotated[list[Path], typer.Option(help="A step folder that it is given.")] = [],  # noqa: B006
     python: Annotated[str, typer.Option(help="The interpreter that programs build on.")] = sys.executable,
     provides: Annotated[str, typer.Option(help="Packages that it gives in place of the lock's.")] = "",
     hide: Annotated[list[Path], typer.Option(help="A file or folder that it does not see.")] = [],  # noqa: B006
@@ -44,16 +41,13 @@ def program(
         finish(out, outcome)
 
 
-def _run(order: Path, out: Path, root: Path, checkpoint: Path | None, base: Base, hide: list[Path]) -> Outcome:
+def _run(order: Path, out: Path, root: Path, checkpoints: list[Path], base: Base, hide: list[Path]) -> Outcome:
     try:
         asked = Order.model_validate(read_yaml(order.read_text(), "The order"))
     except ValidationError as error:
         raise ConfigError(f"The order is not right: {error.errors()[0]['msg']}.") from error
-    values = asked.program.values(asked.parameters)
-    if CHECKPOINT in asked.program.places:
-        if checkpoint is None:
-            raise ConfigError("The program reads a checkpoint; give --checkpoint its folder.")
-        values[CHECKPOINT] = str(checkpoint.absolute())
+    given = [str(checkpoint.absolute()) for checkpoint in checkpoints]
+    words = asked.program.words(asked.program.values(asked.parameters), given)
     append_event(out, Event.STARTED, step=0, program=asked.name)
     made = environment.prepare(asked.program, base, root.absolute())
     work = out / WORK_FOLDER
@@ -61,7 +55,6 @@ def _run(order: Path, out: Path, root: Path, checkpoint: Path | None, base: Base
     if not bounded.namespaces():
         said = "this host cannot cut a program's network and disk off; it runs as the worker's user"
         append_event(out, Event.WARNING, message=said)
-    words = asked.program.words(values)
     command = [str(made.python), *words[1:]] if words[0] == "python" else words
     metrics = written.Metrics(work, out)
     ended = bounded.run(

@@ -1,7 +1,7 @@
 """The description of a program: where its code is, how it is started, and what it may take. Imports no torch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -12,6 +12,8 @@ from trainer.yaml_text import read_yaml
 
 CHECKPOINT = "checkpoint"
 """The place in a command of the folder with the checkpoint, as transformers reads it."""
+CHECKPOINTS = "checkpoints"
+"""The word of a command that stands for the folders of several checkpoints, in the order of steps."""
 LONGEST_TEXT = 400
 Word = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -60,8 +62,9 @@ class Program(Section):
     """A program: a commit of a git repository, the lock file of its environment, and the command that starts it there.
 
     In the words of the `command`, `{checkpoint}` stands for the folder of a checkpoint, and `{name}` for the value of
-    a parameter; `python` as the first word is that of the environment. It has `gpus` GPUs or cores, `disk_gib` GiB for
-    what it writes, and at most `time_limit` unless a member says less or more.
+    a parameter; the word `{checkpoints}` becomes a word for each of several checkpoints. `python` as the first word is
+    that of the environment. It has `gpus` GPUs or cores, `disk_gib` GiB for what it writes, and at most `time_limit`
+    unless a member says less or more.
     """
 
     repository: Annotated[str, StringConstraints(pattern=r"^(https|file)://[^\s@?#]{1,300}$")]
@@ -82,13 +85,21 @@ class Program(Section):
 
     @model_validator(mode="after")
     def _places_are_known(self) -> "Program":
+        for word in self.command:
+            if f"{{{CHECKPOINTS}}}" in word and word != f"{{{CHECKPOINTS}}}":
+                raise ValueError(f"{{{CHECKPOINTS}}} is a word of its own in the command, not a part of {word[:60]!r}")
         for place in self.places:
-            if place != CHECKPOINT and place not in self.parameters:
+            if place not in (CHECKPOINT, CHECKPOINTS) and place not in self.parameters:
                 raise ValueError(f"the command has {{{place}}}, and there is no parameter {place}")
         for name in self.parameters:
-            if name == CHECKPOINT or name not in self.places:
+            if name in (CHECKPOINT, CHECKPOINTS) or name not in self.places:
                 raise ValueError(f"the command has no {{{name}}}, which is a parameter")
         return self
+
+    @property
+    def reads_several(self) -> bool:
+        """Whether it may be given more than one checkpoint."""
+        return CHECKPOINTS in self.places and CHECKPOINT not in self.places
 
     @property
     def places(self) -> list[str]:
@@ -109,9 +120,21 @@ class Program(Section):
                 raise ConfigError(f"{name} {error}.") from error
         return found
 
-    def words(self, values: Mapping[str, str]) -> list[str]:
-        """The command with the values in their places."""
-        return [re.sub(r"\{([^{}]*)\}", lambda found: values[found[1]], word) for word in self.command]
+    def words(self, values: Mapping[str, str], checkpoints: Sequence[str] = ()) -> list[str]:
+        """The command with the values, and the folders of checkpoints, in their places. Raises ConfigError where it
+        reads a checkpoint and has none, or several where it reads one."""
+        if {CHECKPOINT, CHECKPOINTS}.intersection(self.places) and not checkpoints:
+            raise ConfigError("The program reads a checkpoint; give --checkpoint its folder.")
+        if len(checkpoints) > 1 and not self.reads_several:
+            raise ConfigError("The program reads one checkpoint; give --checkpoint once.")
+        known = dict(values) | ({CHECKPOINT: checkpoints[0]} if checkpoints else {})
+        words: list[str] = []
+        for word in self.command:
+            if word == f"{{{CHECKPOINTS}}}":
+                words += checkpoints
+            else:
+                words.append(re.sub(r"\{([^{}]*)\}", lambda found: known[found[1]], word))
+        return words
 
 
 class Order(Section):

@@ -26,7 +26,7 @@ ANALYSES = {
 }
 """The class of each analysis. Results are in this order."""
 WITHOUT_DATA = frozenset({"paired_prompts", "weights"})
-"""Those that read checkpoints alone; the others read the data that these were trained on as well."""
+"""The analyses that read checkpoints alone; the others also read the data that the checkpoints were trained on."""
 
 
 def named(names: str) -> list[str]:

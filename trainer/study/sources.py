@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
-from trainer.data.held_out import documents
+from trainer.data.held_out_texts import documents
 from trainer.data.prepare import manifest_of
 from trainer.evaluation.open_checkpoint import OpenCheckpoint
 from trainer.evaluation.score import log_likelihoods

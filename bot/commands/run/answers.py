@@ -171,6 +171,14 @@ def reads(receipt: Receipt, what: str, run_id: int) -> str:
     )
 
 
+def evaluates(receipt: Receipt, model: str) -> str:
+    """The answer to whoever has a model of the Hub evaluated."""
+    return (
+        f"Run {receipt.run_id} will evaluate {text.code(model, 120)}; its results are posted in its thread and stay on "
+        f"its card. It will cost {receipt.unit.hours(receipt.cost)} at most. {remains(receipt)}"
+    )
+
+
 def discarded() -> Card:
     """The card that replaces an offer once it is discarded."""
     marker = "-# Nothing was queued or charged."
@@ -244,7 +252,8 @@ def configured(run: runs.Run) -> str:
     if not run.config:
         raise ConflictError(f"{kind_of(run).what_it_is(run)}, whose configuration it uses.")
     if not kind_of(run).reads_corpora:
-        return f"**Run {run.id}** is {kind_of(run).of_parent} run {run.parent_id}; what it does is in the file."
+        what = text.line(kind_of(run).what_it_is(run).removeprefix(f"Run {run.id} "), 200)
+        return f"**Run {run.id}** {what}; what it does is in the file."
     changed = text.line(", ".join(f"{name}={value}" for name, value in run.overrides.items()), 300)
     asked = f" with {changed}" if changed else ""
     return f"**Run {run.id}** · recipe {text.code(run.recipe, 60)}{asked}. Every default is spelt out in the file."

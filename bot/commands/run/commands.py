@@ -16,7 +16,7 @@ from bot.commands.run import autocomplete as run_autocomplete
 from bot.delivery import outbox
 from broker.plots.curve_of_run import Panel, curve_of
 from broker.reports import data_read, run_details, run_plan, sweep_plan, why
-from broker.runs import comparison, control, evaluations, launching, naming, on_checkpoints, programs, runs
+from broker.runs import baselines, comparison, control, evaluations, launching, naming, on_checkpoints, programs, runs
 from broker.runs.launching import Order
 from broker.runs.runs import RunKind, RunState
 from projects.errors import InvalidError
@@ -393,7 +393,9 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
     await buttons.sample(interaction, await context.run_of(interaction, run))
 
 
-@run.command(name="evaluate", description="Run tasks of lm-evaluation-harness on checkpoints of a run")
+@run.command(
+    name="evaluate", description="Run tasks of lm-evaluation-harness on a run's checkpoints or a model of the Hub"
+)
 @app_commands.describe(
     tasks="Their names, such as heldout, lambada_openai; heldout is bits per byte of each source",
     run=RUN,
@@ -401,10 +403,14 @@ async def sample(interaction: Interaction, run: int | None = None) -> None:
     time_limit="How long it may take, such as 45m or 2h; 30m by default",
     shots="Examples before each question; each task's own number by default",
     limit="Documents of each task, for a trial; all by default",
+    model="In place of a run: a model of the Hub, such as EleutherAI/pythia-14m@step1000 @step2000",
+    allocation="For a model: the allocation to draw on; the newest approved one otherwise",
+    project="For a model: the project, where this is not its channel or one of its threads",
 )
 @app_commands.autocomplete(run=run_autocomplete.any_run)
 @app_commands.autocomplete(tasks=run_autocomplete.tasks, steps=run_autocomplete.evaluable_steps)
 @app_commands.autocomplete(time_limit=run_autocomplete.durations)
+@app_commands.autocomplete(allocation=autocomplete.live_allocations, project=autocomplete.open_projects)
 async def evaluate(
     interaction: Interaction,
     tasks: str,
@@ -413,10 +419,33 @@ async def evaluate(
     time_limit: str = "30m",
     shots: int | None = None,
     limit: int | None = None,
+    model: str = "",
+    allocation: int | None = None,
+    project: int | None = None,
 ) -> None:
     """Queue the evaluation, and say what it will cost at most."""
     await acknowledge(interaction)
-    run_id, who = await context.run_of(interaction, run), actor(interaction)
+    who = actor(interaction)
+    if model.strip():
+        if run is not None or steps != on_checkpoints.LAST:
+            raise InvalidError("Name a run with steps, or a model of the Hub at a revision, not both.")
+        receipt = await interaction.client.write(
+            baselines.launch,
+            who,
+            str(interaction.id),
+            await context.project_of(interaction, project),
+            model=model,
+            tasks=tasks,
+            time_limit=time_limit,
+            shots=shots,
+            limit=limit,
+            allocation_id=allocation,
+        )
+        await errors.reply(interaction, answers.evaluates(receipt, model))
+        return
+    if allocation is not None or project is not None:
+        raise InvalidError("An evaluation of a run is paid as the run was: leave “allocation” and “project” out.")
+    run_id = await context.run_of(interaction, run)
     receipt = await interaction.client.write(
         evaluations.launch,
         who,
@@ -435,7 +464,7 @@ async def evaluate(
 @app_commands.describe(
     name="The program; /catalogue list has them",
     run=RUN,
-    step="The step of the checkpoint; the last one by default",
+    step="The step of the checkpoint, or several where it reads several; the last one by default",
     parameters="Values in place of its defaults, such as batch_size=8, seed=7",
     time_limit="How long it may take, such as 45m or 2h; the program's own by default",
 )
@@ -466,8 +495,8 @@ async def program(
     await errors.reply(interaction, answers.reads(receipt, "a program", run_id))
 
 
-@run.command(name="compare", description="Overlay the loss curves of up to six runs")
-@app_commands.describe(runs="Their numbers, such as 3 5 8, or a sweep, such as sweep 2")
+@run.command(name="compare", description="Overlay the loss curves of up to six runs, and models of the Hub")
+@app_commands.describe(runs="Their numbers, such as 3 5 8, also of evaluated models; or a sweep, such as sweep 2")
 @app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
     """Draw the curves."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import filesize
 
 from bot import text
-from broker.reports.data_read import Place
+from broker.reports.data_read import ReadableData
 from projects.errors import InvalidError
 from trainer.contract import Part, Passage, SeenStep, SeenText
 
@@ -16,7 +16,7 @@ DOCUMENTS_SHOWN = 3
 STEPS_SHOWN = 12
 
 
-def first_row(place: Place, page: int) -> int:
+def first_row(place: ReadableData, page: int) -> int:
     """The first row of a page, counted from 0; raises InvalidError for a page that a step does not fill."""
     pages = -(-place.batch // ROWS)
     if page > pages:
@@ -24,7 +24,7 @@ def first_row(place: Place, page: int) -> int:
     return (page - 1) * ROWS
 
 
-def rows(run_id: int, place: Place, found: SeenStep, page: int) -> str:
+def rows(run_id: int, place: ReadableData, found: SeenStep, page: int) -> str:
     """A page of the rows of a step: where each comes from, and how it begins."""
     pages = -(-found.batch // ROWS)
     of_parent = f", which its parent, run {place.run_id}, did" if place.run_id != run_id else ""
@@ -41,7 +41,7 @@ def rows(run_id: int, place: Place, found: SeenStep, page: int) -> str:
     return "\n".join([head, *listed, f"-# {turn}The data are kept with the run: {filesize.decimal(place.size)}."])
 
 
-def passages(place: Place, typed: str, found: SeenText) -> str:
+def passages(place: ReadableData, typed: str, found: SeenText) -> str:
     """At which steps a run read a text, or which passages are nearest to it."""
     quoted, run = f"“{text.line(typed, 120)}”", f"Run {place.run_id}"
     if found.found:

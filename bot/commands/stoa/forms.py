@@ -79,7 +79,7 @@ class ChangePoolForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Change it."""
+        """Change the pool."""
         app, name = interaction.client, next(iter(self.pool.values), "")
         memory, host = inventory.parse_memory(self.memory.value)
         gpus, each = inventory.parse_gpus(self.gpus.value)
@@ -113,7 +113,7 @@ class AddGrantForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Add it."""
+        """Add the grant and answer with its number."""
         app = interaction.client
         number = await app.write(
             inventory.add_grant,
@@ -146,7 +146,7 @@ class ChangeGrantForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Change it."""
+        """Change the grant."""
         app, number = interaction.client, int(next(iter(self.grant.values), "0"))
         await app.write(
             inventory.change_grant,
@@ -175,7 +175,7 @@ class SetShareForm(Form):
         super().__init__("Set a share", {"Project": self.project, "Share": self.share, "Reason": self.why})
 
     async def send(self, interaction: Interaction) -> str:
-        """Set it."""
+        """Set the project's share."""
         app, project = interaction.client, context.whole_number(self.project.value.removeprefix("P"))
         if project is None:
             raise InvalidError("The project is its number, such as 3.")
@@ -197,7 +197,7 @@ class SetAsideForm(Form):
         )
 
     async def send(self, interaction: Interaction) -> str:
-        """Set it."""
+        """Set the sponsor's own share."""
         sponsor, typed = next(iter(self.sponsor.values), ""), self.projects.value.replace(",", " ").split()
         own = [context.whole_number(number.removeprefix("P")) for number in typed]
         known = [number for number in own if number is not None]
@@ -218,7 +218,7 @@ class ChangeLimitForm(Form):
         super().__init__("Change a limit", {"Limit": self.name, "Value": self.value, "Reason": self.why})
 
     async def send(self, interaction: Interaction) -> str:
-        """Change it."""
+        """Change the limit."""
         app, name = interaction.client, next(iter(self.name.values), "")
         after = await app.write(
             quotas.change_policy,

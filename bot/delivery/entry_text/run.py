@@ -2,7 +2,8 @@
 
 A run trains; or it prepares a recipe's data, and its entries have `prepares`; or it generates a text from a checkpoint,
 and its entries have `sample`; or it evaluates or studies checkpoints, or runs a program on one, and its entries have
-`evaluation`, `study` or `program`. The entries of a sweep's runs have `sweep`.
+`evaluation`, `study` or `program`; or it evaluates a model of the Hub, and its entries have `baseline`. The entries of
+a sweep's runs have `sweep`.
 """
 
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from collections.abc import Mapping
 from bot import text
 from bot.delivery.entry_text.phrases import LONGEST_QUOTE, by, line, unit, why
 from bot.delivery.entry_text.registry import Payload, entry
-from broker.runs.entries import MEASURES
+from broker.runs.entries import MEASURES, NOT_TRAINED
 
-GO_ON = MEASURES - {"program"}
-"""Those of what measures that go on where they were interrupted."""
+GO_ON = MEASURES - {"program"} | {"baseline"}
+"""The measuring programs that go on where they were interrupted."""
 MOST_LISTED = 6
 """Tasks and steps that are named one by one."""
 MOST_RESULTS = 1200
@@ -31,6 +32,11 @@ def queued(p: Payload) -> str:
         launched = f"{it[0].upper()}{it[1:]} is queued" if p.get("by") is None else f"{by(p)} launches {it}"
         within = text.duration(p["time_limit"])
         return f"📐 {launched}: {_tasks(p)} on {_steps(p)}, in at most {within}. It waits for its turn."
+    if "baseline" in p:
+        return (
+            f"📐 {by(p)} launches run {p['run']}, which evaluates {_model(p)} on {_tasks(p)}, in at most "
+            f"{text.duration(p['time_limit'])}. It waits for its turn."
+        )
     if "prepares" in p:
         return (
             f"🗂️ {by(p)} launches run {p['run']}, which prepares the data of {_prepared(p)} for every later run of that "
@@ -63,7 +69,7 @@ def started(p: Payload) -> str:
 @entry("run.requeued")
 def requeued(p: Payload) -> str:
     goes_on = "resume from its last checkpoint" if trains(p) else "start over"
-    goes_on = "go on with the checkpoints that are left" if p.keys() & GO_ON else goes_on
+    goes_on = "go on with what is left" if p.keys() & GO_ON else goes_on
     return f"🔁 {_run(p)} was interrupted and will {goes_on}.{why(p)}"
 
 
@@ -90,7 +96,7 @@ def paused(p: Payload) -> str:
 @entry("run.resumed")
 def resumed(p: Payload) -> str:
     start = "from the beginning" if p.keys() & {"prepares", "program"} else f"from step {p['step']:,}"
-    start = "with the checkpoints that are left" if p.keys() & GO_ON else start
+    start = "with what is left" if p.keys() & GO_ON else start
     return (
         f"⏯️ {by(p)} resumes {_run(p).lower()} {start}, on {unit(p).count(p['gpus'])} for at most "
         f"{text.duration(p['time_limit'])}. It waits for its turn.{why(p)}"
@@ -133,6 +139,8 @@ def finished(p: Payload) -> str:
     if p.keys() & MEASURES:
         said = f"\n{text.block(p['text'], LONGEST_QUOTE)}" if "program" in p and p.get("text") else ""
         return f"📐 **{_run(p)}** · {_tasks(p)}, after {_spent(p)}{_results(p)}{said}"
+    if "baseline" in p:
+        return f"📐 **{_run(p)}** · {_model(p)} on {_tasks(p)}, after {_spent(p)}{_results(p)}"
     if "prepares" in p:
         return f"🏁 The data of {_prepared(p)} is prepared (run {p['run']}), after {_spent(p)}."
     return f"🏁 {_run(p)} is finished{_at_step(p)}, after {_spent(p)}."
@@ -243,7 +251,7 @@ def checkpoints_withheld(p: Payload) -> str:
 
 def trains(p: Payload) -> bool:
     """Whether an entry is about a run that trains, and not about one of another kind."""
-    return not p.keys() & {"sample", "prepares", *MEASURES}
+    return not p.keys() & NOT_TRAINED
 
 
 def _run(p: Payload) -> str:
@@ -288,11 +296,12 @@ def _steps(p: Payload) -> str:
 
 
 def _results(p: Payload) -> str:
-    """The results of an evaluation, a study or a program, a line a task and metric with its values by step."""
+    """What was measured, a line a task and metric with its values by step; a model of the Hub may have none."""
     found: dict[tuple[str, str], list[str]] = {}
     for task, metric, step, value, stderr in p["results"]:
         error = "" if stderr is None else f" ±{stderr:.4f}"
-        found.setdefault((task, metric), []).append(f"{value:.4f}{error} at step {step:,}")
+        at = f" at step {step:,}" if step or "baseline" not in p else ""
+        found.setdefault((task, metric), []).append(f"{value:.4f}{error}{at}")
     lines = [f"{task} {metric}: {', '.join(values)}" for (task, metric), values in found.items()]
     rest = f"\nand {text.count(p['more_results'], 'more result')}" if p["more_results"] else ""
     return f"\n{text.block(chr(10).join(lines), MOST_RESULTS)}{rest}" if lines else ""
@@ -334,6 +343,11 @@ def _evaluated(p: Payload) -> str:
 
 def _assigned(overrides: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in overrides.items())
+
+
+def _model(p: Payload) -> str:
+    """A model of the Hub with its revisions."""
+    return text.code(p["baseline"], 120)
 
 
 def _prepared(p: Payload) -> str:

@@ -24,9 +24,7 @@ class Evaluate(Reading):
         wanted = evaluations.what(start.run)
         with start.db.read() as session:
             left = self._left(session, start.run)
-        options = [f"--tasks={','.join(wanted.tasks)}", "--out", str(start.folder)]
-        options += [] if wanted.shots is None else [f"--num-fewshot={wanted.shots}"]
-        options += [] if wanted.limit is None else [f"--limit={wanted.limit}"]
+        options = evaluations.options(wanted.tasks, start.folder, wanted.shots, wanted.limit)
         return ["eval", *self.checkpoints(start, left), *options, *self.data(start)]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:

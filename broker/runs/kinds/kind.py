@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from broker.configs import Base
 from broker.publications import Publication
 from broker.runs.progress import Checkpoint, Ending, Result
 from broker.runs.runs import Run
@@ -81,6 +82,10 @@ class Kind(ABC):
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         """The checkpoints of another run that an attempt reads; `begins` is False where the run goes on from one of
         its own."""
+        return []
+
+    def from_hub(self, run: Run) -> Sequence[Base]:
+        """The models of the Hub that an attempt reads, which its host fetches as anybody may."""
         return []
 
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from trainer.contract import CONFIG_FILE
 
 
 class Program(Reading):
-    """Runs a program on a checkpoint of its parent, from its beginning in every attempt."""
+    """Runs a program on checkpoints of its parent, from its beginning in every attempt."""
 
     reads_parents_data = goes_on = False
     needs_home = True
@@ -28,8 +28,8 @@ class Program(Reading):
     def command(self, start: Start) -> list[str]:
         order = start.folder.parent / CONFIG_FILE
         order.write_text(start.run.config)
-        [checkpoint] = self.checkpoints(start, programs.what(start.run).steps)
-        options = ["--checkpoint", checkpoint, "--out", str(start.folder)]
+        checkpoints = self.checkpoints(start, programs.what(start.run).steps)
+        options = [*(word for each in checkpoints for word in ("--checkpoint", each)), "--out", str(start.folder)]
         return ["program", str(order), *options, *programs.options(start.settings)]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:

@@ -63,12 +63,17 @@ class Reading(Kind):
         return {"run": run.parent_id, name: run.id, "nth": nth, **runs.sweep_of_parent(session, run)}
 
     def told_at_end(self, session: Session, run: Run, ending: Ending) -> Mapping[str, Any]:
-        rows = [
-            [scored.task, scored.metric, step, value, stderr]
-            for scored in saved.measured_by(session, run.id)
-            for step, (value, stderr) in scored.values.items()
-        ]
-        return {"results": rows[:MOST_TOLD], "more_results": max(0, len(rows) - MOST_TOLD)}
+        return told_results(session, run)
+
+
+def told_results(session: Session, run: Run) -> dict[str, Any]:
+    """What the entry of a run's end says of what it has measured: the first results, and how many more there are."""
+    rows = [
+        [scored.task, scored.metric, step, value, stderr]
+        for scored in saved.measured_by(session, run.id)
+        for step, (value, stderr) in scored.values.items()
+    ]
+    return {"results": rows[:MOST_TOLD], "more_results": max(0, len(rows) - MOST_TOLD)}
 
 
 def of_steps(session: Session, run: Run, steps: Sequence[int]) -> Sequence[Publication]:

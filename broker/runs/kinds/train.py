@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from broker import configs
+from broker.configs import Base
 from broker.publications import Publication, Repository
 from broker.runs import folders, preparing
 from broker.runs.kinds import sample
@@ -27,13 +28,17 @@ class Train(Kind):
         run = start.run
         config = preparing.written(start.settings, start.db, run, start.folder)
         arguments = ["train", str(config), "--out", str(start.folder), "--gpus", str(run.gpus // start.nodes)]
-        if base := configs.base(run.config):
+        for base in self.from_hub(run):
             arguments += ["--base", str(folders.hub_base(start.settings, *base))]
         if start.before:
             return [*arguments, "--resume", start.before[-1].folder]
         if run.fork_step is None:
             return arguments
         return [*arguments, "--fork", self._origin(start), "--fork-name", f"run {run.parent_id}"]
+
+    def from_hub(self, run: Run) -> Sequence[Base]:
+        base = configs.base(run.config)
+        return [] if base is None else [base]
 
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         kept = (

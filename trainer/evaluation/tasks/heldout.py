@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 
-from trainer.data.held_out import documents
+from trainer.data.held_out_texts import documents
 from trainer.data.prepare import manifest_of
 from trainer.evaluation.task_names import HELDOUT
 from trainer.schema import ConfigError
