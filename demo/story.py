@@ -188,7 +188,7 @@ async def card(stage: Stage, console: Console) -> str:
 
 
 async def checkpoints(stage: Stage, console: Console) -> str:
-    """Every checkpoint is a branch, with its link in the run's thread; the last one is in the channel too."""
+    """Every checkpoint is a branch, with its link in the run's thread; the run's card links the last one."""
     until = time.monotonic() + PATIENCE
     while True:
         run = stage.run()
@@ -200,10 +200,8 @@ async def checkpoints(stage: Stage, console: Console) -> str:
     expect(steps[:4] == [0, 1, 2, 4], f"the schedule should begin 0, 1, 2, 4, not {steps[:4]}")
     stage.repo = run.checkpoints[0].url.removeprefix(stage.guild.info["hub"] + "/").rsplit("/tree/", 1)[0]
     stage.branches = [f"step{step}" for step in steps]
-    first, last = run.checkpoints[0].url, run.checkpoints[-1].url
-    for url in (first, last):
-        await stage.guild.wait_for(stage.channel, _posts(url))
-    run_card = await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments))
+    last = run.checkpoints[-1].url
+    run_card = await stage.guild.wait_for(stage.channel, lambda m: bool(m.attachments) and last in m.text)
     thread = run_card.thread_id or run_card.id
     await stage.guild.wait_for(thread, lambda m: last in m.text)
     told = [m.text for m in await stage.guild.messages(thread)]
@@ -413,11 +411,6 @@ def _bar(console: Console) -> Progress:
 
 async def _review_card(stage: Stage) -> Message:
     return await stage.guild.wait_for("compute-review", lambda m: "Approve" in m.button_labels)
-
-
-def _posts(url: str) -> Callable[[Message], bool]:
-    """Whether a message is a post, not a card, with this link."""
-    return lambda message: f"({url})" in message.text and not message.attachments
 
 
 def _private(answer: Answer) -> None:

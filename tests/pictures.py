@@ -124,6 +124,22 @@ def six() -> Comparison:
     return Comparison([*curves, fork()])
 
 
+def beside_models() -> Comparison:
+    """Two runs beside a model of the Hub at five steps, and one at a single revision."""
+    steps = [512, 4_000, 16_000, 64_000, 143_000]
+    risen: Measurements = [(step * TOKENS, 0.57 * (1 - math.exp(-step / 30_000)), 0.007) for step in steps]
+    models = [
+        Curve("Run 140 · EleutherAI/pythia-410m@step512 @step4000", (), (), (), None, is_model=True),
+        Curve("Run 141 · EleutherAI/pythia-160m@main", (), (), (), None, is_model=True),
+    ]
+    measured: list[Measurements] = [risen, [(0, 0.33, 0.007)]]
+    drawn = [
+        replace(model, evaluations=[Evaluated("lambada_openai · acc", points)])
+        for model, points in zip(models, measured, strict=True)
+    ]
+    return Comparison([*six().curves[:2], *drawn])
+
+
 def tasks_of(length: int, run: int) -> list[Evaluated]:
     """Two tasks on every 10,000th checkpoint of one of the six runs, and a third that no other has."""
     shares = {step: 1 - math.exp(-step / (40_000 + 15_000 * run)) for step in range(10_000, length + 1, 10_000)}
@@ -146,6 +162,7 @@ def main() -> None:
         (HERE / f"{name}.png").write_bytes(loss_curve.draw(curve))
     (HERE / "light.png").write_bytes(loss_curve.draw(whole, canvas.LIGHT))
     (HERE / "six.png").write_bytes(comparison_curves.draw(six()))
+    (HERE / "models.png").write_bytes(comparison_curves.draw(beside_models()))
     (HERE / "study.png").write_bytes(panels.draw(study()))
     print(f"The pictures are in {HERE}/.")
 

@@ -59,6 +59,8 @@ def of_run(run: RunView) -> str:
         return f"**Next** {COMES[run.state]}"
     if run.kind == RunKind.PREPARE and run.state == RunState.FINISHED:
         return "**Next** `/run launch` trains on the prepared data."
+    if run.kind == RunKind.BASELINE and run.state == RunState.FINISHED:
+        return f"**Next** `/run compare` draws it beside runs: name run {run.id} among them."
     return ""
 
 

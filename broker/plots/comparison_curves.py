@@ -31,6 +31,8 @@ BEGUN = 0.05
 MOST_RAW = 3
 """Runs whose raw losses can be told apart."""
 LONGEST_TITLE = 400
+LEVEL = 0.7
+"""How opaque the level of a model is."""
 LABEL = 820
 """The width of a line of the legend, in pixels."""
 
@@ -118,7 +120,7 @@ def figure(comparison: Comparison, theme: Theme = DARK) -> Figure:
         count = f"{len(behind)} other {'run' if len(behind) == 1 else 'runs'}"
         handles.append(Line2D([], [], color=theme.muted, linewidth=0.9, alpha=0.5, label=count))
     for panel, (task, evaluated) in zip(panels, shared.items(), strict=True):
-        _evaluations(panel, task, evaluated, theme)
+        _evaluations(panel, task, evaluated, [curve.is_model for curve in curves], theme)
     (panels[-1] if panels else axes).set_xlabel("tokens", fontsize=canvas.NORMAL, color=theme.ink)
     axes.set_ylabel("loss, nats per token", fontsize=canvas.NORMAL, color=theme.ink)
     legend = drawn.legend(
@@ -150,15 +152,24 @@ def _shared(curves: Sequence[Curve]) -> Mapping[str, Mapping[int, Evaluated]]:
     return dict(shared[:MOST_PANELS])
 
 
-def _evaluations(axes: Axes, label: str, found: Mapping[int, Evaluated], theme: Theme) -> None:
-    """What runs have measured of one task, each in the colour, line style and marker of its loss."""
+def _evaluations(
+    axes: Axes, label: str, found: Mapping[int, Evaluated], are_models: Sequence[bool], theme: Theme
+) -> None:
+    """What runs have measured of one task, each in the colour, line style and marker of its loss; of models of the Hub
+    the last value as a level too."""
     canvas.style(axes, theme, ticks=2)
     for number, evaluated in found.items():
         dashes, marker = STYLES[number]
         at, values, errors = zip(*((at, value, error or 0.0) for at, value, error in evaluated.points), strict=True)
         colour = theme.cycle[number]
+        if are_models[number]:
+            axes.axhline(values[-1], color=colour, linestyle=dashes, linewidth=1.3, alpha=LEVEL)
+            axes.axhspan(values[-1] - errors[-1], values[-1] + errors[-1], color=colour, alpha=0.12, linewidth=0)
+        if are_models[number] and len(at) == 1:
+            continue
+        lines = "none" if are_models[number] else dashes
         axes.errorbar(
-            at, values, errors, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.3, capsize=3
+            at, values, errors, color=colour, linestyle=lines, marker=marker, markersize=5, linewidth=1.3, capsize=3
         )
     axes.margins(y=0.2)
     axes.set_title(
@@ -173,6 +184,8 @@ def _evaluations(axes: Axes, label: str, found: Mapping[int, Evaluated], theme: 
 
 def _label(curve: Curve, loss: float | None) -> str:
     """A run's text in the legend, in as many lines as it takes."""
+    if curve.is_model:
+        return canvas.wrapped(f"{curve.title[:LONGEST_TITLE]}, of the Hub", canvas.SMALL, LABEL)
     said = (
         f"{loss:.3f}"
         if loss is not None

@@ -31,6 +31,9 @@ class Curve:
     checkpoint was written; `unigram_entropy` is in nats per token. `below` are the points of the second panel, and
     `below_label` names what they measure. `before` is the loss of the runs that this one was forked from, up to the
     fork. With `log`, tokens have a logarithmic axis. Each of `evaluations` has a small panel.
+
+    A model of the Hub, `is_model`, has no losses: in a comparison the last value of each of its `evaluations` is a
+    level, and where there are several they are marked as well.
     """
 
     title: str
@@ -43,6 +46,7 @@ class Curve:
     before: Sequence[tuple[int, float]] = ()
     log: bool = False
     evaluations: Sequence[Evaluated] = ()
+    is_model: bool = False
 
     @property
     def name(self) -> str:

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from broker.plots.curve import Curve, Evaluated
 from broker.runs import runs, series
-from broker.runs.runs import RunView
+from broker.runs.results import Scored
+from broker.runs.runs import RunKind, RunView
 from broker.runs.series import Measured
 
 MOST_PANELS = 3
@@ -59,17 +60,35 @@ def evaluated(run: RunView, measured: Sequence[Measured]) -> list[Evaluated]:
     """What was measured on the run's checkpoints, over its tokens as its losses have them."""
     return [
         Evaluated(
-            f"{scored.task} · {scored.metric}",
+            _label(scored),
             [(_tokens_at(measured, step), *value) for step, value in scored.values.items()],
         )
         for scored in run.evaluations
     ]
 
 
-def to_compare(session: Session, run: RunView) -> Curve:
-    """The run's curve for a comparison, with all that was measured on its checkpoints."""
+def to_compare(session: Session, run: RunView, tokens_a_step: int | None) -> Curve:
+    """The run's curve for a comparison, with all that was measured on its checkpoints.
+
+    The steps of a model of the Hub stand where those of the compared runs do; where these differ, so that
+    `tokens_a_step` is None, its last step counts alone.
+    """
+    if run.kind == RunKind.BASELINE:
+        return _of_model(run, tokens_a_step)
     measured = series.read(session, run.id, "loss")
     return replace(curve_of(session, run), evaluations=evaluated(run, measured))
+
+
+def _of_model(run: RunView, tokens_a_step: int | None) -> Curve:
+    found = []
+    for scored in run.evaluations:
+        points = [((tokens_a_step or 0) * step, *value) for step, value in scored.values.items()]
+        found.append(Evaluated(_label(scored), points if tokens_a_step else points[-1:]))
+    return Curve(f"Run {run.id} · {run.recipe}", (), (), (), None, evaluations=found, is_model=True)
+
+
+def _label(scored: Scored) -> str:
+    return f"{scored.task} · {scored.metric}"
 
 
 def _tokens_at(measured: Sequence[Measured], step: int) -> int:

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from broker import publications
 from broker.publications import Publication, Repository
-from broker.publishing import model_card, results_file
+from broker.publishing import model_card, result_lines, results_file
 from broker.publishing.hub import Hub
 from broker.runs.runs import Run
 from projects import moderation, projects
@@ -24,6 +24,10 @@ from projects.people import Actor
 from projects.projects import Membership, PastMembership
 from projects.record import mentions, redaction
 from projects.record.mentions import Mentions
+from trainer.contract import METRICS_FILE
+
+Files = dict[str, str | bytes]
+"""Files of a branch, by name."""
 
 MOST_LISTED = 10
 
@@ -126,13 +130,10 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
         said, commit = found
         step = model_card.step_of(said)
         with db.read() as session:
-            now = {model_card.CARD_FILE: model_card.renewed(session, run_id, repository.name, said)}
-            measured = "" if step is None else results_file.content(session, run_id, step)
-        there = {model_card.CARD_FILE: said}
-        if step is not None and measured:
-            name = results_file.name(step)
-            now[name] = measured
-            there[name] = (hub.read(repository.name, branch, name) or ("", ""))[0]
+            now: Files = {model_card.CARD_FILE: model_card.renewed(session, run_id, repository.name, said)}
+        there: Files = {model_card.CARD_FILE: said}
+        if step is not None:
+            _renew_results(db, hub, repository.name, run_id, branch, step, model_card.tokens_of(said), now, there)
         if changed := {name: text for name, text in now.items() if text != there[name]}:
             # Refused where another publisher has uploaded a later step to `main` since.
             hub.write(repository.name, branch, changed, "model card updated", parent=commit)
@@ -140,6 +141,36 @@ def renew_cards(db: Database, hub: Hub, run_id: int) -> None:
         seen = (col(Repository.run_id) == run_id, col(Repository.cards_due) == repository.cards_due)
         session.execute(update(Repository).where(*seen).values(cards_due=0, tries=0))
     log.info("cards rewritten", run=run_id, branches=len(branches))
+
+
+def _renew_results(
+    db: Database,
+    hub: Hub,
+    repo: str,
+    run_id: int,
+    branch: str,
+    step: int,
+    tokens: int | None,
+    now: Files,
+    there: Files,
+) -> None:
+    """Add to `now` the files of results that the branch of a step is to have, and to `there` what it has of them. Only
+    `main` has what was measured on earlier steps since."""
+    with db.read() as session:
+        measured = results_file.content(session, run_id, step)
+        lines = result_lines.of_step(session, run_id, step, tokens)
+        events = result_lines.events(session, run_id, step) if measured or branch == "main" else b""
+    is_new = False
+    if measured:
+        name = results_file.name(step)
+        now[name], there[name] = measured, (hub.read(repo, branch, name) or ("", ""))[0]
+        is_new = now[name] != there[name]
+    if is_new:
+        metrics = (hub.read(repo, branch, METRICS_FILE) or ("", ""))[0]
+        now[METRICS_FILE], there[METRICS_FILE] = result_lines.added(metrics, lines), metrics
+    if events and (is_new or branch == "main"):
+        name = result_lines.EVENTS_FILE
+        now[name], there[name] = events, (hub.read_bytes(repo, branch, name) or (b"", ""))[0]
 
 
 def _naming(session: Session, discord_id: str) -> dict[int, str]:

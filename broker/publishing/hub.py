@@ -210,28 +210,36 @@ class Hub:
             shutil.rmtree(partial, ignore_errors=True)
 
     def read(self, repo: str, branch: str, name: str) -> tuple[str, str] | None:
-        """The text of a file on a branch, and the branch's commit; None where somebody has removed it, or all of the
-        repository. Raises HubError.
+        """The text of a file as in `read_bytes`.
 
         Somebody may have edited it there: bytes that are no UTF-8 are replaced by U+FFFD.
         """
+        found = self.read_bytes(repo, branch, name)
+        return None if found is None else (found[0].decode(errors="replace"), found[1])
+
+    def read_bytes(self, repo: str, branch: str, name: str) -> tuple[bytes, str] | None:
+        """A file on a branch, and the branch's commit; None where somebody has removed it, or all of the repository.
+        Raises HubError."""
         try:
             with TemporaryDirectory() as folder:
                 commit = str(self.api.repo_info(repo, revision=branch).sha)
                 path = self.api.hf_hub_download(repo, name, revision=commit, local_dir=folder)
-                return Path(path).read_text(encoding="utf-8", errors="replace"), commit
+                return Path(path).read_bytes(), commit
         except FAILURES as error:
             if isinstance(error, HfHubHTTPError) and getattr(error.response, "status_code", None) == MISSING:
                 return None
             raise _hub_error(error) from error
 
-    def write(self, repo: str, branch: str, files: Mapping[str, str], message: str, *, parent: str) -> None:
-        """Write text files on a branch, by name, as one commit. Raises HubError, also where the branch is by now
+    def write(self, repo: str, branch: str, files: Mapping[str, str | bytes], message: str, *, parent: str) -> None:
+        """Write files on a branch, by name, as one commit. Raises HubError, also where the branch is by now
         at another commit than `parent`."""
         try:
             self.api.create_commit(
                 repo_id=repo,
-                operations=[CommitOperationAdd(name, said.encode()) for name, said in files.items()],
+                operations=[
+                    CommitOperationAdd(name, said.encode() if isinstance(said, str) else said)
+                    for name, said in files.items()
+                ],
                 revision=branch,
                 commit_message=message,
                 parent_commit=parent,

@@ -16,7 +16,7 @@ from broker import configs, publications
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, heading, in_hours
 from broker.plots.curve import Curve
-from broker.publishing import metrics, results_file, tensorboard
+from broker.publishing import metrics, result_lines, results_file, tensorboard
 from broker.runs import naming, results, runs, series
 from broker.runs.runs import Run
 from broker.runs.series import Measured
@@ -58,6 +58,12 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
     _write(folder / CARD_DATA_FILE, json.dumps(metadata.get("data", {}), indent=2) + "\n")
     if curves := {name: points for name, points in _curves(session, run_id, step, losses).items() if points}:
         _write(folder / TENSORBOARD_FILE, tensorboard.encode(curves))
+    tokens = metadata.get("tokens") if isinstance(metadata, dict) else None
+    if lines := result_lines.of_step(session, run_id, step, tokens if isinstance(tokens, int) else None):
+        told = (folder / contract.METRICS_FILE).read_text(encoding="utf-8")
+        _write(folder / contract.METRICS_FILE, result_lines.added(told, lines))
+    if events := result_lines.events(session, run_id, step):
+        _write(folder / result_lines.EVENTS_FILE, events)
     if measured := results_file.content(session, run_id, step):
         (folder / contract.RESULTS_FOLDER).mkdir(exist_ok=True)
         _write(folder / results_file.name(step), measured)
@@ -81,6 +87,12 @@ def step_of(said: str) -> int | None:
     """The step of the checkpoint that a card tells of; None for a card of another form."""
     about = _STEP.search(said)
     return None if about is None else int(about[1])
+
+
+def tokens_of(said: str) -> int | None:
+    """The tokens after which the checkpoint was written that a card tells of; None where it does not say so."""
+    about = _STEP.search(said)
+    return None if about is None or not about[2] else int(about[2].replace(",", ""))
 
 
 def renewed(session: Session, run_id: int, repo: str, said: str) -> str:

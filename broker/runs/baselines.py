@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import yaml
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
-from sqlmodel import select
+from sqlmodel import col, select
 
 from broker import configs
 from broker.allocations import nodes, payers
@@ -15,6 +15,7 @@ from broker.configs import Base
 from broker.runners import registry
 from broker.runs import entries, evaluation_plans, evaluations, launching
 from broker.runs.launching import Receipt
+from broker.runs.results import CheckpointResult
 from broker.runs.runs import Run, RunKind
 from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError
@@ -136,6 +137,14 @@ def step_of(revision: str) -> int:
     """The step that a revision names, such as 1000 of `step1000`; 0 where it names none."""
     found = _STEP.fullmatch(revision)
     return int(found[1]) if found else 0
+
+
+def newest(session: Session, project_id: int, *, limit: int = 10) -> Sequence[tuple[int, str]]:
+    """Id and model of the newest baselines of a project that have measured something."""
+    measured = select(CheckpointResult.measured_by).where(CheckpointResult.measured_by == Run.id).exists()
+    done = (Run.project_id == project_id, Run.kind == RunKind.BASELINE, measured)
+    rows = session.execute(select(Run.id, Run.recipe).where(*done).order_by(col(Run.id).desc()).limit(limit))
+    return [(number, name) for number, name in rows]
 
 
 def what(run: Run) -> Baseline:

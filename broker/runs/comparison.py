@@ -1,4 +1,5 @@
-"""The runs of a comparison: two to six training runs, named by their numbers or chosen as the nearest ones."""
+"""What is compared: two to six runs that train, or evaluate a model of the Hub, named by their numbers or chosen as the
+nearest ones."""
 
 import re
 from collections import Counter
@@ -32,9 +33,25 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
         raise InvalidError(f"At most {MOST} runs fit one picture; {len(ids)} are named.")
     views = [runs.view(session, run_id) for run_id in ids]
     for view in views:
-        if not kind.named(view.kind).trains:
-            raise ConflictError(f"Run {view.id} does not train; only runs that do can be compared.")
+        if not kind.named(view.kind).trains and view.kind != RunKind.BASELINE:
+            raise ConflictError(
+                f"Run {view.id} does not train; only runs that do can be compared, and those that evaluate a model of "
+                "the Hub beside them."
+            )
+    if not trained(views):
+        raise InvalidError("Models of the Hub are drawn beside runs that train: name one of those too.")
     return views
+
+
+def trained(views: Sequence[RunView]) -> list[RunView]:
+    """Those of the runs that train; the others evaluate a model of the Hub."""
+    return [view for view in views if kind.named(view.kind).trains]
+
+
+def tokens_a_step(views: Sequence[RunView]) -> int | None:
+    """The tokens of a step where all runs that train have the same; None where they differ, or none has begun."""
+    found = {view.tokens // view.step for view in trained(views) if view.step}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,9 @@ class Difference:
 
 
 def differences(session: Session, views: Sequence[RunView]) -> Sequence[Difference]:
-    """What differs in the configurations of runs, by field; “–” stands for a field that a run does not have."""
+    """What differs in the configurations of the runs that train, by field; “–” stands for a field that a run does not
+    have."""
+    views = trained(views)
     rows = session.execute(select(Run.id, Run.config).where(col(Run.id).in_([view.id for view in views]))).all()
     configs = {run_id: _flat(yaml.safe_load(config) or {}) for run_id, config in rows}
     found = []

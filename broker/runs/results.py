@@ -86,6 +86,11 @@ def of_step(session: Session, run_id: int, step: int) -> list[Scored]:
     return _scored(session, (col(CheckpointResult.run_id) == run_id) & (col(CheckpointResult.step) == step))
 
 
+def up_to(session: Session, run_id: int, step: int) -> list[Scored]:
+    """All that was measured on the checkpoints of a run up to a step."""
+    return _scored(session, (col(CheckpointResult.run_id) == run_id) & (col(CheckpointResult.step) <= step))
+
+
 def rows_of_step(session: Session, run_id: int, step: int) -> Sequence[CheckpointResult]:
     """Every result on the checkpoint of a step, in the order in which the runs measured them."""
     of_it = (col(CheckpointResult.run_id) == run_id, col(CheckpointResult.step) == step)

@@ -47,7 +47,7 @@ def cards() -> Iterator[tuple[str, Card, str]]:
         (RunKind.PREPARE, RunState.FINISHED, "**Next** "),
         (RunKind.PREPARE, RunState.FAILED, ""),
         (RunKind.SAMPLE, RunState.FINISHED, ""),
-        (RunKind.BASELINE, RunState.FINISHED, ""),
+        (RunKind.BASELINE, RunState.FINISHED, "**Next** "),
     ):
         yield f"{kind}, {state}", run_card(replace(run("demo"), kind=kind, state=state)), comes
     asks = replace(context("Why?"), remarks=[])

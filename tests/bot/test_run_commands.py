@@ -449,6 +449,25 @@ async def test_a_run_is_forked_sampled_run_again_and_compared(shared_lab: Shared
     [picture] = compared.message.attachments
     assert picture.path.read_bytes().startswith(b"\x89PNG")
     assert f"run {second} (seed 9, fork of {first}) at " in (picture.description or "")
+
+    await ada.command("run evaluate", tasks="arc_easy", model="org/tiny@step16 @step20", channel=channel.id)
+    model = lab.call(runs.of_project, 1, kind=RunKind.BASELINE)[0].id
+    measured = [Result(step, "arc_easy", "acc", step / 100, 0.01) for step in (16, 20)]
+    lab.call(results.save, model, model, measured)
+    await ada.agree(await ada.command("run cancel", run=model))
+    suggested = await ada.complete("run compare", "runs", f"{first} tiny", channel=channel.id)
+    assert f"{first} {model}" in [value for _, value in suggested]
+    alone = said(await ada.command("run compare", runs=f"{model} {model + 1}"))
+    assert alone == f"There is no run {model + 1}."
+    beside = await ada.command("run compare", runs=f"{first} {model}")
+    assert beside.message is not None
+    assert f"### 📈 Runs {first}, {model} of `demo`\n" in beside.text
+    assert f"**{model}** `org/tiny@\u200bstep16 @\u200bstep20` · a model of the Hub" in beside.text
+    evaluated = f"`arc_easy` acc: run {first} **0.2500** at step 16 · run {model} **0.2000** at step 20"
+    assert evaluated in beside.text.replace("\\", "")
+    [overlaid] = beside.message.attachments
+    assert overlaid.path.read_bytes().startswith(b"\x89PNG")
+    assert (overlaid.description or "").endswith(", beside 1 model of the Hub.")
     await ada.press(compared.message, "Post in channel")
     posted = await lab.guild.wait_for(
         compared.message.channel_id, lambda m: "### 📈 Runs" in m.text and not m.ephemeral
@@ -619,7 +638,7 @@ async def test_checkpoints_are_evaluated_and_the_results_stay_on_the_card(shared
     assert await ada.complete("study start", "pairs", "ver", run=run) == [("verbs", "verbs")]
     asked: dict[str, Any] = {"run": run, "analyses": "paired_prompts", "pairs": "verbs", "time_limit": "6m"}
     assert "is queued" in said(await ada.command("study start", **asked))
-    study = evaluation.id + 2
+    study = baseline + 2
     studied = f"launches study 2 of run {run} (run {study}): `paired_prompts`, with the pairs `verbs` on"
     await lab.guild.wait_for(thread, lambda m: studied in m.text)
     token = start(lab, study)

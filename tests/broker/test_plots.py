@@ -275,6 +275,20 @@ def test_the_legend_of_a_comparison_is_never_cut() -> None:
     assert labels == [f"{curve.title}: {loss:.3f}" for curve, loss in zip(six.curves, standings.losses, strict=True)]
 
 
+def test_models_of_the_hub_are_levels_beside_runs() -> None:
+    compared = pictures.beside_models()
+    shown = comparison_curves.figure(compared)
+    picture(comparison_curves.draw(compared))
+    labels = [" ".join(label.get_text().split()) for label in shown.legends[0].get_texts()]
+    assert labels[2:] == [f"{curve.title}, of the Hub" for curve in compared.curves[2:]]
+    assert comparison_curves.standings(compared).losses[2:] == [None, None]
+    _, lambada, bits = shown.axes
+    across = [[line for line in panel.lines if np.array_equal(line.get_xdata(), [0, 1])] for panel in (lambada, bits)]
+    assert [len(levels) for levels in across] == [2, 0], "a level for each model in the panel of its task"
+    [marked] = [line for line in lambada.lines if line.get_marker() == STYLES[2][1]]
+    assert marked.get_linestyle() == "None"
+
+
 def test_runs_are_compared_after_the_tokens_to_which_all_have_come() -> None:
     shorter = Curve("Run 1 · demo", [(n * 1000, 5 - n / 100) for n in range(1, 101)], [(50_000, 4.6)], (), None)
     longer = Curve(

@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 
 from broker import configs, publications
 from broker.publications import Disk, Publication, Repository
-from broker.publishing import disk, forgetting, metrics, model_card, publisher
+from broker.publishing import disk, forgetting, metrics, model_card, publisher, tensorboard
 from broker.publishing.hub import Hub as HubClient
 from broker.publishing.hub import HubError
 from broker.publishing.model_card import write_card
@@ -41,6 +41,7 @@ from broker.reports.run_details import RunDetails
 from broker.runners import elsewhere
 from broker.runners.staging import Staging, UnstartedError
 from broker.runs import baselines, evaluations, folders, naming, runs
+from broker.runs import results as results_of
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress, Result
 from broker.runs.runs import Run
@@ -1031,6 +1032,7 @@ def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
     lab: Lab, conf: Settings, hub: Hub, run: int
 ) -> None:
     write(lab, conf, run, 1, 2)
+    measure(conf, 1, 2)
     lab.renew(run, 1, 0, Progress(0, 0, points=[Measured("held_out", 0, 0, 4.0)]))
     publish(lab, conf, run)
     before = hub.read(repo(conf, run), "README.md", "step1")
@@ -1058,6 +1060,18 @@ def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
         about |= {"metric": "acc", "value": 0.4375, "stderr": 0.0125, "version": "1.0"}
         assert said["results"][0] == about
         assert said["results"][1]["stderr"] is None
+        lines = hub.read(repo(conf, run), "metrics.jsonl", branch).splitlines()
+        of_tasks = [line for line in map(json.loads, lines) if "task" in line]
+        shared = {"step": 2, "task": "arc_easy"}
+        assert of_tasks == [
+            shared | {"metric": "acc", "value": 0.4375, "stderr": 0.0125},
+            shared | {"metric": "acc_norm", "value": 0.5, "stderr": None},
+        ]
+        assert json.loads(lines[0]) == {"step": 2, "tokens": 200, "loss": 0.5}, "the run's own come first"
+        place = f"{hub.url}/{repo(conf, run)}/resolve/{branch}/events.out.tfevents.1.stoa"
+        with urllib.request.urlopen(place, timeout=PATIENCE) as answer:
+            points = {"arc_easy/acc": [Measured("acc", 2, 0, 0.4375)], "arc_easy/acc_norm": [Measured("", 2, 0, 0.5)]}
+            assert answer.read() == tensorboard.encode(points)
     assert len(hub.commits(repo(conf, run), "step2")) == 2, "the card and the results are one commit"
     publish(lab, conf, run)
     assert len(hub.commits(repo(conf, run), "step2")) == 2
@@ -1068,6 +1082,27 @@ def test_what_an_evaluation_has_measured_is_on_the_card_of_its_step(
     assert told == [("held-out", "loss", 4.0), ("arc_easy", "acc", 0.4375), ("arc_easy", "acc_norm", 0.5)]
     assert hub.read(repo(conf, run), "README.md", "step1") == before, "it is of another step"
     assert hub.commits(repo(conf, run), "step1") == ["step 1"]
+
+    def again(value: float) -> None:
+        """Step 1 is evaluated too, or anew."""
+        with lab.db.write() as session:
+            results_of.save(session, evaluation, run, [Result(1, "arc_easy", "acc", value, None, 99, 5), *results])
+            publications.renew_cards(session, [run], at_once=True)
+        publish(lab, conf, run)
+        told = [json.loads(line) for line in hub.read(repo(conf, run), "metrics.jsonl", "step1").splitlines()]
+        assert told[1:] == [{"step": 1, "task": "arc_easy", "metric": "acc", "value": value, "stderr": None}]
+
+    again(0.25)
+    write(lab, conf, run, 4)
+    publish(lab, conf, run)
+    again(0.375)
+    acc = [Measured("acc", 1, 0, 0.375), Measured("acc", 2, 0, 0.4375)]
+    found = HubClient(conf).read_bytes(repo(conf, run), "main", "events.out.tfevents.1.stoa")
+    assert found is not None
+    assert found[0] == tensorboard.encode({"arc_easy/acc": acc, "arc_easy/acc_norm": [Measured("", 2, 0, 0.5)]})
+    commits = len(hub.commits(repo(conf, run), "main"))
+    again(0.375)
+    assert len(hub.commits(repo(conf, run), "main")) == commits, "nothing is written twice"
 
 
 def test_a_branch_that_somebody_has_deleted_stays_deleted(lab: Lab, conf: Settings, hub: Hub, run: int) -> None:

@@ -20,7 +20,7 @@ from demo.play import set_stage
 from demo.stage import Stage
 from projects.record import record
 from tests.absent import absent
-from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, malformed, recorded
+from tests.discord_openapi import DESCRIPTION_ENV, DiscordJudge, find_description, loose_mentions, malformed, recorded
 from tests.environment import bare
 from tests.patience import PATIENCE, until
 from tests.system import posts
@@ -121,6 +121,7 @@ def test_all_that_was_said_on_the_wire_is_discords_own_api(
         absent("the judgement of the story's exchanges", f"Discord's description is not at {DESCRIPTION_ENV}")
     home, _ = played
     assert len(recorded(home / "sandbox", "exchanges.jsonl")) > 50
+    assert loose_mentions(home / "sandbox") == []
     assert DiscordJudge().judge_recorded(home / "sandbox") + malformed(home / "sandbox") == []
 
 

@@ -151,11 +151,20 @@ class Build:
         return Workers(self._workers, Encoder, bpe.to_str(), self._data)
 
     def encode(
-        self, source: SourceConfig, pool: Workers[dict[str, Encoded]], folder: Path, part: int | None = None
+        self,
+        source: SourceConfig,
+        pool: Workers[dict[str, Encoded]],
+        folder: Path,
+        part: int | None = None,
+        share: float | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Write the files of a source, or of the part of that number, into a folder; returns how they are described."""
-        of_one = "" if part is None else f"encoding {source.name}, file {part + 1}"
-        self._progress(of_one or readers.encoding(source, self._data))
+        """Write the files of a source, or of the part of that number, into a folder; returns how they are described.
+
+        `share` is what this host has done of its parts before, by their bytes, where it has several.
+        """
+        file = "" if part is None else f", file {part + 1}"
+        alone = f"encoding {source.name}{file}{f', {share:.0%} done' if share else ''}"
+        self._progress(readers.encoding(source, self._data) if share is None else alone)
         with SourceWriter(folder, source, self._data) as writer:
             for results in pool.map(batches(self._read(source, self._progress, part))):
                 self._advance(writer.add(results))

@@ -65,12 +65,15 @@ class Hosts:
         build = Build(self._data, self._shared / self._mark, progress, workers, advance)
         build.read_decisions(self._decisions)
         with build.encoders(tokenizer.load(self._shared / self._mark)) as pool:
-            for part in self._shares()[self._host]:
+            mine = self._shares()[self._host]
+            whole = sum(part.size for part in mine) or 1
+            for number, part in enumerate(mine):
                 if not self._is_done(part):
                     writing = self._place(part).with_name(f".{part.name}.writing")
                     shutil.rmtree(writing, ignore_errors=True)
                     writing.mkdir()
-                    described = build.encode(part.source, pool, writing, part.number)
+                    share = sum(before.size for before in mine[:number]) / whole
+                    described = build.encode(part.source, pool, writing, part.number, share)
                     (writing / DESCRIBED).write_text(json.dumps(described), encoding="utf-8")
                     for path in writing.iterdir():
                         files.sync(path)

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from trainer.contract import ORDER_FILE
-from trainer.data.corpus import Corpus
+from trainer.data.corpus import Corpus, Tokens
+
+ROWS_AT_ONCE = 1 << 18
 
 
 def write(folder: Path, corpus: Corpus, since: int, step: int) -> None:
@@ -20,14 +23,17 @@ def write(folder: Path, corpus: Corpus, since: int, step: int) -> None:
     if step == since:
         return
     batch = corpus.config.training.batch
-    places = corpus.order.places(since * batch, (step - since) * batch)
-    shape = (step - since, batch)
-    wide = np.int64 if int(places.numbers.max()) > np.iinfo(np.int32).max else np.int32
-    save_file(
-        {
-            "source": places.sources.astype(np.int32).reshape(shape),
-            "row": places.numbers.astype(wide).reshape(shape),
-        },
-        folder / ORDER_FILE,
-        metadata={"first_step": str(since + 1), "sources": json.dumps([source.name for source in corpus.sources])},
-    )
+    first, end = since * batch, step * batch
+    sources, rows = np.empty(end - first, dtype=np.int32), np.empty(end - first, dtype=np.int64)
+    for start in range(first, end, ROWS_AT_ONCE):  # so that what is computed on the way takes little memory
+        read = corpus.order.places(start, min(ROWS_AT_ONCE, end - start))
+        part = slice(start - first, start - first + len(read.numbers))
+        sources[part], rows[part] = read.sources, read.numbers
+    if int(rows.max()) <= np.iinfo(np.int32).max:
+        rows = rows.astype(np.int32)
+    content: dict[str, Tokens] = {"source": sources.reshape(-1, batch), "row": rows.reshape(-1, batch)}
+    said = {"first_step": str(since + 1), "sources": json.dumps([source.name for source in corpus.sources])}
+    try:
+        save_file(content, folder / ORDER_FILE, metadata=said)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error  # the library has one error for everything

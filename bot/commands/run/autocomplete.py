@@ -15,7 +15,7 @@ from broker.allocations import allocations, nodes
 from broker.allocations.allocations import AllocationView
 from broker.allocations.pools import Pool
 from broker.allocations.units import Unit, in_hours
-from broker.runs import control, evaluation_plans, evaluations, launching, on_checkpoints, runs
+from broker.runs import baselines, control, evaluation_plans, evaluations, launching, on_checkpoints, runs
 from broker.runs import sweeps as all_sweeps
 from broker.runs.launching import Order
 from broker.runs.runs import ENDED, RunState
@@ -74,10 +74,16 @@ async def tags(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 
 async def numbers(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """Sets of runs to compare: the runs typed so far, and the same with one more."""
+    """Sets of runs to compare: those typed so far, and the same with one more that trains or evaluated a model."""
     words = typed.replace(",", " ").split()
     begun, last = (words, "") if not words or typed.endswith((" ", ",")) else (words[:-1], words[-1])
-    near = await any_run(interaction, last)
+    project_id = await context.project_so_far(interaction)
+    models = [] if project_id is None else await interaction.client.read(baselines.newest, project_id)
+    near = [*await any_run(interaction, last)] + [
+        Choice(name=text.bounded(f"{number} · {name}", LONGEST), value=number)
+        for number, name in models
+        if last.casefold() in f"{number} {name}".casefold()
+    ]
     found = [
         Choice(name=text.bounded(" ".join([*begun, choice.name]), LONGEST), value=" ".join([*begun, str(choice.value)]))
         for choice in near

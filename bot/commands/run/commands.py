@@ -495,8 +495,8 @@ async def program(
     await errors.reply(interaction, answers.reads(receipt, "a program", run_id))
 
 
-@run.command(name="compare", description="Overlay the loss curves of up to six runs")
-@app_commands.describe(runs="Their numbers, such as 3 5 8, or a sweep, such as sweep 2")
+@run.command(name="compare", description="Overlay the loss curves of up to six runs, and models of the Hub")
+@app_commands.describe(runs="Their numbers, such as 3 5 8, also of evaluated models; or a sweep, such as sweep 2")
 @app_commands.autocomplete(runs=run_autocomplete.numbers)
 async def compare(interaction: Interaction, runs: str) -> None:
     """Draw the curves."""

@@ -18,7 +18,7 @@ from broker.plots.curve import Comparison, Standings
 from broker.plots.curve_of_run import to_compare
 from broker.runs import comparison as comparing
 from broker.runs.comparison import Difference
-from broker.runs.runs import RunView
+from broker.runs.runs import RunKind, RunView
 from projects.cleaning import visible
 from projects.errors import ConflictError, ForbiddenError, NotFoundError
 
@@ -50,8 +50,9 @@ async def comparison(
     """The card that compares runs, and its picture. Raises NotFoundError where none of them has a curve yet."""
     app = interaction.client
     names = comparing.names(views)
+    each = comparing.tokens_a_step(views)
     curves = [
-        replace(await app.read(to_compare, view), title=f"Run {view.id} · {name}")
+        replace(await app.read(to_compare, view, each), title=f"Run {view.id} · {name}")
         for view, name in zip(views, names, strict=True)
     ]
     if not any(len(curve.loss) > 1 for curve in curves):
@@ -68,10 +69,14 @@ def compared(compared: Compared, *, post: bool) -> Card:
     With `post`, a button posts the same card in the channel.
     """
     views, standings = compared.views, compared.standings
-    recipes = {view.recipe for view in views}
+    trained = comparing.trained(views)
+    recipes = {view.recipe for view in trained}
     of = f" of {text.code(recipes.pop(), 60)}" if len(recipes) == 1 else ""
     lines = [f"### 📈 Runs {', '.join(str(view.id) for view in views)}{of}"]
     for number, (view, name) in enumerate(zip(views, comparing.names(views), strict=True)):
+        if view not in trained:
+            lines.append(f"**{view.id}** {text.code(name, 120)} · a model of the Hub")
+            continue
         loss, held_out = standings.losses[number], standings.held_out[number]
         said = "no loss yet" if loss is None else f"loss **{loss:.3f}**"
         said += "" if held_out is None else f" · held-out **{held_out:.3f}**"
@@ -82,7 +87,7 @@ def compared(compared: Compared, *, post: bool) -> Card:
     gallery = ui.MediaGallery[Any](
         discord.MediaGalleryItem(f"attachment://{compared.file}", description=_alt(compared))
     )
-    table = _differences(views, compared.differences)
+    table = _differences(trained, compared.differences)
     row = [ui.ActionRow[Any](PostComparison([view.id for view in views]))] if post else []
     return Card(*sections([lines, [table] if table else [], gallery], marker), *row, colour=BLUE, marker=marker)
 
@@ -99,15 +104,19 @@ def _equal_tokens(standings: Standings) -> str:
 
 
 def _evaluated(views: Sequence[RunView]) -> Iterator[str]:
-    """A line for each task that several of the runs were evaluated on: each run's value at its last such step."""
+    """A line for each task that several of the runs were evaluated on: each run's value at its last such step. A model
+    of the Hub may have none."""
     for task, metric in comparing.shared_tasks(views)[:TASKS_SHOWN]:
         found = [
-            (view.id, *max(scored.values.items()))
+            (view, *max(scored.values.items()))
             for view in views
             for scored in view.evaluations
             if (scored.task, scored.metric) == (task, metric)
         ]
-        each = " · ".join(f"run {run} **{value:.4f}** at step {step:,}" for run, step, (value, _) in found)
+        each = " · ".join(
+            f"run {view.id} **{value:.4f}**{f' at step {step:,}' if step or view.kind != RunKind.BASELINE else ''}"
+            for view, step, (value, _) in found
+        )
         yield f"{text.code(task, 60)} {text.line(metric, 40)}: {each}"
 
 
@@ -137,9 +146,13 @@ def _alt(compared: Compared) -> str:
     told = [
         f"run {view.id} ({name}) {'has no loss yet' if loss is None else f'at {loss:.2f}'}"
         for view, name, loss in zip(views, comparing.names(views), standings.losses, strict=True)
+        if view.kind != RunKind.BASELINE
     ]
+    models = len(views) - len(told)
+    beside = f", beside {text.count(models, 'model')} of the Hub" if models else ""
     after = short(standings.tokens)
-    said = f"The losses of {len(views)} runs over their tokens, nats per token after {after}: {'; '.join(told)}."
+    losses = f"The losses of {text.count(len(told), 'run')} over their tokens, nats per token after {after}"
+    said = f"{losses}: {'; '.join(told)}{beside}."
     return text.bounded(said, 1000)
 
 
