@@ -44,7 +44,7 @@ def named(session: Session, numbers: str) -> Sequence[RunView]:
 
 
 def trained(views: Sequence[RunView]) -> list[RunView]:
-    """Those of the runs that train; the others evaluate a model of the Hub."""
+    """The runs of the comparison that train; the others evaluate a model of the Hub."""
     return [view for view in views if kind.named(view.kind).trains]
 
 

@@ -238,8 +238,8 @@ def test_a_supervisor_that_is_killed_gets_an_heir_and_the_machine_notices_nothin
             wait_for(lambda: utcnow() > until, "the end of the lease")
             (home / "runs" / str(run)).mkdir(parents=True)
         places = {"STOA_STORE": f"file://{tmp_path}/store", "STOA_HOST_NAME": host}
-        with supervised_by(lab, Path(sys.executable), home, lease, places, run, number, 1) as heir:
-            assert heir.wait(PATIENCE) == 0, (home / "supervisor.log").read_text()
+        with supervised_by(lab, Path(sys.executable), home, lease, places, run, number, 1) as successor:
+            assert successor.wait(PATIENCE) == 0, (home / "supervisor.log").read_text()
         took = time.monotonic() - begun
         log = tmp_path / "ada.log"
         wait_for(lambda: len(log.read_text().splitlines()) > 2, "a word of the machine")

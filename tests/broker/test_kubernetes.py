@@ -344,11 +344,11 @@ def test_a_job_is_found_again_and_never_created_twice(start: Start, cluster: Sta
     (folder / "kubernetes-job").unlink()
     again, _ = start(LISTENS, run=7)
     assert (again.uid, len(names(cluster))) == (runner.uid, 1)
-    heir = KubernetesRunner(again.spec)
-    heir.adopt(runner.process(), folder)
-    assert (heir.poll(), heir.uid, heir.waiting) == (None, runner.uid, "")
+    successor = KubernetesRunner(again.spec)
+    successor.adopt(runner.process(), folder)
+    assert (successor.poll(), successor.uid, successor.waiting) == (None, runner.uid, "")
     assert KubernetesRunner.can_adopt(runner.process())
-    heir.kill()
+    successor.kill()
 
 
 def test_an_earlier_job_of_the_run_is_gone_before_the_next_is_created(start: Start, cluster: Standin) -> None:
@@ -592,12 +592,12 @@ def test_a_job_outlives_its_supervisor_and_gets_another(lab: Lab, cluster: Stand
         job = attempt(lab, run, token).pid
         first.kill()
         first.wait()
-        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as heir:
-            wait_for(lambda: attempt(lab, run, token).generation == 2, "the heir")
+        with supervisor_of(lab, cluster, tmp_path, LEASE, *arguments) as successor:
+            wait_for(lambda: attempt(lab, run, token).generation == 2, "the successor")
             seen = lab.row(run).step
             wait_for(lambda: lab.row(run).step > seen + 2, "more steps")
             lab.cancel(run)
-            assert heir.wait(PATIENCE) == 0
+            assert successor.wait(PATIENCE) == 0
     assert lab.run(run).state == RunState.CANCELLED
     assert attempt(lab, run, token).pid == job
     assert json.loads((folder / "outcome.json").read_text())["status"] == 75

@@ -219,12 +219,12 @@ def test_another_supervisor_need_not_know_the_key(
     if "cut" in fault:
         wait_for(cluster.pods, "the pod")
         wait_for(lambda: "here" in (Store(get_settings()).read(log_of(7)) or b"").decode(), "its program")
-    heir, _ = start(LISTENS, run=7, options=by(served))
-    assert heir.uid == first.uid
-    here(heir, folder)
+    successor, _ = start(LISTENS, run=7, options=by(served))
+    assert successor.uid == first.uid
+    here(successor, folder)
     assert asked(served, key_of(cluster), "GET", f"objects/runs/7-{OWNER}/attempt-1/task.json", f"7-{OWNER}") == 200
-    heir.stop()
-    assert ended(heir) == 75
+    successor.stop()
+    assert ended(successor) == 75
 
 
 def log_of(run: int) -> str:

@@ -76,7 +76,7 @@ class Census:
             if found := self._supervises.search(line):
                 attempt = (int(found[1]), int(found[2]))
                 supervisors[attempt] = pid
-                if not found[3]:  # an heir may come when the trainer is dead already
+                if not found[3]:  # a successor may come when the trainer is dead already
                     self.supervisor_seen[attempt] = now
             elif "trainer" in line and (found := self._writes_in.search(line)):
                 attempt = (int(found[1]), int(found[2]))

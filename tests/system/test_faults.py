@@ -37,7 +37,7 @@ from tests.system import processes
 from tests.system.forked_services import ForkedServices
 from tests.system.processes import Watch
 
-LEASE = 60.0  # an heir has most of it to come in, and a slow machine takes its time to start one
+LEASE = 60.0  # a successor has most of it to come in, and a slow machine takes its time to start one
 GRACE = 120.0
 RENEWAL = LEASE / 6 + 0.2
 LOOK = 0.5
