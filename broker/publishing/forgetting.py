@@ -169,7 +169,7 @@ def _renew_results(
         metrics = (hub.read(repo, branch, METRICS_FILE) or ("", ""))[0]
         now[METRICS_FILE], there[METRICS_FILE] = result_lines.added(metrics, lines), metrics
     if events and (is_new or branch == "main"):
-        name = result_lines.EVENTS_FILE
+        name = result_lines.RESULTS_TENSORBOARD_FILE
         now[name], there[name] = events, (hub.read_bytes(repo, branch, name) or (b"", ""))[0]
 
 

@@ -63,7 +63,7 @@ def write_card(session: Session, run_id: int, repo: str, folder: Path) -> None:
         told = (folder / contract.METRICS_FILE).read_text(encoding="utf-8")
         _write(folder / contract.METRICS_FILE, result_lines.added(told, lines))
     if events := result_lines.events(session, run_id, step):
-        _write(folder / result_lines.EVENTS_FILE, events)
+        _write(folder / result_lines.RESULTS_TENSORBOARD_FILE, events)
     if measured := results_file.content(session, run_id, step):
         (folder / contract.RESULTS_FOLDER).mkdir(exist_ok=True)
         _write(folder / results_file.name(step), measured)

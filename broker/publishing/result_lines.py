@@ -10,7 +10,7 @@ from broker.publishing import tensorboard
 from broker.runs import results
 from broker.runs.series import Measured
 
-EVENTS_FILE = "events.out.tfevents.1.stoa"
+RESULTS_TENSORBOARD_FILE = "events.out.tfevents.1.stoa"
 """Beside the losses' own: TensorBoard reads all event files of a folder as one run."""
 
 
