@@ -166,7 +166,7 @@ HAVE_NO_TIME = frozenset({WaitReason.HOURS, WaitReason.PAUSED, WaitReason.DRAINE
 
 
 class Decision(NamedTuple):
-    """That a queued run starts now, on these devices of its pool; none where the runner has a queue of its own."""
+    """A queued run starts now, on these devices of its pool; none where the runner has a queue of its own."""
 
     run_id: int
     devices: tuple[int, ...]
