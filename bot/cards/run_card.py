@@ -185,6 +185,8 @@ def _made(run: RunView, details: RunDetails) -> Sequence[str]:
     losses = [] if details.perplexity is None else [f"perplexity {details.perplexity:,.1f} per token"]
     losses += [] if details.bits_per_byte is None else [f"{details.bits_per_byte:.4f} bits per byte"]
     made = [] if details.mfu is None else [f"**MFU** {details.mfu:.1%}"]
+    if details.loss_scale is not None:
+        made.append(f"**Loss scale** {details.loss_scale:,.0f}, {_skipped(details.skipped or 0)}")
     made += [] if details.seed is None else [f"**Seed** {details.seed}"]
     made += [f"**Trainer version** {text.code(details.code_version, 80)}"] if details.code_version else []
     commits = [] if details.code_commit is None else [f"**Commit of the code** {_commit(details.code_commit)}"]
@@ -196,6 +198,10 @@ def _made(run: RunView, details: RunDetails) -> Sequence[str]:
         " · ".join(commits),
         text.block(details.loading, 600) if details.loading else "",
     ]
+
+
+def _skipped(steps: int) -> str:
+    return f"{text.count(steps, 'step')} overflowed in fp16 and {'was' if steps == 1 else 'were'} skipped"
 
 
 def _commit(commit: str) -> str:

@@ -27,7 +27,7 @@ MOST_NATS = 100
 class RunDetails:
     """The newest held-out loss as perplexity and as bits per byte, the newest MFU that the trainer measured, the seed,
     the version of the trainer's code, and the Python code that loads the newest published checkpoint; each is None or
-    empty where it is not known.
+    empty where it is not known. `loss_scale` is the newest of fp16, and `skipped` the steps that have overflowed.
 
     `code_commit` is the git commit of that code, by the newest checkpoint, and `hub_commit` the commit on the Hub of
     the newest published one; each is empty where it was not recorded, and None while there is no such checkpoint.
@@ -41,6 +41,8 @@ class RunDetails:
     loading: str = ""
     code_commit: str | None = None
     hub_commit: str | None = None
+    loss_scale: float | None = None
+    skipped: int | None = None
 
 
 def details(session: Session, run: RunView) -> RunDetails:
@@ -51,6 +53,10 @@ def details(session: Session, run: RunView) -> RunDetails:
     metadata, config = _metadata(session, run.id), _config(row.config)
     published = publications.newest_published(session, run.id)
     code_commit = metadata.get("code_commit") or (published.code_commit if published else "")
+    scale, skipped = (
+        session.scalar(select(series.newest(col(Run.id), name)).where(Run.id == run.id))
+        for name in ("loss_scale", "skipped")
+    )
     nats = run.held_out if run.held_out is not None and run.held_out < MOST_NATS else None
     return RunDetails(
         perplexity=None if nats is None else math.exp(nats),
@@ -60,6 +66,8 @@ def details(session: Session, run: RunView) -> RunDetails:
         code_version=str(metadata.get("code_version", "")),
         code_commit=str(code_commit)[:64] if metadata or published else None,
         hub_commit=None if published is None else published.hub_commit,
+        loss_scale=scale,
+        skipped=None if skipped is None else int(skipped),
         loading=model_card.loading(repository.name, run.checkpoints[-1].step) if repository and run.checkpoints else "",
     )
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import structlog
 from rich import filesize
+from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from broker import configs, corpus_copies, publications
@@ -83,15 +84,15 @@ def earlier(
 
 def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: bool, fetch: bool = True) -> None:
     """Fetch what an attempt reads of other runs, where it is not on this disk: the checkpoints that it is about, or
-    that a run goes on from which `begins` now, from the store or the Hub; and the data that a run prepared, from the
-    store.
+    that a run goes on from which `begins` now, from the store or the Hub; and the data that a run prepared, which it
+    trains on or cannot be evaluated without, from the store.
 
     Without `fetch`, wait until it is whole in the store. Raises OSError where the store has lost or damaged it, or the
     Hub does not give it, and NoCheckpointError where a checkpoint is on another host's disk alone.
     """
     with db.read() as session:
         kept = kind_of(run).reads(session, run, begins=begins)
-        mark = preparing.used(session, run) if kind_of(run).trains else ""
+        mark = _data_of(session, run, fetch=fetch)
         maker, token = preparing.attempt_of(mark) if mark else (0, 0)
         makers = {*(checkpoint.run_id for checkpoint in kept), *([maker] if mark else [])}
         owners = {each: runs.load(session, each).request_id for each in makers}
@@ -101,6 +102,16 @@ def bring(settings: Settings, db: Database, run: Run, hold: Hold, *, begins: boo
         folders.own(settings, maker, owners[maker])
         attempt = stores.attempt_folder(maker, owners[maker], token)
         _bring(settings, f"{attempt}/{contract.DATA_FOLDER}", settings.data_dir / mark, hold, fetch=fetch)
+
+
+def _data_of(session: Session, run: Run, *, fetch: bool) -> str:
+    """The prepared data of the catalogue that an attempt reads; empty where it reads none. A trainer that reads the
+    store alone evaluates without."""
+    if kind_of(run).trains:
+        return preparing.used(session, run)
+    if fetch and run.parent_id is not None and kind_of(run).needs_data(run):
+        return preparing.used(session, runs.load(session, run.parent_id))
+    return ""
 
 
 def _bring_checkpoint(

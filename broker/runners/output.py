@@ -28,7 +28,8 @@ MOST_COUNT = 2**53
 UNREADABLE = (OSError, ValueError, RecursionError)
 RESULT_FIELDS = frozenset(Result._fields) - {"step"}
 LONGEST_NAME = 200
-MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+MEASURED = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "loss_scale", "skipped")
+"""What of a line of metrics becomes series; the last two come in fp16."""
 
 log = structlog.get_logger()
 

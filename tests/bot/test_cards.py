@@ -229,6 +229,8 @@ async def test_a_shown_run_says_its_commits_or_that_they_were_not_recorded() -> 
     card = said(run_card(shown, details=RunDetails(code_commit="", hub_commit="")))
     assert "**Commit of the code** not recorded · **Commit on the Hub** of step 1,200: not recorded\n" in card
     assert "Commit" not in said(run_card(shown, details=RunDetails()))
+    card = said(run_card(shown, details=RunDetails(loss_scale=32768.0, skipped=1)))
+    assert "**Loss scale** 32,768, 1 step overflowed in fp16 and was skipped" in card
 
 
 async def test_a_runs_card_says_which_of_its_stages_it_is_in() -> None:

@@ -16,17 +16,20 @@ from broker.catalogue import CatalogueEntry
 from broker.publishing import prepared_data
 from broker.publishing.retention import Looked
 from broker.runners import elsewhere
+from broker.runs import evaluations
 from broker.runs.attempts import Attempt
-from broker.runs.progress import Ending
+from broker.runs.kinds.kind import Start, kind_of
+from broker.runs.progress import Checkpoint, Ending, Progress
 from broker.runs.runs import Run, RunState
 from broker.store import Store, StoreError
 from projects.db.columns import utcnow
 from projects.settings import Settings
 from tests import forked
 from tests.broker.copying import told
-from tests.broker.lab import POOL, Lab, settings
+from tests.broker.lab import ADA, POOL, Lab, settings
 from tests.broker.test_preparing import accept_tiny, prepare
 from tests.databases import ONCE
+from trainer import contract
 from trainer.contract import Measured
 
 MADE = Measured(files=2, bytes=6, sources={"songs": "MIT"})
@@ -129,6 +132,34 @@ def test_data_of_a_recipe_stay_until_it_is_retired_and_its_last_run_has_ended(
     (tmp_path / "store").rename(tmp_path / "store-before")
     (tmp_path / "store").touch()
     assert clear(lab, conf) == 0, "the store is asked no more"
+
+
+@ONCE
+def test_an_evaluation_of_held_out_text_fetches_the_data_that_the_catalogue_has(
+    lab: Lab, conf: Settings, project: int
+) -> None:
+    made = prepare(lab, project)
+    token = lab.start(made)
+    carried(lab, conf, made, token)
+    lab.settle(made, token, 1, Ending(0))
+    run = lab.launch(project, recipe="tiny")
+    lab.start(run)
+    kept = contract.checkpoint_folder(conf.runs_dir / str(run) / "attempt-1", 4)
+    kept.mkdir(parents=True)
+    lab.renew(run, 1, 1, Progress(0, 0, step=4, tokens=4, checkpoints=[Checkpoint(4, str(kept))]))
+
+    def given(tasks: str) -> list[str]:
+        """What the trainer of an evaluation is given, once all that it reads is on its host."""
+        with lab.db.write() as session:
+            asked = evaluations.launch(session, ADA, tasks, run, tasks=tasks, time_limit="5m").run_id
+        elsewhere.bring(conf, lab.db, lab.row(asked), pytest.fail, begins=True)
+        attempt = conf.runs_dir / str(asked) / "attempt-1"
+        return kind_of(lab.row(asked)).command(Start(conf, lab.db, lab.row(asked), attempt))
+
+    assert "--data" not in given("arc_easy"), "it does without, and they may be large"
+    told_trainer = given("heldout")
+    data = Path(told_trainer[told_trainer.index("--data") + 1])
+    assert (data / "packed.bin").read_text() == "la"
 
 
 @ONCE

@@ -24,7 +24,7 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
-from trainer.contract import CHECKPOINT_METADATA_FILE, EVALUATION_SEEDS, RESULTS_FOLDER, Event
+from trainer.contract import CHECKPOINT_METADATA_FILE, EVALUATION_SEEDS, PROBE_FILE, RESULTS_FOLDER, Event
 from trainer.evaluation import task_files, task_names
 from trainer.evaluation.lm_eval_model import CheckpointLM
 from trainer.evaluation.open_checkpoint import OpenCheckpoint, open_checkpoint
@@ -139,7 +139,8 @@ def evaluate_each(
 
 def _open(folder: Path, advance: Callable[[str, float], None]) -> OpenCheckpoint:
     """Open a checkpoint, or a model folder of transformers, which is imported for as long as that takes."""
-    if (folder / CHECKPOINT_METADATA_FILE).exists() or not (folder / CONFIG_OF_TRANSFORMERS).exists():
+    is_ours = any((folder / name).exists() for name in (CHECKPOINT_METADATA_FILE, PROBE_FILE))
+    if is_ours or not (folder / CONFIG_OF_TRANSFORMERS).exists():
         return open_checkpoint(folder)
     named = re.search(r"step([0-9]+)$", folder.name)
     with TemporaryDirectory(prefix="imported-", dir=folder.parent) as place:

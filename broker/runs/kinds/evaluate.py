@@ -30,6 +30,9 @@ class Evaluate(Reading):
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         return of_steps(session, run, self._left(session, run))
 
+    def needs_data(self, run: Run) -> bool:
+        return bool(evaluations.what(run).needs_data)
+
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         wanted = evaluations.what(run)
         return self.told(session, run, "evaluation") | {"tasks": wanted.tasks, "steps": wanted.steps}

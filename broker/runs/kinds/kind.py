@@ -88,6 +88,10 @@ class Kind(ABC):
         """The models of the Hub that an attempt reads, which its host fetches as anybody may."""
         return []
 
+    def needs_data(self, run: Run) -> bool:
+        """Whether it cannot do without the data that its parent was trained on."""
+        return False
+
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         """What its entries in the record say beside the run and the attempt, or in their place."""
         return {}

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from sqlmodel import col, select
 
 from broker.publications import Publication, Repository
-from broker.runs import folders, runs
+from broker.runs import folders, preparing, runs
 from broker.runs import results as saved
 from broker.runs.kinds.kind import Kind, Start
 from broker.runs.progress import Ending, Result
@@ -43,13 +43,18 @@ class Reading(Kind):
         return [str(place) for place in places]
 
     def data(self, start: Start) -> list[str]:
-        """The option for the data that the newest attempt of the parent has prepared, where they are here; those of the
-        attempts before go."""
+        """The option for the data that the newest attempt of the parent has prepared, or that the catalogue had
+        prepared for its recipe, where they are here; those of the attempts before go."""
+        if start.in_store:
+            return []
         place = folders.of_run(start.settings, start.run.parent_id or 0)
         found = [path for path in place.glob(f"attempt-*/{DATA_FOLDER}") if path.is_dir()]
-        if start.in_store or not found:
-            return []
-        return ["--data", str(max(found, key=token))]
+        if found:
+            return ["--data", str(max(found, key=token))]
+        with start.db.read() as session:
+            mark = preparing.used(session, runs.load(session, start.run.parent_id or 0))
+        kept = start.settings.data_dir / mark
+        return ["--data", str(kept)] if mark and kept.is_dir() else []
 
     def measured(self, session: Session, run: Run, results: Sequence[Result]) -> None:
         saved.save(session, run.id, run.parent_id or 0, results)

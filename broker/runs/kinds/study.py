@@ -37,6 +37,9 @@ class Study(Reading):
     def reads(self, session: Session, run: Run, *, begins: bool) -> Sequence[Publication]:
         return of_steps(session, run, studies.what(run).steps)
 
+    def needs_data(self, run: Run) -> bool:
+        return bool(studies.what(run).needs_data)
+
     def about(self, session: Session, run: Run) -> Mapping[str, Any]:
         wanted = studies.what(run)
         told = self.told(session, run, "study") | {"analyses": wanted.analyses, "steps": wanted.steps}
