@@ -94,7 +94,7 @@ class App(discord.Client):
         self._readers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reader")
         self._writers = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="writer")
         self._turns = {pool: Turns(THREADS, THREADS // 2) for pool in (self._readers, self._writers)}
-        self._dear = Turns(2)
+        self._dear, self._searches = Turns(2), Turns(1)
         self._delivery_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="delivery")
 
     async def read(self, call: Callable[Concatenate[Session, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -118,6 +118,10 @@ class App(discord.Client):
     def dear_turn(self) -> AbstractAsyncContextManager[None]:
         """The turn of the person who asks for a dear answer, such as a picture: each has one made at a time."""
         return self._dear.take(asking.get())
+
+    def search_turn(self) -> AbstractAsyncContextManager[None]:
+        """The turn of the person who searches data, which may take minutes: one does at a time."""
+        return self._searches.take(asking.get())
 
     async def reload_server(self) -> None:
         """Read again what the admins have chosen with `/stoa setup`; `problem` says what the server still lacks."""

@@ -89,6 +89,15 @@ def built_in() -> Mapping[str, str]:
     return {name: trainer_config.recipe_text(name) for name in trainer_config.recipe_names()}
 
 
+def keeps_state(text: str, step: int) -> bool:
+    """Whether a run's configuration has the optimizer's state of a step published. One that an earlier version wrote
+    and that is refused today has none."""
+    try:
+        return read(text).checkpoints.keeps_state(step)
+    except InvalidError:
+        return False
+
+
 def base(text: str) -> Base | None:
     """The model of the Hub that a run's configuration starts from, which has every default spelt out."""
     # Most runs have none, and the disk is looked at for all: only then is the text worth reading.

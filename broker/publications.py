@@ -131,7 +131,7 @@ def state_branch(step: int) -> str:
 
 
 def kept(session: Session, run_id: int) -> Sequence[int]:
-    """The steps of the checkpoints of a run that are complete on this disk, in order: a fork can start from these."""
+    """The steps of the checkpoints of a run that are complete on the disk of a host, in order."""
     return session.scalars(
         select(Publication.step)
         .where(Publication.run_id == run_id, Publication.disk == Disk.KEPT)

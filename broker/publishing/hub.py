@@ -32,6 +32,7 @@ LONGEST_PAUSE = 3600.0
 """The most seconds that a Retry-After header is heeded for."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md"]
 """The files of a model that are read of others. Weights as pickles, which may run code, are not."""
+MOST_CONFIG_BYTES = 2**20
 CONFIG_FILE = "config.json"
 FAILURES = (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError)
 """What the client raises where the Hub refuses, is out of reach, or has not got all files."""
@@ -175,6 +176,10 @@ class Hub:
         try:
             told = anybody.model_info(repo, revision=revision, files_metadata=True)
             sizes = {each.rfilename: each.size or 0 for each in told.siblings or []}
+            if sizes.get(CONFIG_FILE, 0) > MOST_CONFIG_BYTES:
+                raise NotOpenError(
+                    f"the {CONFIG_FILE} of {repo} has {sizes[CONFIG_FILE]:,} bytes, and is none of a model"
+                )
             if CONFIG_FILE in sizes:
                 with TemporaryDirectory() as folder:
                     path = anybody.hf_hub_download(repo, CONFIG_FILE, revision=revision, local_dir=folder)

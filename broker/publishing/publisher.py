@@ -322,10 +322,10 @@ def _upload(settings: Settings, db: Database, hub: Hub, claimed: Claimed) -> Upl
     with fetched.checkpoint(settings, db, claimed.run_id, claimed.folder) as folder:
         with db.read() as session:
             write_card(session, claimed.run_id, claimed.repo, folder)
-            saves = configs.read(runs.load(session, claimed.run_id).config).checkpoints
+            with_state = configs.keeps_state(runs.load(session, claimed.run_id).config, claimed.step)
         metadata = json.loads((folder / contract.CHECKPOINT_METADATA_FILE).read_text())
         message = f"step {claimed.step}"
-        if saves.keeps_state(claimed.step):
+        if with_state:
             place = publications.state_branch(claimed.step)
             hub.publish(claimed.repo, place, folder, f"{message}, state", private=claimed.private, state=True)
         branch = hub.publish(claimed.repo, f"step{claimed.step}", folder, message, private=claimed.private)

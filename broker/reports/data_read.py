@@ -3,7 +3,7 @@
 The trainer's own commands look into the run's prepared data, as processes of their own, on the host that has them.
 """
 
-import subprocess
+import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from broker.runs import folders, runs
 from broker.runs.attempts import Attempt
 from broker.runs.kinds.kind import kind_of
 from broker.runs.runs import Run
+from projects import text
 from projects.errors import ConflictError, InvalidError, NotFoundError
 from projects.settings import Settings
 from trainer.contract import CONFIG_FILE, DATA_FOLDER, DATA_MANIFEST_FILE, SeenStep, SeenText, Status
 
-LONGEST_SECONDS = 600
+LONGEST_SECONDS = 240
 FEWEST_CHARACTERS, LONGEST_TEXT = 12, 1_000
 
 log = structlog.get_logger()
@@ -32,13 +33,15 @@ class ReadableData:
     """Where the data of a run lie, on this host: the `folder` of the attempt that has prepared or named them, and the
     bytes that they take.
 
-    A step reads `batch` rows. The steps up to `fork_step` were read by the run `parent_id`, where it is a fork.
+    A step reads `batch` rows, and `done` steps are done. Those up to `fork_step` were done by the run `parent_id`,
+    where it is a fork.
     """
 
     run_id: int
     folder: Path
     size: int
     batch: int
+    done: int
     parent_id: int | None
     fork_step: int
 
@@ -65,40 +68,45 @@ def of_run(session: Session, settings: Settings, run_id: int) -> ReadableData:
         folders.of_run(settings, run_id).glob(f"attempt-*/{CONFIG_FILE}"),
         key=lambda path: int(path.parent.name.removeprefix("attempt-")),
     )
+    if not run.step:
+        raise ConflictError(f"Run {run_id} has done no step yet, and so has read nothing.")
     if not attempts or not folders.is_own(settings, run_id, run.request_id):
         attempt = session.get(Attempt, (run_id, run.token))
-        where = f" of the host “{attempt.host}”" if attempt is not None and attempt.host else ""
+        where = f"on the host “{attempt.host}”" if attempt is not None and attempt.host else "on another host"
         raise NotFoundError(
-            f"The data of run {run_id} lie on the disk{where}, where this command cannot look; "
-            "`python -m trainer data` reads them there."
+            f"The data of run {run_id} are {where}, where this command cannot look; `python -m trainer data` reads "
+            "them there."
         )
     folder = attempts[-1].parent
     config = configs.read(attempts[-1].read_text(encoding="utf-8"))
     data = Path(config.data.prepared) if config.data.prepared else folder / DATA_FOLDER
-    if not (data / DATA_MANIFEST_FILE).is_file():
+    try:
+        size = sum(path.stat().st_size for path in data.iterdir()) if (data / DATA_MANIFEST_FILE).is_file() else None
+    except OSError:
+        size = None  # they are just being removed
+    if size is None:
         raise NotFoundError(
-            f"The data of run {run_id} are no longer kept: they go where nothing of the run was published, or when the "
+            f"The data of run {run_id} are not kept here: they go where nothing of the run was published, or when the "
             "disk is nearly full."
         )
-    size = sum(path.stat().st_size for path in data.iterdir())
-    return ReadableData(run_id, folder, size, config.training.batch, run.parent_id, run.fork_step or 0)
+    return ReadableData(run_id, folder, size, config.training.batch, run.step, run.parent_id, run.fork_step or 0)
 
 
-def rows(place: ReadableData, step: int, first: int, count: int) -> SeenStep:
+async def rows(place: ReadableData, step: int, first: int, count: int) -> SeenStep:
     """`count` rows of a step, from row `first` on. Raises ConflictError where the data cannot be read."""
-    options = ["--step", str(step), "--row", str(first), "--count", str(count)]
-    return SeenStep.model_validate_json(_ask(place, "show", options))
+    options = [f"--step={step}", f"--row={first}", f"--count={count}"]
+    return SeenStep.model_validate_json(await _ask(place, "show", options))
 
 
-def search(place: ReadableData, text: str) -> SeenText:
+async def search(place: ReadableData, typed: str) -> SeenText:
     """At which steps a text was read. Raises InvalidError for one that is too short or too long, ConflictError where
     the data cannot be read."""
-    text = text.strip()
-    if not FEWEST_CHARACTERS <= len(text) <= LONGEST_TEXT:
+    wanted = text.cleaned(typed).strip()
+    if not FEWEST_CHARACTERS <= len(wanted) <= LONGEST_TEXT:
         raise InvalidError(
-            f"A text to search for has {FEWEST_CHARACTERS} to {LONGEST_TEXT:,} characters, and this one {len(text):,}."
+            f"A text to search for has {FEWEST_CHARACTERS} to {LONGEST_TEXT:,} characters; this has {len(wanted):,}."
         )
-    return SeenText.model_validate_json(_ask(place, "seen", [f"--text={text}"]))
+    return SeenText.model_validate_json(await _ask(place, "seen", [f"--text={wanted}"]))
 
 
 def _training(session: Session, run_id: int) -> Run:
@@ -108,18 +116,28 @@ def _training(session: Session, run_id: int) -> Run:
     return run
 
 
-def _ask(place: ReadableData, command: str, options: list[str]) -> str:
-    """What a command of the trainer prints about a run's data as JSON."""
-    asked = [sys.executable, "-m", "trainer", "data", command, str(place.folder), "--json", *options]
+async def _ask(place: ReadableData, command: str, options: list[str]) -> str:
+    """What a command of the trainer prints about a run's data as JSON; the command ends when nobody waits for it."""
+    steps = [f"--since={place.fork_step}", f"--until={place.done}"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "trainer", "data", command, str(place.folder), "--json", *steps, *options),
+        env=registry.environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
-        done = subprocess.run(
-            asked, env=registry.environment(), capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(LONGEST_SECONDS):
+            out, err = await process.communicate()
+    except TimeoutError:
         raise ConflictError(f"Reading the data of run {place.run_id} took too long; try again later.") from None
-    if done.returncode == Status.DONE:
-        return done.stdout
-    if done.returncode == Status.CONFIG:
-        raise ConflictError(done.stderr.strip().replace(str(place.folder), f"run {place.run_id}"))
-    log.warning("the data of a run could not be read", run=place.run_id, why=done.stderr[-500:])
+    finally:
+        if process.returncode is None:
+            process.kill()
+    said = err.decode(errors="replace").strip()
+    if process.returncode == Status.DONE:
+        return out.decode()
+    if process.returncode == Status.CONFIG:
+        raise ConflictError(said.replace(str(place.folder), f"run {place.run_id}"))
+    log.warning("the data of a run could not be read", run=place.run_id, why=said[-500:])
     raise ConflictError(f"The data of run {place.run_id} could not be read; the bot's log says why.")

@@ -123,8 +123,8 @@ def _bring_checkpoint(
     place = folders.in_store(checkpoint.run_id, owner, checkpoint.folder)
     with db.read() as session:
         repository, host = session.get(Repository, checkpoint.run_id), inputs.writer(session, checkpoint)
-        saves = configs.read(runs.load(session, checkpoint.run_id).config).checkpoints
-    with_state = kind_of(run).trains and saves.keeps_state(checkpoint.step)
+        config = runs.load(session, checkpoint.run_id).config
+    with_state = kind_of(run).trains and configs.keeps_state(config, checkpoint.step)
     # Where a host still has all of a checkpoint, a run that trains goes on with all of it.
     reads = fetch and (with_state or not kind_of(run).trains or checkpoint.disk != Disk.KEPT)
     on_hub = reads and checkpoint.url is not None and repository is not None and not repository.private
@@ -188,7 +188,7 @@ def _check_readable(repo: str, found: Model) -> None:
 
 
 def _from_hub(settings: Settings, checkpoint: Publication, repo: str, *, with_state: bool) -> None:
-    """Fetch what of a checkpoint is published, as anybody may; raises OSError where the Hub does not give it, or the
+    """Fetch what of a checkpoint is published; raises OSError where the Hub does not give it, or the
     disk has no room."""
     target = folders.hub_copy(settings, repo, checkpoint.step)
     branch = publications.state_branch(checkpoint.step)
@@ -205,8 +205,12 @@ def _from_hub(settings: Settings, checkpoint: Publication, repo: str, *, with_st
     except HubError as error:
         raise OSError(f"step {checkpoint.step:,} of {repo} cannot be fetched from the Hub: {error}") from error
     if lacks_state:
-        (state / contract.TRAINER_FOLDER).rename(target / contract.TRAINER_FOLDER)
-        shutil.rmtree(state)
+        try:
+            (state / contract.TRAINER_FOLDER).rename(target / contract.TRAINER_FOLDER)
+        except OSError:
+            if not (target / contract.TRAINER_FOLDER).is_dir():  # another attempt has put it there meanwhile
+                raise
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def bring_corpora(settings: Settings, db: Database, run: Run, hold: Hold, tell: Hold, *, fetch: bool = True) -> None:

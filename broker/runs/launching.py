@@ -356,7 +356,7 @@ def begins_afresh(session: Session, origin: Origin) -> bool:
     """Whether a fork begins with a new optimizer state, as its checkpoint is on the Hub alone, and there without."""
     if not origin.step or origin.step in publications.kept(session, origin.run_id):
         return False
-    return not configs.read(_trained(session, origin.run_id).config).checkpoints.keeps_state(origin.step)
+    return not configs.keeps_state(_trained(session, origin.run_id).config, origin.step)
 
 
 def rerun_order(session: Session, run_id: int) -> Order:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from bot.cards.project_card import project_card
 from bot.cards.review_card import change_card, review_card
 from bot.cards.run_card import moved_card, run_card
 from bot.cards.sweep_card import moved_sweep_card, sweep_card
+from bot.commands.run import data_answers
 from bot.delivery import posts
 from bot.delivery.entry_text import TEXTS
 from bot.delivery.posts import Destination, PostContext
@@ -27,6 +29,7 @@ from broker.allocations.ledger import Account
 from broker.allocations.units import Unit
 from broker.plots.curve import Curve
 from broker.plots.loss_curve import draw
+from broker.reports.data_read import ReadableData
 from broker.reports.review_context import Remark, ReviewContext
 from broker.reports.run_details import RunDetails
 from broker.reports.why import Why
@@ -36,6 +39,7 @@ from broker.runs.sweeps import SweepView
 from broker.scheduling.fairshare import Standing
 from projects.projects import Member, Outcome, ProjectView, Stage
 from projects.record.record import EntryView
+from trainer.contract import Part, Passage, SeenRow, SeenStep, SeenText
 
 LONG = [
     "x" * 4000,
@@ -164,6 +168,27 @@ async def test_cards(said: str) -> None:
         many = sweep(said, phase)
         checked(sweep_card(many, picture="curves.png", why=why, thread_id="1"))
         checked(moved_sweep_card(many, "https://discord.com/channels/1/2/3"))
+
+
+@pytest.mark.parametrize("said", LONG, ids=range(len(LONG)))
+async def test_what_a_run_has_read(said: str) -> None:
+    place = ReadableData(1, Path(), 10**6, 1024, 9, 2, 5)
+    parts = [Part(document=said, start=0, end=1)] * 5
+    rows = [
+        SeenRow(row=at, source=said, licence=said, number=0, documents=parts, text=said, tokens=[])
+        for at in range(data_answers.ROWS)
+    ]
+    page = data_answers.rows(1, place, SeenStep(step=9, batch=1024, sequence_length=2048, rows=rows), 1)
+    assert text.length(page) <= text.MESSAGE
+    assert page.endswith("-# `/run data run:1 step:9 page:2` shows the next. The data are kept with the run: 1.0 MB.")
+    assert page.count("```") == 2 * data_answers.ROWS
+    passages = [Passage(source=said, licence=said, document=said, share=0.5, steps=list(range(99)))] * 10
+    for found in (0, 12_345):
+        told = SeenText(tokens=9, found=found, passages=passages, searched=5, held=6, begun=5, done=9)
+        answer = data_answers.passages(place, said, told)
+        assert text.length(answer) <= text.MESSAGE
+        assert answer.endswith("-# Searched: the first 5 of 6 tokens.")
+        assert "@everyone" not in answer + page
 
 
 def payload_of(kind: str, said: str) -> dict[str, Any]:

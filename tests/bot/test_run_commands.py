@@ -243,7 +243,8 @@ async def test_what_a_run_has_read_is_shown_and_searched(shared_lab: Shared) -> 
     run = await launched(lab, channel, time_limit="10m")
     token = start(lab, run)
     lab.call(leases.renew, run, token, 20.0, progress(1, 3), lease_seconds=600)
-    assert "lie on the disk" in said(await ada.command("run data", run=run, step=3))
+    elsewhere = f"The data of run {run} are on the host “here”, where this command cannot look"
+    assert said(await ada.command("run data", run=run, step=3)).startswith(elsewhere)
     assert (
         said(await ada.command("run data", run=run, step=4)) == f"Run {run} has done steps 1 to 3; 4 is none of them."
     )
@@ -252,7 +253,7 @@ async def test_what_a_run_has_read_is_shown_and_searched(shared_lab: Shared) -> 
     (folder.parent / "owner").write_text(lab.call(runs.load, run).request_id)
     config = write_config(folder / "tiny.yml")
     (folder / "config.yml").write_text(dump(load(config)))
-    assert "are no longer kept" in said(await ada.command("run seen", run=run, text="a line of text"))
+    assert "are not kept here" in said(await ada.command("run seen", run=run, text="a line of text"))
     prepare.prepare(load(config).data, folder / "data", None, print, 1)
     (folder / "metrics.jsonl").write_text('{"step": 3, "tokens": 768, "loss": 6.0}\n')
 
@@ -261,7 +262,7 @@ async def test_what_a_run_has_read_is_shown_and_searched(shared_lab: Shared) -> 
     assert first.ephemeral
     assert first.text.startswith(f"**Run {run}, step 3** read 8 rows of 32 tokens. Page 1 of 2:\n**1.** `")
     assert first.text.count("PSF-2.0") == 4
-    assert "\n-# `/run data step:3 page:2` shows the next. The data are kept with the run: " in first.text
+    assert f"\n-# `/run data run:{run} step:3 page:2` shows the next. The data are kept with the run: " in first.text
     second = said(await ada.command("run data", run=run, step=3, page=2))
     assert f"**8.** `{read[7].documents[0].document}`" in second
     assert "page:3" not in second
@@ -271,12 +272,14 @@ async def test_what_a_run_has_read_is_shown_and_searched(shared_lab: Shared) -> 
     whole = next(row.text for row in read if len(row.documents) == 1 and len(row.text.split()) > 8)
     line = max(whole.splitlines(), key=len).strip()
     seen = said(await ada.command("run seen", run=run, text=line))
-    assert seen.startswith(f"Run {run} read “")
+    assert seen.startswith(f"The data of run {run} have “")
+    (folder / "metrics.jsonl").unlink()
+    assert said(await ada.command("run seen", run=run, text=line)) == seen, "the lab knows how far the run has come"
     assert re.search(r"PSF-2\.0: steps? (1, |2, |1, 2, )?3\b", seen)
     unread = said(await ada.command("run seen", run=run, text="@everyone 🦓🦓🦓🦓🦓🦓🦓🦓🦓🦓"))
     assert unread.startswith(f"The data of run {run} have nothing like “@\u200beveryone")
     short = said(await ada.command("run seen", run=run, text="the the the "))
-    assert short == "A text to search for has 12 to 1,000 characters, and this one 11."
+    assert short == "A text to search for has 12 to 1,000 characters; this has 11."
     assert said(await ada.command("run data", run=404, step=1)) == "There is no run 404."
     lab.call(settlement.settle, run, token, 30.0, Progress(0, 0), Ending(0, ""), 3)
 

@@ -13,11 +13,13 @@ from tests.trainer.conftest import TINY, write_config
 from tests.trainer.test_data_indexed import DOCUMENTS, write
 from tests.trainer.test_data_sources import write_jsonl
 from trainer.config import dump, load
-from trainer.data import readers
+from trainer.data import readers, tokenizer
 from trainer.data.commands import app
 from trainer.data.corpus import Corpus
+from trainer.data.indexed import Indexed
 
 run = CliRunner()
+SOURCES = ("python-docs", "python-stdlib")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +297,9 @@ def test_seen_says_which_steps_read_a_text(folder: Path, monkeypatch: pytest.Mon
     text = " ".join(whole["text"].split(" ")[1:-1]).strip()
     found = json.loads(run.invoke(app, ["seen", str(folder), "--text", text, "--json"]).stdout)
     read = {step for step, rows in every.items() if any(text in row["text"] for row in rows)}
-    assert found["found"] >= 1
+    bpe, held = tokenizer.load(folder / "data"), [Indexed(folder / "data" / f"{name}.train").tokens for name in SOURCES]
+    texts = [bpe.decode(each[: len(each) // 33 * 33].tolist(), skip_special_tokens=False) for each in held]
+    assert found["found"] == sum(each.count(text) for each in texts) >= 1, "each passage counts once"
     assert {step for passage in found["passages"] for step in passage["steps"]} >= read > set()
     passage = found["passages"][0]
     assert passage["licence"] == "PSF-2.0"
@@ -315,6 +319,11 @@ def test_seen_says_which_steps_read_a_text(folder: Path, monkeypatch: pytest.Mon
     assert other["searched"] == other["held"] > 0
     monkeypatch.setenv("COLUMNS", "200")
     assert "PSF-2.0" in run.invoke(app, ["seen", str(folder), "--text", text]).stdout
+    early = json.loads(
+        run.invoke(app, ["seen", str(folder), "--text", text, "--until", str(min(read) - 1), "--json"]).stdout
+    )
+    assert early["done"] == min(read) - 1
+    assert all(step < min(read) for passage in early["passages"] for step in passage["steps"])
     nonsense = json.loads(run.invoke(app, ["seen", str(folder), "--text", "🦓" * 40, "--json"]).stdout)
     assert (nonsense["found"], nonsense["passages"]) == (0, [])
 

@@ -29,6 +29,9 @@ app = typer.Typer(help="Data: prepare them, inspect them, show what a step read.
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+Since = Annotated[int | None, typer.Option(help="The step that the run begins after; by its checkpoints without it.")]
+Until = Annotated[int | None, typer.Option(help="The last step that it has done; by its metrics without it.")]
+
 
 @app.command()
 def prepare(
@@ -70,6 +73,8 @@ def show(
     step: Annotated[int, typer.Option(help="The step, counted from 1 as in the metrics.")],
     row: Annotated[int | None, typer.Option(help="A row of its batch, counted from 0; all without it.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many rows from --row on.")] = 1,
+    since: Since = None,
+    until: Until = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show the token ids.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Show all of the text.")] = False,
     json: AsJson = False,
@@ -78,7 +83,7 @@ def show(
     with one_sentence():
         from trainer.data.show import look, table
 
-        found = look(run, step, row, count)
+        found = look(run, step, row, count, since, until)
         if json:
             print(found.model_dump_json())
         else:
@@ -89,13 +94,15 @@ def show(
 def seen(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     text: Annotated[str, typer.Option(help="What to search for, in whole words.")],
+    since: Since = None,
+    until: Until = None,
     json: AsJson = False,
 ) -> None:
     """Show at which steps a run read a text, or else the passages of its data that are nearest to it."""
     with one_sentence():
         from trainer.data.seen import search, table
 
-        found = search(run, text)
+        found = search(run, text, since, until)
         if json:
             print(found.model_dump_json())
         else:

@@ -71,10 +71,12 @@ class Near(NamedTuple):
     at: int
 
 
-def search(run: Path, text: str, most_tokens: int = MOST_TOKENS) -> SeenText:
-    """Search for a text in what a run has read. Raises ConfigError for a text that is too short, or data that are
-    gone."""
-    read = open_data(run)
+def search(
+    run: Path, text: str, since: int | None = None, until: int | None = None, most_tokens: int = MOST_TOKENS
+) -> SeenText:
+    """Search for a text in what a run has read, see `open_data`. Raises ConfigError for a text that is too short, or
+    data that are gone."""
+    read = open_data(run, since, until)
     corpus = read.corpus
     verify(corpus.folder)
     bpe = tokenizer.load(corpus.folder)
@@ -91,6 +93,7 @@ def search(run: Path, text: str, most_tokens: int = MOST_TOKENS) -> SeenText:
             starts = at[np.isin(hashes, wanted.first_hashes)]
             exact += [(source, start) for start in starts.tolist() if _is_at(tokens, start, wanted, bpe)]
             near = sorted([*near, *_near(source, at, hashes, corpus.row_size)], reverse=True)[:NEAR]
+    exact = _apart(exact)
     passages = [_passage(read, source, at, at + len(wanted.ids[0]) - 2, 1.0) for source, at in exact[:PASSAGES]]
     if not exact:
         most = max(len(ids) - 1 - wanted.gram for ids in wanted.ids)
@@ -150,6 +153,13 @@ def _is_at(tokens: NDArray[Any], inside: int, wanted: Wanted, bpe: Tokenizer) ->
     longest = max(map(len, wanted.ids))
     around = tokens[max(0, inside - 1 - BESIDE) : inside + longest + BESIDE]
     return wanted.text in bpe.decode(around.tolist(), skip_special_tokens=False)
+
+
+def _apart(found: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places without those that are another's: both ways of writing a text may be found at one place of it, where a
+    space is a token of its own."""
+    places = set(found)
+    return [(source, start) for source, start in found if (source, start - 1) not in places]
 
 
 def _near(source: int, at: NDArray[np.int64], hashes: Hashes, row_size: int) -> list[Near]:

@@ -28,25 +28,32 @@ class ReadData(NamedTuple):
     parent: str
 
 
-def open_data(run: Path) -> ReadData:
-    """The data that the run in that folder reads. Raises ConfigError if they are gone."""
+def open_data(run: Path, since: int | None = None, until: int | None = None) -> ReadData:
+    """The data that the run in that folder reads, which it has read after the step `since` up to `until`; where these
+    are not told, by its newest checkpoint and its metrics. Raises ConfigError if they are gone."""
     config = load(run / CONFIG_FILE)
     kept = newest(run)
     parent = metadata.read(kept).get("parent") if kept else None
     corpus = Corpus(config, folder_of(config, run), kept)
-    logged = last_metrics(run, 1)
-    done = logged[0]["step"] if logged else config.training.steps
-    return ReadData(corpus, parent["step"] if parent else 0, done, parent["run"] if parent else "")
+    if since is None:
+        since = parent["step"] if parent else 0
+    if until is None:
+        logged = last_metrics(run, 1)
+        until = logged[0]["step"] if logged else config.training.steps
+    return ReadData(corpus, since, until, parent["run"] if parent else "another run")
 
 
-def look(run: Path, step: int, row: int | None = None, count: int = 1) -> SeenStep:
-    """The rows that step `step` read, or `count` of them from row `row` on. Steps count from 1, as in the metrics.
+def look(
+    run: Path, step: int, row: int | None = None, count: int = 1, since: int | None = None, until: int | None = None
+) -> SeenStep:
+    """The rows that step `step` read, or `count` of them from row `row` on; see `open_data`. Steps count from 1, as in
+    the metrics.
 
     The line of step N in the metrics is about these rows, and checkpoint stepN has seen steps 1 to N. A row has
     sequence_length + 1 tokens: all but the last are inputs, all but the first targets. Raises ConfigError if the run
     has not done this step or its data are gone.
     """
-    read = open_data(run)
+    read = open_data(run, since, until)
     config, corpus = read.corpus.config, read.corpus
     if not 1 <= step <= config.training.steps:
         raise ConfigError(f"--step must be between 1 and {config.training.steps}, the steps of {run}, not {step}.")

@@ -1,6 +1,5 @@
 """`/run …`: launch, show, pause, resume, fork, sample from, evaluate and compare runs, and sweeps of them."""
 
-import asyncio
 import io
 import re
 
@@ -364,7 +363,7 @@ async def data(
     place = await app.read(data_read.of_step, app.settings, run_id, step)
     first = data_answers.first_row(place, page)
     async with app.dear_turn():
-        found = await asyncio.to_thread(data_read.rows, place, step, first, data_answers.ROWS)
+        found = await data_read.rows(place, step, first, data_answers.ROWS)
     await errors.reply(interaction, data_answers.rows(run_id, place, found, page))
 
 
@@ -380,8 +379,8 @@ async def seen(
     await acknowledge(interaction)
     app, run_id = interaction.client, await context.run_of(interaction, run)
     place = await app.read(data_read.of_run, app.settings, run_id)
-    async with app.dear_turn():
-        found = await asyncio.to_thread(data_read.search, place, text)
+    async with app.search_turn():
+        found = await data_read.search(place, text)
     await errors.reply(interaction, data_answers.passages(place, text, found))
 
 

@@ -32,24 +32,27 @@ def rows(run_id: int, place: ReadableData, found: SeenStep, page: int) -> str:
         f"**Run {run_id}, step {found.step:,}**{of_parent} read {text.count(found.batch, 'row')} of "
         f"{text.count(found.sequence_length, 'token')}. Page {page:,} of {pages:,}:"
     )
-    listed = [
+    heads = [
         f"**{row.row + 1}.** {_documents(row.documents)} · {text.line(row.source, 60)}, {text.line(row.licence, 40)}\n"
-        f"{text.block(row.text, EXCERPT)}"
         for row in found.rows
     ]
-    turn = f"`/run data step:{found.step} page:{page + 1}` shows the next. " if page < pages else ""
-    return "\n".join([head, *listed, f"-# {turn}The data are kept with the run: {filesize.decimal(place.size)}."])
+    turn = f"`/run data run:{run_id} step:{found.step} page:{page + 1}` shows the next. " if page < pages else ""
+    end = f"-# {turn}The data are kept with the run: {filesize.decimal(place.size)}."
+    # Beside each excerpt stand the fences of its block and the ends of lines.
+    taken = sum(map(text.length, (head, *heads, end))) + 2
+    excerpt = min(EXCERPT, (text.MESSAGE - taken) // len(heads) - 10)
+    listed = [f"{said}{text.block(row.text, excerpt)}" for said, row in zip(heads, found.rows, strict=True)]
+    return "\n".join([head, *listed, end])
 
 
 def passages(place: ReadableData, typed: str, found: SeenText) -> str:
     """At which steps a run read a text, or which passages are nearest to it."""
-    quoted, run = f"“{text.line(typed, 120)}”", f"Run {place.run_id}"
+    quoted, data = f"“{text.line(typed, 120)}”", f"The data of run {place.run_id}"
+    head = f"{data} have nothing like {quoted}."
     if found.found:
-        head = f"{run} read {quoted} in {text.count(found.found, 'passage')}:"
+        head = f"{data} have {quoted} in {text.count(found.found, 'passage')}, with the steps that read each:"
     elif found.passages:
-        head = f"The data of run {place.run_id} do not have {quoted}. The nearest passages:"
-    else:
-        head = f"The data of run {place.run_id} have nothing like {quoted}."
+        head = f"{data} do not have {quoted}. The nearest passages, with the steps that read each:"
     listed = [_passage(passage, exact=bool(found.found)) for passage in found.passages]
     notes = []
     if place.parent_id is not None:

@@ -14,7 +14,7 @@ from bot.delivery.entry_text.registry import Payload, entry
 from broker.runs.entries import MEASURES, NOT_TRAINED
 
 GO_ON = MEASURES - {"program"} | {"baseline"}
-"""The measuring programs that go on where they were interrupted."""
+"""The keys of entries about a run that goes on with what is left once it was interrupted."""
 MOST_LISTED = 6
 """Tasks and steps that are named one by one."""
 MOST_RESULTS = 1200
