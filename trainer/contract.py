@@ -5,6 +5,7 @@ Everything that the trainer writes and another program reads is named here once,
 """
 
 import json
+import re
 from enum import IntEnum, StrEnum
 from pathlib import Path
 
@@ -198,6 +199,11 @@ DATA_FOLDER = "data"
 CHECKPOINTS_FOLDER = "checkpoints"
 """One folder `step{N}` a checkpoint. A folder with that name is whole."""
 
+STEP_REVISION = re.compile(r"step([0-9]{1,12})", re.ASCII)
+"""All of a revision of a model that names a step."""
+BASE_PREFIX = "base-"
+"""The folder of a model that was fetched from the Hub is this and the revision."""
+
 # In the folder of a checkpoint.
 CHECKPOINT_METADATA_FILE = "how.json"
 """How the checkpoint was made: step, configuration, data, versions, and the hashes of its other files."""
@@ -218,6 +224,12 @@ def checkpoint_step(folder: Path) -> int | None:
     """The step of a checkpoint's folder by its name; None where the name is not that of a whole checkpoint."""
     digits = folder.name.removeprefix("step")
     return int(digits) if folder.name.startswith("step") and digits.isascii() and digits.isdecimal() else None
+
+
+def revision_step(revision: str) -> int:
+    """The step that a revision of a model names, such as 1000 of `step1000`; 0 where it is not exactly such a name."""
+    found = STEP_REVISION.fullmatch(revision)
+    return int(found[1]) if found else 0
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from broker.allocations.tiers import Tiers
 from broker.allocations.units import in_hours
 from projects import parse, people, projects, quotas, rights, text
 from projects.db.columns import utcnow
-from projects.errors import ConflictError, InvalidError, NotFoundError
+from projects.errors import ConflictError, InvalidError, NotFoundError, OverError
 from projects.people import Actor, Person
 from projects.projects import Project, Stage
 from projects.quotas import QuotaKind
@@ -55,18 +55,23 @@ def request(
     until: str,
     justification: str,
     renews: int | None = None,
+    corrects: int | None = None,
 ) -> int:
     """Request `hours` of a pool until a day; returns the allocation's id. A repeated request returns the same id.
 
     Policy approves a project's first small request at once, as its starter grant. With `renews`, an approval ends that
-    earlier allocation of the project.
+    earlier allocation of the project. `corrects` is an open request of the project, which is withdrawn for this one;
+    raises ConflictError where it is not open any more.
     """
     earlier = session.scalars(select(Allocation.id).where(Allocation.request_id == request_id)).one_or_none()
     if earlier is not None:
         return earlier
     projects.load(session, project_id)
     session.get_one(Project, project_id, with_for_update={"key_share": True}, populate_existing=True)
+    corrected = None if corrects is None else allocations.lock(session, corrects)
     project = check_may_request(session, actor, project_id)
+    if corrected is not None:
+        _check_correctable(project, corrected)
     quotas.check(session, actor, QuotaKind.REQUEST)
     target = pools.named(session, pool)
     largest = pools.largest(session, target.id)
@@ -116,6 +121,8 @@ def request(
     allocations.tell(session, allocation, "allocation.requested", by=person, why=because, **told)
     if approved is not None:
         allocations.tell(session, allocation, "allocation.approved", why=STARTER, **approved)
+    if corrected is not None:
+        _withdraw(session, corrected, person, f"Allocation {allocation.id} is asked for in its place.")
     return allocation.id
 
 
@@ -133,10 +140,7 @@ def withdraw(session: Session, actor: Actor, allocation_id: int, *, reason: str)
     allocation = allocations.lock(session, allocation_id)
     person = check_may_withdraw(session, actor, allocation_id)
     because = text.prose("The reason", reason, most=text.USUAL)
-    allocations.move(
-        session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow()
-    )
-    allocations.tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
+    _withdraw(session, allocation, person, because)
 
 
 def report(session: Session, actor: Actor, allocation_id: int, said: str) -> None:
@@ -202,6 +206,23 @@ def _last_starter(session: Session, person: Person) -> datetime | None:
     lasts = (col(Allocation.state) == AllocationState.APPROVED) | (col(Allocation.decided_at) > begun)
     theirs = (col(Allocation.requested_by) == person.id) & col(Allocation.starter_of).is_not(None)
     return session.scalars(select(func.max(col(Allocation.decided_at))).where(theirs, lasts)).one_or_none()
+
+
+def _withdraw(session: Session, allocation: Allocation, person: Person, because: str) -> None:
+    allocations.move(
+        session, allocation, AllocationState.WITHDRAWN, decided_by=person.id, reason=because, decided_at=utcnow()
+    )
+    allocations.tell(session, allocation, "allocation.withdrawn", by=person, why=because, asked=allocation.seconds)
+
+
+def _check_correctable(project: Project, earlier: Allocation) -> None:
+    if earlier.project_id != project.id:
+        raise NotFoundError(f"Allocation {earlier.id} is not one of “{project.title}”.")
+    if earlier.state != AllocationState.REQUESTED:
+        raise OverError(
+            f"Allocation {earlier.id} is {earlier.state} already and can no longer be corrected; /allocation request "
+            "asks again."
+        )
 
 
 def _check_renewable(session: Session, project: Project, allocation_id: int) -> None:

@@ -160,9 +160,10 @@ def bring_models(settings: Settings, run: Run) -> None:
             hub = Hub(settings)
             found = hub.look_at_model(*base)
             _check_readable(base.repo, found)
-            size = sum(found.files.values())
-            if disk.free_gib(settings) - size / 2**30 < settings.disk_floor_gib:
-                raise OSError(f"the disk has no room for {base.repo}, which has {size / 2**30:.1f} GiB")
+            # The trainer imports it beside the download, in fp32, which takes twice the bytes of weights in bf16.
+            takes = sum((3 if name.endswith(".safetensors") else 1) * size for name, size in found.files.items())
+            if disk.free_gib(settings) - takes / 2**30 < settings.disk_floor_gib:
+                raise OSError(f"the disk has no room for {base.repo}, which takes {filesize.decimal(takes)}")
             hub.fetch_model(*base, target)
         except NotOpenError as error:
             raise NotFoundError(str(error)) from error

@@ -21,9 +21,9 @@ from projects import projects, quotas, rights, text
 from projects.errors import ConflictError, InvalidError
 from projects.people import Actor
 from projects.quotas import QuotaKind
+from trainer.contract import STEP_REVISION, revision_step
 
 MOST_REVISIONS = 50
-_STEP = re.compile(r"step([0-9]{1,12})", re.ASCII)
 
 
 class Baseline(BaseModel):
@@ -127,16 +127,10 @@ def parse(typed: str) -> tuple[str, list[str]]:
     if len(revisions) > MOST_REVISIONS:
         raise InvalidError(f"One run takes at most {MOST_REVISIONS} revisions; these are {len(revisions)}.")
     if len(revisions) > 1:
-        if unordered := next((each for each in revisions if not _STEP.fullmatch(each)), None):
+        if unordered := next((each for each in revisions if not STEP_REVISION.fullmatch(each)), None):
             raise InvalidError(f"Of several revisions each is a step, such as step1000; “{unordered}” is none.")
-        revisions = sorted({step_of(each): each for each in revisions}.values(), key=step_of)
+        revisions = sorted({revision_step(each): each for each in revisions}.values(), key=revision_step)
     return bases[0].repo, revisions
-
-
-def step_of(revision: str) -> int:
-    """The step that a revision names, such as 1000 of `step1000`; 0 where it names none."""
-    found = _STEP.fullmatch(revision)
-    return int(found[1]) if found else 0
 
 
 def newest(session: Session, project_id: int, *, limit: int = 10) -> Sequence[tuple[int, str]]:

@@ -60,7 +60,7 @@ def hub_copy(settings: Settings, repo: str, step: int) -> Path:
 
 def hub_base(settings: Settings, repo: str, revision: str) -> Path:
     """Where a model of the Hub is, or would be, that this host has fetched as the base of runs."""
-    return hub_copies(settings, repo) / f"base-{revision}"
+    return hub_copies(settings, repo) / f"{contract.BASE_PREFIX}{revision}"
 
 
 def token_of(told: str) -> int | None:

@@ -51,16 +51,17 @@ async def test_a_request_is_corrected_as_it_was_understood(shared_lab: Shared) -
     number = int(asked.text.split()[1])
     assert re.search(rf"Allocation {number} is requested: 3\.5 core-hours of `local` until <t:\d+:D>\.\n", asked.text)
     assert asked.message is not None
-    for said in (
-        f"It takes the place of allocation {number}, which is withdrawn.",
-        "The earlier one stays as it is: ",
-    ):
-        form = await ada.press(asked.message, "Edit")
-        assert [field.value for field in form.fields] == ["3,5", "in 3 weeks", reason]
-        again = await ada.submit(form, {"Core-hours": "2,5", "Until": "in 3 weeks", "Justification": reason})
-        assert "is requested: 2.5 core-hours of `local` until <t:" in again.text
-        assert said in again.text
-        lab.call(requests.withdraw, lab.actor("Ada"), int(again.text.split()[1]), reason="Only to see.")
+    form, twice = await ada.press(asked.message, "Edit"), await ada.press(asked.message, "Edit")
+    assert [field.value for field in form.fields] == ["3,5", "in 3 weeks", reason]
+    written = {"Core-hours": "2,5", "Until": "in 3 weeks", "Justification": reason}
+    again = await ada.submit(form, written)
+    assert "is requested: 2.5 core-hours of `local` until <t:" in again.text
+    assert f"It takes the place of allocation {number}, which is withdrawn.\n" in again.text
+    heads = lab.heads()
+    late = await ada.submit(twice, written)
+    over = f"Allocation {number} is withdrawn already and can no longer be corrected; /allocation request asks again."
+    assert (late.text.startswith(over), late.ephemeral, lab.heads()) == (True, True, heads)
+    lab.call(requests.withdraw, lab.actor("Ada"), int(again.text.split()[1]), reason="Only to see.")
 
 
 async def test_a_request_is_asked_about_answered_and_withdrawn(shared_lab: Shared) -> None:
@@ -219,10 +220,15 @@ async def test_a_starter_grant_and_what_takes_its_place(shared_lab: Shared) -> N
     channel = await lab.activate()
     nope = ada.command("allocation request", channel=channel.id, pool="nope")
     await refused(lab, nope, "There is no pool “nope”; the pools are: local.")
-    answer = await lab.request(channel, "1")
-    number = int(answer.text.split()[1])
+    larger = await lab.request(channel, "5")
+    assert larger.message is not None
+    written = {"Core-hours": "1", "Until": "in 3 weeks", "Justification": "A first look."}
+    answer = await ada.submit(await ada.press(larger.message, "Edit"), written)
+    number, earlier = int(answer.text.split()[1]), int(larger.text.split()[1])
     assert answer.text.startswith(f"Allocation {number} is yours at once, the starter grant of your project: ")
-    assert re.search(r"(?m) core-hours? of `local` until <t:\d+:D>\.$", answer.text)
+    instead = f"It takes the place of allocation {earlier}, which is withdrawn\\."
+    assert re.search(rf"(?m) core-hours? of `local` until <t:\d+:D>\. {instead}$", answer.text)
+    assert lab.allocation(earlier).state == "withdrawn"
     assert "Approved by policy" in (await card(lab, f"allocation {number}", "starter grant")).text
     suggested = await ada.complete("allocation request", "renews", "", channel=channel.id, pool="local")
     assert suggested == [(f"{number} · 1 core-hour of local, approved", number)]

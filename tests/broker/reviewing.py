@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from broker.allocations import allocations, ledger, pools, requests
 from broker.allocations.allocations import AllocationState, AllocationView
@@ -101,7 +102,7 @@ def in_state(lab: Lab, project: int, state: AllocationState) -> int:
             allocation_expiry.update_one(session, allocation, utcnow() + timedelta(days=40))
     elif state == AllocationState.RENEWED:
         with lab.db.write() as session:
-            asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
+            asked: dict[str, Any] = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
             later = requests.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
         lab.approve(later)
     assert view(lab, allocation).state == state

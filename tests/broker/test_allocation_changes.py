@@ -1,6 +1,7 @@
 """Changes to an allocation: asked for, decided once, and adjusted by an operator."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_what_is_asked_of_an_allocation_ends_with_it(lab: Lab, end: str) -> None
         review(lab, reviews.revoke, allocation)
     elif end == "renewed":
         with lab.db.write() as session:
-            asked = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
+            asked: dict[str, Any] = {"pool": "laptop", "hours": "2", "until": in_days(50), "justification": "On."}
             later = requests.request(session, ADA, request_id(), project_id=project, renews=allocation, **asked)
         lab.approve(later)
     elif end == "stopped":

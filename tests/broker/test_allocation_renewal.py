@@ -1,5 +1,7 @@
 """A later allocation succeeds an earlier one, and the runs of the earlier one go on with it."""
 
+from typing import Any
+
 import pytest
 
 from broker.allocations import requests
@@ -17,7 +19,7 @@ def test_a_later_allocation_succeeds_an_earlier_one(lab: Lab) -> None:
     project = lab.project()
     earlier = lab.allocation(project, hours="2")
     spend(lab, earlier, 600)
-    asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+    asked: dict[str, Any] = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
         later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     assert view(lab, earlier).state == AllocationState.APPROVED
@@ -38,7 +40,7 @@ def test_runs_go_on_with_what_renews_their_allocation(lab: Lab) -> None:
     running, pausing = lab.start(runs, 0), lab.start(pauses, 1)
     lab.pause(pauses)
     lab.pause(rests)
-    asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+    asked: dict[str, Any] = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
         later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     lab.approve(later, hours="4")
@@ -65,7 +67,7 @@ def test_a_run_paused_for_want_of_hours_is_resumed_on_what_renews_them(lab: Lab)
     earlier = lab.allocation(project, hours="2")
     run = lab.launch(project)
     lab.pause(run)
-    asked = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+    asked: dict[str, Any] = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
     with lab.db.write() as session:
         later = requests.request(session, ADA, request_id(), project_id=project, renews=earlier, **asked)
     lab.approve(later, hours="4")

@@ -143,6 +143,31 @@ def test_the_same_request_asks_once(lab: Lab) -> None:
     assert lab.kinds(project).count("allocation.requested") == 1
 
 
+def test_a_corrected_request_takes_the_place_of_an_open_one(lab: Lab) -> None:
+    project = lab.project()
+    first = lab.request(project, hours="5")
+    with pytest.raises(InvalidError, match="above 0"):
+        lab.request(project, hours="0", corrects=first)
+    assert view(lab, first).state == AllocationState.REQUESTED
+    starter = lab.request(project, hours="1", corrects=first)
+    earlier = view(lab, first)
+    assert (earlier.state, earlier.decided_by) == (AllocationState.WITHDRAWN, "Ada")
+    assert earlier.reason == f"Allocation {starter} is asked for in its place."
+    assert (view(lab, starter).state, view(lab, starter).starter) == (AllocationState.APPROVED, True)
+    assert lab.kinds(project)[-3:] == ["allocation.requested", "allocation.approved", "allocation.withdrawn"]
+    other = lab.request(lab.project(title="Another question"), hours="3")
+    before = lab.everything()
+    for corrects, sentence in (
+        (first, f"Allocation {first} is withdrawn already and can no longer be corrected"),
+        (starter, f"Allocation {starter} is approved already and can no longer be corrected"),
+        (other, f"Allocation {other} is not one of “Sinks of attention”"),
+        (99, "There is no allocation 99"),
+    ):
+        with pytest.raises(DomainError, match=sentence):
+            lab.request(project, corrects=corrects)
+    assert lab.everything() == before
+
+
 def test_granted_in_part_with_a_reason(lab: Lab) -> None:
     project = lab.project()
     allocation = lab.request(project, hours="2")

@@ -393,6 +393,8 @@ def test_a_model_of_the_hub_is_evaluated_at_its_revisions(lab: Lab, tmp_path: Pa
     assert lab.run(run).evaluations == (("arc_easy", "acc", {10: (0.25, 0.5)}),)
     assert lab.payloads(project, "run.finished")[-1]["results"] == [["arc_easy", "acc", 10, 0.25, 0.5]]
     assert kind_of(lab.row(run)).what_it_is(lab.row(run)) == f"Run {run} evaluates org/tiny@step10 @step20"
+    named = {"step10": 10, "seed2-step10": 0, "step10-last": 0, "main": 0, "step" + "9" * 13: 0}
+    assert {each: contract.revision_step(each) for each in named} == named
     with pytest.raises(ConflictError, match=f"Run {run} evaluates org/tiny@step10 @step20; only a run that trains has"):
         evaluate(lab, run)
 

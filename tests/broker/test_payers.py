@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from projects.errors import ConflictError
 from tests.broker.lab import ADA, HOUR, Lab, in_days, request_id
 from tests.broker.reviewing import view
 
-ASKED = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
+ASKED: dict[str, Any] = {"pool": "laptop", "hours": "4", "until": in_days(50), "justification": "On we go."}
 
 
 def renewal(lab: Lab, project: int, earlier: int) -> int:

@@ -308,8 +308,10 @@ def test_several_checkpoints_are_evaluated_each_as_by_itself(
     of_others.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(second / name, of_others)
+    of_seed = of_others.with_name("base-seed2-step11")  # no step, though it ends like one
+    shutil.copytree(of_others, of_seed)
     apart = [json.loads(run("eval", folder, *common, "--json").stdout) for folder in (checkpoint, second)]
-    together = run("eval", checkpoint, second, of_others, *common, "--out", out)
+    together = run("eval", checkpoint, second, of_others, of_seed, *common, "--out", out)
     assert together.exit_code == 0, together.stderr
     for found in apart:
         kept = json.loads((out / "results" / f"step{found['checkpoint']['step']}.json").read_text())
@@ -317,10 +319,11 @@ def test_several_checkpoints_are_evaluated_each_as_by_itself(
         assert kept["versions"] == found["versions"]
     imported = json.loads((out / "results" / "step11.json").read_text())
     assert (imported["checkpoint"], imported["results"]) == ({"path": str(of_others), "step": 11}, apart[1]["results"])
-    assert [path.name for path in of_others.parent.iterdir()] == ["base-step11"]
-    *events, of_imported, last = map(json.loads, (out / "events.jsonl").read_text().splitlines())
+    assert json.loads((out / "results" / "step0.json").read_text())["checkpoint"] == {"path": str(of_seed), "step": 0}
+    assert {path.name for path in of_others.parent.iterdir()} == {"base-step11", "base-seed2-step11"}
+    *events, of_imported, of_no_step, last = map(json.loads, (out / "events.jsonl").read_text().splitlines())
     assert [(event["event"], event["step"]) for event in events] == [("result", 3), ("result", 7)]
-    assert of_imported["step"] == 11
+    assert (of_imported["step"], of_no_step["step"]) == (11, 0)
     for event, found in zip(events, apart, strict=True):
         [accuracy] = [row for row in event["results"] if (row["task"], row["metric"]) == ("local_choice", "acc")]
         assert accuracy["value"] == found["results"]["local_choice"]["acc,none"]

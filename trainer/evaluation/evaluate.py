@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from lm_eval.utils import handle_non_serializable
 from rich import box
 from rich.table import Table
 
+from trainer import contract
 from trainer.contract import CHECKPOINT_METADATA_FILE, EVALUATION_SEEDS, PROBE_FILE, RESULTS_FOLDER, Event
 from trainer.evaluation import task_files, task_names
 from trainer.evaluation.lm_eval_model import CheckpointLM
@@ -124,7 +124,7 @@ def evaluate_each(
 ) -> Iterator[Results]:
     """The results of each checkpoint in turn; one model is in memory at a time.
 
-    A folder may be a model folder of transformers too, whose step is N where its name ends in `stepN`, else 0. The
+    A folder may be a model folder of transformers too, whose step is N where it is `stepN` or `base-stepN`, else 0. The
     tasks are found once, `heldout` in the prepared folder `data`, or in that of the first checkpoint's run. Raises what
     `find_tasks` and `evaluate` do, and ConfigError for a model that the trainer cannot read.
     """
@@ -142,10 +142,10 @@ def _open(folder: Path, advance: Callable[[str, float], None]) -> OpenCheckpoint
     is_ours = any((folder / name).exists() for name in (CHECKPOINT_METADATA_FILE, PROBE_FILE))
     if is_ours or not (folder / CONFIG_OF_TRANSFORMERS).exists():
         return open_checkpoint(folder)
-    named = re.search(r"step([0-9]+)$", folder.name)
+    step = contract.revision_step(folder.name.removeprefix(contract.BASE_PREFIX))
     with TemporaryDirectory(prefix="imported-", dir=folder.parent) as place:
         imported = import_folder(folder, Path(place), "demo", advance).folder
-        return replace(open_checkpoint(imported), folder=folder, step=int(named[1]) if named else 0)
+        return replace(open_checkpoint(imported), folder=folder, step=step)
 
 
 def evaluate(

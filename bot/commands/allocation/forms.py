@@ -1,6 +1,7 @@
 """The forms about compute: a request, a request to change an allocation, and a reviewer's approval of either."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from broker.allocations.allocations import AllocationState
 from broker.allocations.change_requests import ChangeState
 from broker.allocations.units import Amount, Unit
 from broker.reviews import changes, reviews
-from projects.errors import ConflictError
+from projects.errors import AwayError
 from projects.text import LONG, USUAL
 
 DECIDE = (
@@ -62,17 +63,20 @@ class RequestForm(Form):
             until=self.until.value,
             justification=self.justification.value,
             renews=self.renews,
+            corrects=self.corrects,
         )
         view = await interaction.client.read(allocations.view, allocation_id)
         what = f"{view.unit.hours(view.seconds)} of {text.code(view.pool, 60)} until {text.when(view.until, 'D')}"
+        earlier = self.corrects
+        instead = "" if earlier is None else f" It takes the place of allocation {earlier}, which is withdrawn."
         if view.starter:
             self.then = [Button("launch_run", allocation_id, label="Launch a run", style=discord.ButtonStyle.success)]
             return (
-                f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}.\n"
+                f"Allocation {allocation_id} is yours at once, the starter grant of your project: {what}.{instead}\n"
                 "**Next** Launch a run, with this button or `/run launch`."
             )
-        instead = "" if self.corrects is None else await self._corrected(interaction, self.corrects, allocation_id)
-        self.then = [Button("edit_form", await self._to_correct(interaction, allocation_id), label="Edit")]
+        with suppress(AwayError):  # the request stands without the button
+            self.then = [Button("edit_form", await self._to_correct(interaction, allocation_id), label="Edit")]
         return f"Allocation {allocation_id} is requested: {what}.{instead}\n{DECIDE}"
 
     async def _to_correct(self, interaction: Interaction, allocation_id: int) -> int:
@@ -80,15 +84,6 @@ class RequestForm(Form):
         arguments, keywords = self.made_with
         kept = kept_forms.encoded([RequestForm, arguments, {**keywords, "corrects": allocation_id}, self.written()])
         return await interaction.client.write(kept_forms.keep, interaction.user.id, kept)
-
-    async def _corrected(self, interaction: Interaction, earlier: int, now: int) -> str:
-        """Withdraw the request that was corrected, and say so, or why it cannot be."""
-        reason = f"Allocation {now} is asked for in its place."
-        try:
-            await interaction.client.write(requests.withdraw, actor(interaction), earlier, reason=reason)
-        except ConflictError as error:
-            return f" The earlier one stays as it is: {text.escape(str(error))}"
-        return f" It takes the place of allocation {earlier}, which is withdrawn."
 
 
 class ChangeForm(Form):

@@ -12,6 +12,7 @@ from broker.runs.kinds.kind import Kind, Start
 from broker.runs.kinds.reading import told_results
 from broker.runs.progress import Ending, Result
 from broker.runs.runs import Run
+from trainer.contract import revision_step
 
 
 class Baseline(Kind):
@@ -35,7 +36,7 @@ class Baseline(Kind):
         with start.db.read() as session:
             done = saved.steps(session, start.run.id)
         # The last one where none is left, so that an attempt has something to end with.
-        left = [base for base in wanted.sources if baselines.step_of(base.revision) not in done] or wanted.sources[-1:]
+        left = [base for base in wanted.sources if revision_step(base.revision) not in done] or wanted.sources[-1:]
         models = [str(folders.hub_base(start.settings, *base)) for base in left]
         return ["eval", *models, *evaluations.options(wanted.tasks, start.folder, wanted.shots, wanted.limit)]
 
