@@ -10,6 +10,7 @@ command, so that the second half of the story is the person's. With STOA_DISCORD
 import asyncio
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Awaitable, Mapping
@@ -74,7 +75,7 @@ class Check:
         self, method: str, path: str, body: Json | None = None, files: Mapping[str, bytes] | None = None
     ) -> tuple[int, Any]:
         """Status and body of an answer; a 429 is waited for. A message mentions nobody."""
-        if body is not None and "/messages" in path:
+        if body is not None and re.search(r"/messages(/\d+)?$", path):
             body = {"allowed_mentions": {"parse": []}} | body
         self.last = f"no answer to {method} {path}"
         headers = {"Authorization": f"Bot {self._token}", "User-Agent": "DiscordBot (stoa check, 1)"}

@@ -16,7 +16,7 @@ from broker.catalogue import CatalogueEntry
 from broker.publishing import prepared_data
 from broker.publishing.retention import Looked
 from broker.runners import elsewhere
-from broker.runs import evaluations
+from broker.runs import evaluations, folders
 from broker.runs.attempts import Attempt
 from broker.runs.kinds.kind import Start, kind_of
 from broker.runs.progress import Checkpoint, Ending, Progress
@@ -144,6 +144,7 @@ def test_an_evaluation_of_held_out_text_fetches_the_data_that_the_catalogue_has(
     lab.settle(made, token, 1, Ending(0))
     run = lab.launch(project, recipe="tiny")
     lab.start(run)
+    folders.own(conf, run, lab.row(run).request_id)
     kept = contract.checkpoint_folder(conf.runs_dir / str(run) / "attempt-1", 4)
     kept.mkdir(parents=True)
     lab.renew(run, 1, 1, Progress(0, 0, step=4, tokens=4, checkpoints=[Checkpoint(4, str(kept))]))

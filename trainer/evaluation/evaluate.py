@@ -131,6 +131,10 @@ def evaluate_each(
     found: list[Task | Group] = []
     for folder in folders:
         opened = _open(folder, advance)
+        if data is None and not _is_ours(folder) and any(name.partition("_")[0] == heldout.NAME for name in names):
+            raise ConfigError(
+                f"{folder} says of no data that it was trained on; give --data, or leave {heldout.NAME} out."
+            )
         found = found or find_tasks(names, data or opened.data, settings.include)
         several = f"step {opened.step:,}: " if len(folders) > 1 else ""
         yield evaluate(opened, found, settings, lambda stage, share, several=several: advance(several + stage, share))  # type: ignore[misc]
@@ -139,13 +143,17 @@ def evaluate_each(
 
 def _open(folder: Path, advance: Callable[[str, float], None]) -> OpenCheckpoint:
     """Open a checkpoint, or a model folder of transformers, which is imported for as long as that takes."""
-    is_ours = any((folder / name).exists() for name in (CHECKPOINT_METADATA_FILE, PROBE_FILE))
-    if is_ours or not (folder / CONFIG_OF_TRANSFORMERS).exists():
+    if _is_ours(folder) or not (folder / CONFIG_OF_TRANSFORMERS).exists():
         return open_checkpoint(folder)
     step = contract.revision_step(folder.name.removeprefix(contract.BASE_PREFIX))
     with TemporaryDirectory(prefix="imported-", dir=folder.parent) as place:
         imported = import_folder(folder, Path(place), "demo", advance).folder
         return replace(open_checkpoint(imported), folder=folder, step=step)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of this trainer, and no other model of transformers."""
+    return any((folder / name).exists() for name in (CHECKPOINT_METADATA_FILE, PROBE_FILE))
 
 
 def evaluate(
