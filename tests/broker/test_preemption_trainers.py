@@ -39,7 +39,7 @@ def test_a_trainer_makes_way_and_goes_on_from_its_checkpoint(lab: Lab, ours: int
         wait_for(lambda: lab.row(low).step > 10 and charged(lab, low, 1) >= 2 * GPUS, "two seconds of work")
         waits = lab.launch(theirs, STRANGER, gpus=GPUS, time_limit="1h")
         rounds.round()
-        assert lab.run(low).state == RunState.STOPPING
+        assert lab.run(low).state in (RunState.STOPPING, RunState.QUEUED), "its trainer may have stopped by now"
         assert supervisor.wait(PATIENCE) == 0
     step = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     assert (folder / "checkpoints" / f"step{step}" / "weights").read_text() == str(step)
