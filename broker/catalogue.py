@@ -172,12 +172,9 @@ def propose_program(session: Session, actor: Actor | None, request_id: str, *, n
 
     A repeated request returns the same id. Raises InvalidError and ConflictError.
     """
-    earlier = _earlier(session, request_id)
+    earlier = _begun(session, request_id, name, body, "The program has")
     if earlier is not None:
         return earlier
-    _free_name(session, name)
-    if len(body) > configs.LONGEST_RECIPE:
-        raise InvalidError(f"The program has {len(body):,} characters; at most {configs.LONGEST_RECIPE:,} fit.")
     proposed = _described(body)
     if actor is not None and not proposed.repository.startswith("https://"):
         raise InvalidError("The repository of a program that a member proposes is an https:// address.")
@@ -193,12 +190,9 @@ def propose_pairs(session: Session, actor: Actor | None, request_id: str, *, nam
 
     A repeated request returns the same id. Raises InvalidError and ConflictError.
     """
-    earlier = _earlier(session, request_id)
+    earlier = _begun(session, request_id, name, body, "The pairs have")
     if earlier is not None:
         return earlier
-    _free_name(session, name)
-    if len(body) > configs.LONGEST_RECIPE:
-        raise InvalidError(f"The pairs have {len(body):,} characters; at most {configs.LONGEST_RECIPE:,} fit.")
     try:
         pairs.read(body, "The text")
     except ConfigError as error:
@@ -215,12 +209,7 @@ def accepted_pairs(session: Session) -> list[str]:
 
 def pairs_text(session: Session, name: str) -> str:
     """The YAML of accepted pairs; raises NotFoundError."""
-    listed = accepted_pairs(session)
-    if name not in listed:
-        none = "there are none yet: /catalogue proposes them."
-        hint = text.meant(name[:60], listed, "the pairs are") if listed else none
-        raise NotFoundError(f"The catalogue has no pairs “{name[:60]}”; {hint}")
-    return _named(session, name).body
+    return _usable(session, CatalogueKind.PAIRS, name, "The catalogue has no pairs", "/catalogue proposes them").body
 
 
 def proposed_program(session: Session, name: str) -> Program:
@@ -248,12 +237,8 @@ def programs(session: Session) -> list[str]:
 
 def program(session: Session, name: str) -> Program:
     """The description of a program that can be run; raises NotFoundError."""
-    listed = programs(session)
-    if name not in listed:
-        none = "there are none yet: `stoa program add` and /catalogue propose them."
-        hint = text.meant(name[:60], listed, "the programs are") if listed else none
-        raise NotFoundError(f"There is no program “{name[:60]}”; {hint}")
-    return _described(_named(session, name).body)
+    ways = "`stoa program add` and /catalogue propose them"
+    return _described(_usable(session, CatalogueKind.PROGRAM, name, "There is no program", ways).body)
 
 
 def check_may_decide(session: Session, actor: Actor | None, name: str, to: CatalogueState) -> None:
@@ -442,6 +427,28 @@ def _accepted(session: Session, kind: CatalogueKind) -> list[str]:
     """The names of the accepted entries of a kind."""
     wanted = (CatalogueEntry.kind == kind, CatalogueEntry.state == CatalogueState.ACCEPTED)
     return sorted(session.scalars(select(CatalogueEntry.name).where(*wanted)))
+
+
+def _usable(session: Session, kind: CatalogueKind, name: str, missing: str, ways: str) -> CatalogueEntry:
+    """The accepted entry of a kind; raises NotFoundError, which begins with `missing` and says what there is, or by
+    which `ways` one comes about."""
+    listed = _accepted(session, kind)
+    if name not in listed:
+        plural = f"{kind.removesuffix('s')}s"
+        hint = text.meant(name[:60], listed, f"the {plural} are") if listed else f"there are none yet: {ways}."
+        raise NotFoundError(f"{missing} “{name[:60]}”; {hint}")
+    return _named(session, name)
+
+
+def _begun(session: Session, request_id: str, name: str, body: str, has: str) -> int | None:
+    """The entry that the request has proposed before; None where a text may be proposed under the name now. Raises
+    InvalidError and ConflictError."""
+    earlier = _earlier(session, request_id)
+    if earlier is None:
+        _free_name(session, name)
+        if len(body) > configs.LONGEST_RECIPE:
+            raise InvalidError(f"{has} {len(body):,} characters; at most {configs.LONGEST_RECIPE:,} fit.")
+    return earlier
 
 
 def _earlier(session: Session, request_id: str) -> int | None:

@@ -61,8 +61,8 @@ def of_step(session: Session, settings: Settings, run_id: int, step: int) -> Rea
 
 
 def of_run(session: Session, settings: Settings, run_id: int) -> ReadableData:
-    """Where a run's data lie. Raises NotFoundError where they are not on this host, InvalidError for a run that trains
-    nothing."""
+    """Where a run's data lie. Raises NotFoundError where they are not on this host, ConflictError for a run that has
+    done no step, InvalidError for one that trains nothing."""
     run = _training(session, run_id)
     attempts = sorted(
         folders.of_run(settings, run_id).glob(f"attempt-*/{CONFIG_FILE}"),
